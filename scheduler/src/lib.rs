@@ -1,1 +1,5 @@
-//! Placeholder.
+//! Gantry scheduler.
+pub mod core;
+pub mod store;
+pub mod records;
+pub mod ca;
