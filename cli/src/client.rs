@@ -31,7 +31,7 @@ const LINE_BYTES_MAX: usize = 16 << 20;
 
 /// Why a request has no result.
 #[derive(Debug, thiserror::Error)]
-pub enum ClientError {
+pub(crate) enum ClientError {
     /// Nobody listens.
     #[error("cannot reach the scheduler at {}", socket.display())]
     Unreachable {
@@ -75,7 +75,7 @@ pub enum ClientError {
 
 impl ClientError {
     /// What the person can do next.
-    pub fn hint(&self) -> Option<String> {
+    pub(crate) fn hint(&self) -> Option<String> {
         match self {
             Self::Unreachable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some("the socket is for root: try again with sudo".to_owned())
@@ -94,7 +94,7 @@ impl ClientError {
     }
 
     /// Whether the thing asked for does not exist.
-    pub fn is_not_found(&self) -> bool {
+    pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused(error) if error.code == "not_found")
     }
 }
@@ -110,7 +110,7 @@ impl From<ClientError> for CliError {
 }
 
 /// Runs a command's future on this thread: a multi-thread runtime costs over a millisecond to start.
-pub fn block_on<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -125,7 +125,7 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
 ///
 /// # Errors
 /// `--host` is no unix socket, or several labs run and none was chosen.
-pub fn socket(global: &Global) -> Result<PathBuf, CliError> {
+pub(crate) fn socket(global: &Global) -> Result<PathBuf, CliError> {
     if let Some(host) = &global.host {
         return match host.strip_prefix("unix://").unwrap_or(host) {
             path if path.starts_with('/') => Ok(PathBuf::from(path)),
@@ -166,19 +166,19 @@ fn lab_sockets(labs: &Path) -> Vec<PathBuf> {
 
 /// Which lines of output are wanted.
 #[derive(Debug, Clone, Default)]
-pub struct LogsQuery {
+pub(crate) struct LogsQuery {
     /// Of this app only.
-    pub app: Option<AppName>,
+    pub(crate) app: Option<AppName>,
     /// Of this service only.
-    pub service: Option<ServiceName>,
+    pub(crate) service: Option<ServiceName>,
     /// Of this replica only.
-    pub replica: Option<ReplicaId>,
+    pub(crate) replica: Option<ReplicaId>,
     /// Go on as lines come.
-    pub follow: bool,
+    pub(crate) follow: bool,
     /// The last so many of each replica.
-    pub tail: Option<u64>,
+    pub(crate) tail: Option<u64>,
     /// Newer than this, milliseconds since 1970.
-    pub since_ms: Option<u64>,
+    pub(crate) since_ms: Option<u64>,
 }
 
 impl LogsQuery {
@@ -201,7 +201,7 @@ impl LogsQuery {
 
 /// One scheduler.
 #[derive(Debug, Clone)]
-pub struct Client {
+pub(crate) struct Client {
     socket: PathBuf,
 }
 
@@ -212,60 +212,60 @@ impl Client {
     ///
     /// # Errors
     /// As [`socket`].
-    pub fn new(global: &Global) -> Result<Self, CliError> {
+    pub(crate) fn new(global: &Global) -> Result<Self, CliError> {
         Ok(Self { socket: socket(global)? })
     }
 
     /// Its socket.
-    pub fn socket(&self) -> &Path {
+    pub(crate) fn socket(&self) -> &Path {
         &self.socket
     }
 
     /// Its version.
-    pub async fn version(&self) -> Answer<gantry_api::http::Version> {
+    pub(crate) async fn version(&self) -> Answer<gantry_api::http::Version> {
         self.get("/v1/version").await
     }
 
     /// Every node.
-    pub async fn nodes(&self) -> Answer<Vec<Node>> {
+    pub(crate) async fn nodes(&self) -> Answer<Vec<Node>> {
         self.get("/v1/nodes").await
     }
 
     /// Forgets a lost node.
-    pub async fn remove_node(&self, name: &NodeName) -> Answer<()> {
+    pub(crate) async fn remove_node(&self, name: &NodeName) -> Answer<()> {
         self.send(Method::DELETE, &format!("/v1/nodes/{name}"), None).await.map(drop)
     }
 
     /// Every app.
-    pub async fn apps(&self) -> Answer<Vec<AppSummary>> {
+    pub(crate) async fn apps(&self) -> Answer<Vec<AppSummary>> {
         self.get("/v1/apps").await
     }
 
     /// One app in full.
-    pub async fn app(&self, app: &AppName) -> Answer<AppDetail> {
+    pub(crate) async fn app(&self, app: &AppName) -> Answer<AppDetail> {
         self.get(&format!("/v1/apps/{app}")).await
     }
 
     /// Deploys, or with `dry_run` tells what a deploy would change.
-    pub async fn put_app(&self, app: &App, dry_run: bool) -> Answer<Plan> {
+    pub(crate) async fn put_app(&self, app: &App, dry_run: bool) -> Answer<Plan> {
         let query = if dry_run { "?dry_run=true" } else { "" };
         self.call(Method::PUT, &format!("/v1/apps/{}{query}", app.name), Some(app)).await
     }
 
     /// Removes an app, with `volumes` its data too.
-    pub async fn delete_app(&self, app: &AppName, volumes: bool) -> Answer<Plan> {
+    pub(crate) async fn delete_app(&self, app: &AppName, volumes: bool) -> Answer<Plan> {
         let query = if volumes { "?volumes=true" } else { "" };
         self.call(Method::DELETE, &format!("/v1/apps/{app}{query}"), None::<&()>).await
     }
 
     /// Changes one service's number.
-    pub async fn scale(&self, app: &AppName, service: &ServiceName, replicas: u32) -> Answer<Plan> {
+    pub(crate) async fn scale(&self, app: &AppName, service: &ServiceName, replicas: u32) -> Answer<Plan> {
         let path = format!("/v1/apps/{app}/services/{service}/replicas");
         self.call(Method::PUT, &path, Some(&Scale { replicas })).await
     }
 
     /// Replicas of one app, or of all.
-    pub async fn replicas(&self, app: Option<&AppName>) -> Answer<Vec<Replica>> {
+    pub(crate) async fn replicas(&self, app: Option<&AppName>) -> Answer<Vec<Replica>> {
         match app {
             Some(app) => self.get(&format!("/v1/replicas?app={app}")).await,
             None => self.get("/v1/replicas").await,
@@ -273,27 +273,27 @@ impl Client {
     }
 
     /// What happened of late.
-    pub async fn events(&self) -> Answer<Vec<Event>> {
+    pub(crate) async fn events(&self) -> Answer<Vec<Event>> {
         self.get("/v1/events").await
     }
 
     /// What happens, as server-sent events.
-    pub async fn follow_events(&self) -> Answer<Lines> {
+    pub(crate) async fn follow_events(&self) -> Answer<Lines> {
         self.lines("/v1/events?follow=true".to_owned()).await
     }
 
     /// Output, one [`gantry_api::http::LogLine`] as JSON per line.
-    pub async fn logs(&self, query: &LogsQuery) -> Answer<Lines> {
+    pub(crate) async fn logs(&self, query: &LogsQuery) -> Answer<Lines> {
         self.lines(query.path()).await
     }
 
     /// A token to join with.
-    pub async fn token(&self, ttl_s: u64) -> Answer<Token> {
+    pub(crate) async fn token(&self, ttl_s: u64) -> Answer<Token> {
         self.call(Method::POST, "/v1/tokens", Some(&TokenRequest { ttl_s })).await
     }
 
     /// A tunnel to a command in a replica, which carries [`gantry_api::frame`]s.
-    pub async fn exec(&self, request: &ExecRequest) -> Answer<TokioIo<hyper::upgrade::Upgraded>> {
+    pub(crate) async fn exec(&self, request: &ExecRequest) -> Answer<TokioIo<hyper::upgrade::Upgraded>> {
         let line = "POST /v1/exec".to_owned();
         let response = self.send(Method::POST, "/v1/exec", Some(encode(request))).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -319,7 +319,13 @@ impl Client {
 
     async fn lines(&self, path: String) -> Answer<Lines> {
         let response = self.send(Method::GET, &path, None).await?;
-        Ok(Lines { client: self.clone(), request: format!("GET {path}"), body: response.into_body(), rest: BytesMut::new(), seen: 0 })
+        Ok(Lines {
+            client: self.clone(),
+            request: format!("GET {path}"),
+            body: response.into_body(),
+            rest: BytesMut::new(),
+            seen: 0,
+        })
     }
 
     /// Sends one request; an answer that is no success becomes an error.
@@ -383,7 +389,7 @@ fn encode(value: &impl Serialize) -> Vec<u8> {
 
 /// A response body, line by line.
 #[derive(Debug)]
-pub struct Lines {
+pub(crate) struct Lines {
     client: Client,
     request: String,
     body: Incoming,
@@ -397,7 +403,7 @@ impl Lines {
     ///
     /// # Errors
     /// The connection broke, or the line has no end in sight.
-    pub async fn next(&mut self) -> Answer<Option<String>> {
+    pub(crate) async fn next(&mut self) -> Answer<Option<String>> {
         loop {
             if let Some(at) = self.rest[self.seen..].iter().position(|byte| *byte == b'\n') {
                 let mut line = self.rest.split_to(self.seen + at + 1);
@@ -430,7 +436,7 @@ impl Lines {
     ///
     /// # Errors
     /// As [`Lines::next`], or it is not a `T`.
-    pub async fn next_json<T: DeserializeOwned>(&mut self) -> Answer<Option<T>> {
+    pub(crate) async fn next_json<T: DeserializeOwned>(&mut self) -> Answer<Option<T>> {
         let Some(line) = self.next().await? else {
             return Ok(None);
         };
@@ -441,7 +447,7 @@ impl Lines {
     ///
     /// # Errors
     /// As [`Lines::next_json`].
-    pub async fn next_event<T: DeserializeOwned>(&mut self) -> Answer<Option<T>> {
+    pub(crate) async fn next_event<T: DeserializeOwned>(&mut self) -> Answer<Option<T>> {
         while let Some(line) = self.next().await? {
             if let Some(data) = line.strip_prefix("data:") {
                 return self.decode(data.trim()).map(Some);

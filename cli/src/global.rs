@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 /// Where things are. Several nodes can live on one machine when these differ.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Global {
+pub(crate) struct Global {
     /// Directory for what must survive a reboot.
     #[arg(
         long,
@@ -14,7 +14,7 @@ pub struct Global {
         default_value = "/var/lib/gantry",
         help_heading = "Global options"
     )]
-    pub data_dir: PathBuf,
+    pub(crate) data_dir: PathBuf,
     /// Directory for what must not survive a reboot.
     #[arg(
         long,
@@ -24,7 +24,7 @@ pub struct Global {
         default_value = "/run/gantry",
         help_heading = "Global options"
     )]
-    pub run_dir: PathBuf,
+    pub(crate) run_dir: PathBuf,
     /// Cgroup below which all of ours are made.
     #[arg(
         long,
@@ -34,7 +34,7 @@ pub struct Global {
         default_value = "/gantry",
         help_heading = "Global options"
     )]
-    pub cgroup_parent: String,
+    pub(crate) cgroup_parent: String,
     /// Scheduler to talk to: `unix:///run/gantry/gantry.sock`. Default: this host's, else the only running lab's.
     #[arg(
         long,
@@ -44,8 +44,8 @@ pub struct Global {
         env = "GANTRY_HOST",
         help_heading = "Global options"
     )]
-    pub host: Option<String>,
+    pub(crate) host: Option<String>,
     /// The container runtime's binary. Default: `gantry-runtime` beside this program, then on PATH.
     #[arg(long, global = true, value_name = "FILE", env = "GANTRY_RUNTIME", help_heading = "Global options")]
-    pub runtime: Option<PathBuf>,
+    pub(crate) runtime: Option<PathBuf>,
 }

@@ -7,6 +7,7 @@ mod global;
 mod project;
 mod render;
 mod target;
+mod tunnel;
 mod wait;
 
 use clap::Parser;
@@ -57,10 +58,23 @@ mod tests {
     fn help_lists_every_command_and_every_exit_code() {
         let help = Cli::command().render_help().to_string();
         for name in [
-            "up", "down", "plan", "apps", "ps", "logs", "exec", "scale", "node", "inspect", "events", "token", "version",
+            "up",
+            "down",
+            "plan",
+            "apps",
+            "ps",
+            "logs",
+            "exec",
+            "scale",
+            "node",
+            "inspect",
+            "events",
+            "token",
+            "version",
             "completion",
         ] {
-            let listed = help.lines().any(|line| line.strip_prefix("  ").is_some_and(|l| l.starts_with(&format!("{name} "))));
+            let listed =
+                help.lines().any(|line| line.strip_prefix("  ").is_some_and(|l| l.starts_with(&format!("{name} "))));
             assert!(listed, "`{name}` is not in:\n{help}");
         }
         for code in ["  0 ", "  1 ", "  2 ", "  3 ", "  130 ", "125", "126", "127"] {

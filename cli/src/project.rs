@@ -41,27 +41,21 @@ impl Project {
     pub(crate) fn load(&self) -> Result<App, CliError> {
         let here = std::env::current_dir()
             .map_err(|error| CliError::new(format!("cannot tell the current directory: {error}")))?;
-        let files = if self.file.is_empty() {
-            find(&here)?
-        } else {
-            self.file.iter().map(|file| if is_stdin(file) { file.clone() } else { here.join(file) }).collect()
-        };
+        let files =
+            if self.file.is_empty() { find(&here)? } else { self.file.iter().map(|file| here.join(file)).collect() };
         let request = manifest::Request {
             files,
             project: self.project_name.as_ref().map(ToString::to_string),
             profiles: self.profile.clone(),
             env_file: self.env_file.as_ref().map(|file| here.join(file)),
         };
-        let loaded = manifest::load(&request, &Disk).map_err(CliError::new)?;
+        let stdin = self.file.iter().find(|file| file.as_path() == Path::new("-")).map(|file| here.join(file));
+        let loaded = manifest::load(&request, &Disk { stdin }).map_err(CliError::new)?;
         for warning in &loaded.warnings {
             out::note(format_args!("gantry: warning: {warning}"));
         }
         Ok(loaded.app)
     }
-}
-
-fn is_stdin(file: &Path) -> bool {
-    file == Path::new("-")
 }
 
 /// The manifest in `start` or the nearest directory above it, and its override.
@@ -77,11 +71,14 @@ fn find(start: &Path) -> Result<Vec<PathBuf>, CliError> {
 }
 
 /// The file system and environment of this process.
-struct Disk;
+struct Disk {
+    /// The path that means standard input: `-` was named.
+    stdin: Option<PathBuf>,
+}
 
 impl manifest::Host for Disk {
     fn read(&self, path: &Path) -> io::Result<String> {
-        if is_stdin(path) {
+        if self.stdin.as_deref() == Some(path) {
             let mut text = String::new();
             io::stdin().read_to_string(&mut text)?;
             return Ok(text);

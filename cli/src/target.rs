@@ -19,8 +19,7 @@ pub(crate) fn candidates<'a>(
     app: Option<&AppName>,
 ) -> Result<Vec<&'a Replica>, CliError> {
     let within = || replicas.iter().filter(|replica| app.is_none_or(|app| replica.name.app == *app));
-    let exact: Vec<&Replica> =
-        within().filter(|r| r.id.as_str() == target || r.name.to_string() == target).collect();
+    let exact: Vec<&Replica> = within().filter(|r| r.id.as_str() == target || r.name.to_string() == target).collect();
     if !exact.is_empty() {
         return Ok(exact);
     }
@@ -85,7 +84,8 @@ pub(crate) fn running<'a>(
         1 => format!("{} does not run{why}", best.name),
         _ => format!("none of the {} replicas of `{target}` runs; {}{why}", found.len(), best.name),
     };
-    Err(CliError::new(message).hint(format!("look with `gantry ps -a {}` and `gantry logs {}`", best.name.app, best.name)))
+    Err(CliError::new(message)
+        .hint(format!("look with `gantry ps -a {}` and `gantry logs {}`", best.name.app, best.name)))
 }
 
 #[cfg(test)]

@@ -36,7 +36,9 @@ pub(crate) fn run(args: Inspect, global: &Global) -> Outcome {
     let client = Client::new(global)?;
     block_on(async {
         let among = |kind| args.only.is_none_or(|only| only == kind);
-        if among(Kind::App) && let Ok(app) = args.name.parse() {
+        if among(Kind::App)
+            && let Ok(app) = args.name.parse()
+        {
             match client.app(&app).await {
                 Ok(detail) => return out::json(&detail),
                 Err(error) if error.is_not_found() => {}

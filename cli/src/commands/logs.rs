@@ -9,7 +9,6 @@ use crate::render::{out, time};
 use crate::target;
 use gantry_api::http::{LogLine, Replica};
 use gantry_api::ids::{AppName, ReplicaName, ServiceName};
-use std::convert::Infallible;
 
 /// Show what replicas wrote to their standard output and error.
 ///
@@ -71,8 +70,7 @@ pub(crate) fn run(args: Logs, global: &Global) -> Outcome {
     let client = Client::new(global)?;
     block_on(async {
         let (scope, known) = resolve(&client, &args).await?;
-        let Tail::Last(lines) = args.tail else { return show(&client, &args, &scope, &known, None).await };
-        show(&client, &args, &scope, &known, Some(lines)).await
+        show(&client, &args, &scope, &known).await
     })
 }
 
@@ -84,7 +82,8 @@ async fn resolve(client: &Client, args: &Logs) -> Result<(Scope, Vec<ReplicaName
     let known = match &scope {
         Scope::Replica(replica) => vec![replica.name.clone()],
         Scope::App(app, services) => {
-            let wanted = |name: &&ReplicaName| name.app == *app && (services.is_empty() || services.contains(&name.service));
+            let wanted =
+                |name: &&ReplicaName| name.app == *app && (services.is_empty() || services.contains(&name.service));
             replicas.iter().map(|replica| &replica.name).filter(wanted).cloned().collect()
         }
     };
@@ -116,7 +115,11 @@ fn scope(apps: &[AppName], replicas: &[Replica], app: Option<&AppName>, names: &
     }
 }
 
-async fn show(client: &Client, args: &Logs, scope: &Scope, known: &[ReplicaName], tail: Option<u64>) -> Outcome {
+async fn show(client: &Client, args: &Logs, scope: &Scope, known: &[ReplicaName]) -> Outcome {
+    let tail = match args.tail {
+        Tail::All => None,
+        Tail::Last(lines) => Some(lines),
+    };
     let mut query = LogsQuery { follow: args.follow, tail, since_ms: args.since, ..LogsQuery::default() };
     let mut prefix = Prefix::Name;
     // The API takes one service: of several, the app's lines are asked for and the others' are passed over.

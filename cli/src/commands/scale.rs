@@ -77,7 +77,9 @@ type Numbers = Vec<(ServiceName, u32)>;
 /// An app at most, first, then at least one number.
 fn split(words: Vec<Word>) -> Result<(Option<AppName>, Numbers), CliError> {
     let usage = |message: String| {
-        CliError::new(message).hint("write it as `gantry scale APP SERVICE=N`, such as `gantry scale shop api=3`").code(USAGE)
+        CliError::new(message)
+            .hint("write it as `gantry scale APP SERVICE=N`, such as `gantry scale shop api=3`")
+            .code(USAGE)
     };
     let (mut app, mut numbers) = (None, Vec::new());
     for (index, word) in words.into_iter().enumerate() {

@@ -7,8 +7,8 @@ use crate::project::Project;
 use crate::render::style::Style;
 use crate::render::{out, plan};
 use crate::wait::{self, Limit};
-use gantry_api::spec::App;
 use gantry_api::http::ChangeAction;
+use gantry_api::spec::App;
 
 /// Deploy an app from its manifest, or change it to what the manifest says.
 ///

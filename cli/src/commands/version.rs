@@ -31,11 +31,8 @@ struct ClientVersion {
 
 /// Does it.
 pub(crate) fn run(args: Version, global: &Global) -> Outcome {
-    let client = ClientVersion {
-        version: env!("CARGO_PKG_VERSION"),
-        os: std::env::consts::OS,
-        arch: std::env::consts::ARCH,
-    };
+    let client =
+        ClientVersion { version: env!("CARGO_PKG_VERSION"), os: std::env::consts::OS, arch: std::env::consts::ARCH };
     let scheduler = Client::new(global).and_then(|scheduler| {
         let version = block_on(scheduler.version())?;
         Ok((version, scheduler.socket().to_owned()))

@@ -22,9 +22,9 @@ pub(crate) fn listing(nodes: &[Node], now_ms: u64) -> String {
 
 /// What is wrong on nodes, one line each; empty when all is well.
 pub(crate) fn problems(nodes: &[Node]) -> String {
-    let lines = nodes.iter().flat_map(|node| {
-        node.problems.iter().map(move |problem| format!("{}: {}\n", node.name, one_line(problem)))
-    });
+    let lines = nodes
+        .iter()
+        .flat_map(|node| node.problems.iter().map(move |problem| format!("{}: {}\n", node.name, one_line(problem))));
     lines.collect()
 }
 

@@ -28,10 +28,9 @@ pub(crate) fn status(replica: &Replica, now_ms: u64) -> String {
         _ if replica.node.is_none() => "Waiting".to_owned(),
         ReplicaState::Preparing => "Preparing".to_owned(),
         ReplicaState::Running => {
-            let up = replica.started_at_ms.map_or_else(
-                || "Up".to_owned(),
-                |at| format!("Up {}", time::span(now_ms.saturating_sub(at))),
-            );
+            let up = replica
+                .started_at_ms
+                .map_or_else(|| "Up".to_owned(), |at| format!("Up {}", time::span(now_ms.saturating_sub(at))));
             match (replica.healthy, replica.ready) {
                 (Some(true), _) => format!("{up} (healthy)"),
                 (Some(false), _) => format!("{up} (unhealthy)"),
@@ -139,10 +138,7 @@ mod tests {
             ),
             (with(ReplicaState::Failed, |r| r.message = Some("no such image".to_owned())), "Failed: no such image"),
             (base(ReplicaState::Stopping), "Stopping"),
-            (
-                with(ReplicaState::Completed, |r| r.last_exit = Some(exit(Some(0), None))),
-                "Exited (0) 5 seconds ago",
-            ),
+            (with(ReplicaState::Completed, |r| r.last_exit = Some(exit(Some(0), None))), "Exited (0) 5 seconds ago"),
         ] {
             assert_eq!(status(&replica, NOW_MS), want);
         }

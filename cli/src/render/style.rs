@@ -30,8 +30,17 @@ const NTH_CODES: [u8; 10] = [36, 33, 32, 35, 34, 96, 93, 92, 95, 94];
 impl Style {
     /// For standard output.
     pub(crate) fn stdout() -> Self {
+        Self::here(std::io::stdout().is_terminal())
+    }
+
+    /// For standard error.
+    pub(crate) fn stderr() -> Self {
+        Self::here(std::io::stderr().is_terminal())
+    }
+
+    fn here(terminal: bool) -> Self {
         Self::of(
-            std::io::stdout().is_terminal(),
+            terminal,
             std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()),
             std::env::var_os("TERM").is_some_and(|term| term == "dumb"),
         )
