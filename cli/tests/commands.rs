@@ -314,7 +314,7 @@ fn lists_are_tables_or_json_or_names() {
     assert_eq!(run(&["ls"]).stdout, apps);
     assert_eq!(run(&["apps", "-q"]).stdout, "shop\n");
     let parsed: Vec<AppSummary> = serde_json::from_str(&run(&["apps", "--json"]).stdout).unwrap();
-    assert_eq!(parsed, [app.summary.clone()]);
+    assert_eq!(parsed, std::slice::from_ref(&app.summary));
     assert!(run(&["apps", "shop"]).stdout.starts_with("SERVICE   IMAGE   READY"));
 
     assert_eq!(run(&["ps", "-q"]).stdout, "shop-api-1-000001\nshop-api-2-000002\nshop-db-1-000001\n");
