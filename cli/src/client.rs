@@ -89,6 +89,9 @@ impl ClientError {
             Self::Foreign { .. } => {
                 Some("compare `gantry version` here and on the server, and check --host / GANTRY_HOST".to_owned())
             }
+            Self::Refused(error) if error.hint.is_none() && error.code == "not_found" => {
+                Some("`gantry apps`, `gantry ps -a` and `gantry node ls` list what there is".to_owned())
+            }
             Self::Refused(error) => error.hint.clone(),
         }
     }

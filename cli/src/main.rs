@@ -1,4 +1,5 @@
 //! The user's command, and the daemons' entry.
+#![allow(unreachable_pub)] // a program exports nothing: `pub` says what a module offers to its neighbours
 
 mod client;
 mod commands;
@@ -20,8 +21,8 @@ Exit codes:
   2    wrong usage
   3    not ready within the time given
   130  interrupted with Ctrl-C; what was recorded stays in force
-`run` and `exec` end with the command's own code; 125 when Gantry itself failed, 126 when the command cannot be
-invoked, 127 when it is not there.";
+`run` and `exec` end with the command's own code;
+125 when Gantry itself failed, 126 when the command cannot be invoked, 127 when it is not there.";
 
 /// Linux hosts as one container platform.
 #[derive(Debug, Parser)]

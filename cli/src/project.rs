@@ -50,12 +50,26 @@ impl Project {
             env_file: self.env_file.as_ref().map(|file| here.join(file)),
         };
         let stdin = self.file.iter().find(|file| file.as_path() == Path::new("-")).map(|file| here.join(file));
-        let loaded = manifest::load(&request, &Disk { stdin }).map_err(CliError::new)?;
+        let loaded = manifest::load(&request, &Disk { stdin }).map_err(|problems| refused(&problems))?;
         for warning in &loaded.warnings {
             out::note(format_args!("gantry: warning: {warning}"));
         }
         Ok(loaded.app)
     }
+}
+
+/// All that is wrong, each on a line with its place.
+fn refused(problems: &manifest::Problems) -> CliError {
+    let unread = problems.iter().any(|problem| problem.line == 0);
+    let hint = match unread {
+        true => "name the manifest with -f FILE",
+        false => "docs/manifest.md tells which Compose keys there are and how they differ",
+    };
+    let error = match problems.iter().count() {
+        1 => CliError::new(problems),
+        many => CliError::new(format!("the manifest has {many} problems:\n{problems}")),
+    };
+    error.hint(hint)
 }
 
 /// The manifest in `start` or the nearest directory above it, and its override.

@@ -151,6 +151,27 @@ fn up_waits_until_the_app_is_as_described() {
 }
 
 #[test]
+fn up_on_a_terminal_draws_a_line_per_service() {
+    let double = with_manifest(&[
+        ("PUT /v1/apps/shop", json(&plan(ChangeAction::Create, 7))),
+        ("GET /v1/apps/shop", json(&detail(0, 1, 7))),
+        ("GET /v1/apps/shop", json(&detail(1, 1, 7))),
+    ]);
+    let size = nix::pty::Winsize { ws_col: 100, ws_row: 24, ws_xpixel: 0, ws_ypixel: 0 };
+    let pty = nix::pty::openpty(Some(&size), None).unwrap();
+    let mut command = gantry(double.run_dir(), double.run_dir(), &["up"]);
+    command.env("TERM", "xterm").stderr(pty.slave);
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    let mut terminal = std::fs::File::from(pty.master);
+    let seen = read_until(&mut terminal, "shop is up");
+    assert!(seen.contains("api  0/1 ready: waits for db to be healthy"), "{seen:?}");
+    assert!(seen.contains("✔ api  1/1 ready"), "{seen:?}");
+    assert!(seen.contains("\x1b[32m+ api\x1b[0m"), "{seen:?}");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
 fn up_detached_returns_when_it_is_recorded() {
     for (flag, action, told) in [
         ("-d", ChangeAction::Replace, "~ api (replaces its replicas)\nshop is recorded\n"),
@@ -259,6 +280,10 @@ fn a_wrong_manifest_is_told_with_its_place_and_nothing_is_asked() {
     let ended = double.run(&["up"], "");
     assert_eq!(ended.code, Some(1));
     assert!(ended.stderr.contains("compose.yaml:3:") && ended.stderr.contains("imagee"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("hint: docs/manifest.md"), "{}", ended.stderr);
+    let ended = double.run(&["up", "-f", "nothing.yaml"], "");
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.contains("/nothing.yaml: ") && ended.stderr.contains("hint: name the"), "{}", ended.stderr);
     assert!(double.asked().is_empty());
     let elsewhere = tempfile::tempdir().unwrap();
     let ended = run(double.run_dir(), elsewhere.path(), &["up"], "");
@@ -292,7 +317,7 @@ fn down_waits_until_no_replica_is_left() {
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), "shop is being removed (1 service)\n"));
     let ended = double.run(&["down", "blog"], "");
     assert_eq!(ended.code, Some(1));
-    assert!(ended.stderr.contains("hint: `gantry apps` lists what there is"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("hint: `gantry apps`"), "{}", ended.stderr);
 }
 
 #[test]
@@ -336,7 +361,13 @@ fn lists_are_tables_or_json_or_names() {
 fn ps_of_an_unknown_app_is_an_error() {
     let double = Double::new(&[("GET /v1/apps/blog", refusal(404, "not_found", "there is no app blog", None))]);
     let ended = double.run(&["ps", "blog"], "");
-    assert_eq!((ended.code, ended.stderr.as_str()), (Some(1), "gantry: there is no app blog\n"));
+    assert_eq!(
+        (ended.code, ended.stderr.as_str()),
+        (
+            Some(1),
+            "gantry: there is no app blog\nhint: `gantry apps`, `gantry ps -a` and `gantry node ls` list what there is\n"
+        )
+    );
 }
 
 #[test]
@@ -444,7 +475,7 @@ fn exec_that_cannot_run_ends_as_docker_does() {
 }
 
 /// Reads from a terminal's other end until `text` has come.
-fn read_until(terminal: &mut std::fs::File, text: &str) {
+fn read_until(terminal: &mut std::fs::File, text: &str) -> String {
     let mut seen = Vec::new();
     let mut chunk = [0; 256];
     while !String::from_utf8_lossy(&seen).contains(text) {
@@ -452,6 +483,7 @@ fn read_until(terminal: &mut std::fs::File, text: &str) {
         assert_ne!(read, 0, "{text} not in {}", String::from_utf8_lossy(&seen));
         seen.extend_from_slice(&chunk[..read]);
     }
+    String::from_utf8_lossy(&seen).into_owned()
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `gantry down`.
 
 use crate::client::{Client, block_on};
-use crate::error::{CliError, Outcome};
+use crate::error::Outcome;
 use crate::global::Global;
 use crate::project::Project;
 use crate::render::{count, out};
@@ -11,6 +11,7 @@ use gantry_api::ids::AppName;
 /// Remove an app: its services and replicas, with `--volumes` its data too.
 ///
 /// Done when no replica is left. With `--detach`, done when the scheduler has recorded it.
+///
 /// Exit codes: 0 done, 1 refused, 2 wrong usage, 3 not gone in time, 130 interrupted (the removal goes on).
 #[derive(Debug, clap::Args)]
 pub(crate) struct Down {
@@ -40,11 +41,7 @@ pub(crate) fn run(args: Down, global: &Global) -> Outcome {
     };
     let client = Client::new(global)?;
     block_on(async {
-        let removed = client.delete_app(&app, args.volumes).await.map_err(|error| {
-            let missing = error.is_not_found();
-            let error = CliError::from(error);
-            if missing && error.hint.is_none() { error.hint("`gantry apps` lists what there is") } else { error }
-        })?;
+        let removed = client.delete_app(&app, args.volumes).await?;
         if !args.detach {
             let code = wait::until_gone(&client, &app, args.limit).await?;
             if code != 0 {

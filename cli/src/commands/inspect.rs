@@ -9,6 +9,7 @@ use crate::target;
 /// Print all that is known of an app, a replica or a node, as JSON.
 ///
 /// A name is looked for among apps, then replicas, then nodes. Contents of secrets are left out.
+///
 /// Exit codes: 0 done, 1 refused or unknown, 2 wrong usage.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Inspect {

@@ -13,6 +13,7 @@ use gantry_api::ids::{AppName, ReplicaName, ServiceName};
 /// Show what replicas wrote to their standard output and error.
 ///
 /// Lines of an app or of services begin with `SERVICE-NUMBER |`; those of one replica are as it wrote them.
+///
 /// Exit codes: 0 done, 1 refused, 2 wrong usage.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Logs {

@@ -10,6 +10,7 @@ use crate::render::{out, plan};
 /// Show what `up` would change, and change nothing.
 ///
 /// `+` is new, `~` changed, `-` removed; below each, field: old → new.
+///
 /// Exit codes: 0 with or without changes, 1 refused, 2 wrong usage.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Plan {

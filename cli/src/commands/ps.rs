@@ -10,6 +10,7 @@ use gantry_api::wire::ReplicaState;
 /// List replicas: where they run, how they are and why.
 ///
 /// Replicas that ended well and have nothing more to do are left out without `--all`; failing ones are not.
+///
 /// Exit codes: 0 done, 1 refused, 2 wrong usage.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Ps {

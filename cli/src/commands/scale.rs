@@ -12,6 +12,7 @@ use std::str::FromStr;
 /// Change how many replicas of services should run.
 ///
 /// Done when the scheduler has recorded the numbers; with `--wait`, when that many are ready.
+///
 /// Exit codes: 0 done, 1 refused, 2 wrong usage, 3 not ready in time, 130 interrupted (the change goes on).
 #[derive(Debug, clap::Args)]
 pub(crate) struct Scale {

@@ -14,6 +14,7 @@ use gantry_api::spec::App;
 ///
 /// Done when every service is as described: its replicas run, are healthy where they have a check, and are of the
 /// present description. With `--detach`, done when the scheduler has recorded it.
+///
 /// Exit codes: 0 done, 1 refused, 2 wrong usage, 3 not ready in time, 130 interrupted (the deploy goes on).
 #[derive(Debug, clap::Args)]
 pub(crate) struct Up {
