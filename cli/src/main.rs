@@ -94,6 +94,22 @@ mod tests {
     }
 
     #[test]
+    fn the_manual_names_every_command_and_every_option() {
+        let manual = include_str!("../../docs/cli.md");
+        let elsewhere = ["run", "stop", "rm", "pull", "images", "rmi", "load", "lab"];
+        for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
+            let name = command.get_name();
+            assert!(manual.contains(&format!("`gantry {name}")), "{name} is not in docs/cli.md");
+            let leaves: Vec<_> = std::iter::once(command).chain(command.get_subcommands()).collect();
+            for option in leaves.iter().flat_map(|leaf| leaf.get_arguments()).filter_map(|argument| argument.get_long())
+            {
+                let known = elsewhere.contains(&name) || manual.contains(&format!("`--{option}"));
+                assert!(known, "{name} --{option} is not in docs/cli.md");
+            }
+        }
+    }
+
+    #[test]
     fn command_lines_are_read_as_docker_and_compose_write_them() {
         for (line, good) in [
             ("up", true),

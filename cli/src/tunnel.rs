@@ -70,7 +70,7 @@ where
         () = send(writer, frames) => unreachable!("it never ends"),
         () = signals.forward(&queue, terminal) => {
             drop(raw);
-            return Err(CliError::new("interrupted; the command may still run").code(INTERRUPTED));
+            return Err(CliError::new("interrupted; the command is ended with the connection").code(INTERRUPTED));
         }
     };
     drop(raw);

@@ -552,7 +552,7 @@ fn exec_without_a_terminal_passes_signals_on_and_a_third_interrupt_leaves() {
     }
     let ended: double::Ended = child.wait_with_output().unwrap().into();
     assert_eq!(ended.code, Some(130));
-    assert_eq!(ended.stderr, "gantry: interrupted; the command may still run\n");
+    assert_eq!(ended.stderr, "gantry: interrupted; the command is ended with the connection\n");
     drop(stdin);
 }
 

@@ -11,7 +11,8 @@ use std::io::IsTerminal;
 
 /// Run a command in a replica.
 ///
-/// SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed on to the command; a third Ctrl-C leaves it alone and returns.
+/// SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed on to the command; a third Ctrl-C leaves, which ends
+/// it.
 ///
 /// Exit codes: the command's own (128 + signal when one ended it); 125 when Gantry failed, 126 when the command
 /// cannot be invoked, 127 when it is not there, 2 wrong usage.
