@@ -16,6 +16,9 @@ const V2_WANTED: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 /// Dying takes the kernel milliseconds; a process in an uninterruptible call takes longer.
 const REMOVE_WITHIN: Duration = Duration::from_secs(15);
 
+/// More than two labs in a row are not removed in the microseconds that making a path takes.
+const MAKE_AGAIN: u32 = 3;
+
 /// One mounted hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Hierarchy {
@@ -93,7 +96,15 @@ impl Groups {
         let mut join = Join::default();
         for hierarchy in &self.hierarchies {
             let leaf = self.path(hierarchy, Some(who));
-            make_below(&hierarchy.mount, &leaf, hierarchy.v1.as_deref())?;
+            // Another lab's `down` may remove a parent that was empty until now: then it is made again.
+            let mut made = make_below(&hierarchy.mount, &leaf, hierarchy.v1.as_deref());
+            for _ in 0..MAKE_AGAIN {
+                if made.is_ok() {
+                    break;
+                }
+                made = make_below(&hierarchy.mount, &leaf, hierarchy.v1.as_deref());
+            }
+            made?;
             if hierarchy.v1.is_some() {
                 // `tasks` and not `cgroup.procs`: moving one thread spares the kernel a grace period of 8 to 25 ms.
                 join.root.push(leaf.join("tasks"));

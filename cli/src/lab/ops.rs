@@ -289,15 +289,19 @@ impl Ops {
     fn explain(&self, state: &State) {
         let option = if self.paths.name == "lab" { String::new() } else { format!(" --name {}", self.paths.name) };
         let address = format!("unix://{}", self.paths.socket().display());
+        let command = |words: &str| format!("gantry lab{option} {words}");
+        eprintln!("\nLab `{}` runs with {} nodes.", self.paths.name, state.nodes.len());
+        for (command, what) in [
+            ("gantry node ls".to_owned(), "the nodes"),
+            ("gantry up".to_owned(), "deploy compose.yaml of this directory"),
+            (command("load FILE"), "give an image archive to every node"),
+            (command("kill n2"), "take the power from a node"),
+            (command("down"), "remove all of it"),
+        ] {
+            eprintln!("  {command:<32} {what}");
+        }
         eprintln!(
-            "\nLab `{}` runs with {} nodes.\n\
-             \x20 gantry node ls               the nodes (the only running lab is found by itself)\n\
-             \x20 gantry up                    deploy compose.yaml of this directory\n\
-             \x20 gantry lab{option} kill n2   take the power from a node\n\
-             \x20 gantry lab{option} down      remove all of it\n\
-             With several labs, or from a script: export GANTRY_HOST={address}",
-            self.paths.name,
-            state.nodes.len()
+            "The only running lab is found by itself; with several, or in a script:\n  export GANTRY_HOST={address}"
         );
     }
 
