@@ -5,6 +5,7 @@ mod client;
 mod commands;
 mod error;
 mod global;
+mod lab;
 mod project;
 mod render;
 mod target;

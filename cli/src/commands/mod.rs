@@ -17,6 +17,7 @@ mod version;
 
 use crate::error::Outcome;
 use crate::global::Global;
+use crate::lab;
 
 /// Every command. One line each here and one in [`Command::run`].
 #[derive(Debug, clap::Subcommand)]
@@ -34,8 +35,14 @@ pub(crate) enum Command {
     Exec(exec::Exec),
     Inspect(inspect::Inspect),
     Events(events::Events),
-    // Containers and images of this host without a cluster (`local`), clusters on this machine (`lab`): see
-    // `crate::local` and `crate::lab`.
+    // Clusters on this machine.
+    Lab(lab::Lab),
+    #[command(hide = true)]
+    LabNode(lab::helper::BootFile),
+    #[command(hide = true)]
+    LabSwitch(lab::helper::BootFile),
+    #[command(hide = true)]
+    LabForward(lab::helper::BootFile),
     // Nodes and daemons.
     #[command(subcommand)]
     Node(node::Node),
@@ -60,6 +67,10 @@ impl Command {
             Self::Exec(args) => exec::run(args, global),
             Self::Inspect(args) => inspect::run(args, global),
             Self::Events(args) => events::run(args, global),
+            Self::Lab(args) => args.run(global),
+            Self::LabNode(file) => Ok(lab::node(&file)),
+            Self::LabSwitch(file) => Ok(lab::switch(&file)),
+            Self::LabForward(file) => Ok(lab::forward(&file)),
             Self::Node(command) => node::run(command, global),
             Self::Token(command) => token::run(command, global),
             Self::Version(args) => version::run(args, global),
