@@ -401,7 +401,8 @@ fn add_files(tree: &mut Tree, recipe: &Recipe) {
     }
     for (path, owner) in &recipe.directories {
         let id = recipe.users.get(owner).copied().unwrap_or_default();
-        tree.put(path, Node { uid: id, gid: id, ..Node::new(Kind::Directory, 0o700) });
+        let mode = if id == 0 { 0o755 } else { 0o700 };
+        tree.put(path, Node { uid: id, gid: id, ..Node::new(Kind::Directory, mode) });
     }
     for (path, content) in &recipe.files {
         let mode = if content.executable { 0o755 } else { 0o644 };
