@@ -355,11 +355,7 @@ Version: 4
     fn a_closure_is_complete_ordered_and_leaves_out_the_never_wanted() {
         let known = parse(LISTS);
         for (why, roots, want) in [
-            (
-                "virtual, alternative, cycle, never",
-                vec!["web"],
-                Ok("exim libc6 libgcc-s1 libssl3t64 web web-common"),
-            ),
+            ("virtual, alternative, cycle, never", vec!["web"], Ok("exim libc6 libgcc-s1 libssl3t64 web web-common")),
             ("a provider asked for by its own name", vec!["libssl3t64", "libssl3"], Ok("libssl3t64")),
             ("nothing", vec![], Ok("")),
             ("unknown", vec!["nix"], Err("no package `nix`, which the recipe needs")),

@@ -236,7 +236,8 @@ impl Builder {
         let tree = self.tree(step)?;
         let (bytes, layer) = pack(&tree).map_err(Error::file("make", &record))?;
         files::replace(&self.blob(&layer.digest), &bytes)?;
-        let kept = json!({"digest": layer.digest, "diff_id": layer.diff_id, "size": layer.size, "of": step.recipe.name});
+        let kept =
+            json!({"digest": layer.digest, "diff_id": layer.diff_id, "size": layer.size, "of": step.recipe.name});
         files::replace(&record, format!("{kept}\n").as_bytes())?;
         Ok(layer)
     }
@@ -293,10 +294,7 @@ impl Builder {
         }
         for layer in layers {
             let path = self.blob(&layer.digest);
-            put(
-                &format!("blobs/sha256/{}", layer.digest),
-                std::fs::read(&path).map_err(Error::file("read", &path))?,
-            );
+            put(&format!("blobs/sha256/{}", layer.digest), std::fs::read(&path).map_err(Error::file("read", &path))?);
         }
         let mut bytes = Vec::new();
         layout.write(&mut bytes).map_err(Error::file("write", archive))?;
@@ -380,9 +378,11 @@ const GROUP: &str = "root:x:0:\nnogroup:x:65534:\n";
 
 fn base_tree() -> Tree {
     let mut tree = Tree::skeleton();
-    for (path, text) in
-        [("etc/passwd", PASSWD), ("etc/group", GROUP), ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")]
-    {
+    for (path, text) in [
+        ("etc/passwd", PASSWD),
+        ("etc/group", GROUP),
+        ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
+    ] {
         tree.put(path, Node::new(Kind::File(text.as_bytes().into()), 0o644));
     }
     tree
@@ -432,8 +432,7 @@ fn link_commands(tree: &mut Tree, folders: &[String]) {
         .filter_map(|(path, _)| {
             let (folder, name) = path.rsplit_once('/')?;
             let segments = |text: &str| text.split('/').count();
-            let listed =
-                folders.iter().any(|one| tree::under(one, folder) && segments(one) == segments(folder));
+            let listed = folders.iter().any(|one| tree::under(one, folder) && segments(one) == segments(folder));
             listed.then(|| (format!("usr/local/bin/{name}"), format!("/{path}")))
         })
         .collect();
@@ -515,7 +514,9 @@ mod tests {
             directories: BTreeMap::new(),
             files: files
                 .iter()
-                .map(|(path, text)| ((*path).to_owned(), Content { bytes: text.as_bytes().to_vec(), executable: false }))
+                .map(|(path, text)| {
+                    ((*path).to_owned(), Content { bytes: text.as_bytes().to_vec(), executable: false })
+                })
                 .collect(),
             applets: false,
             config: serde_json::Map::from_iter([("Env".to_owned(), json!(["A=1"]))]),
@@ -581,7 +582,9 @@ mod tests {
     #[test]
     fn commands_outside_path_get_links() {
         let mut tree = Tree::default();
-        for path in ["usr/lib/postgresql/15/bin/initdb", "usr/lib/postgresql/15/lib/x.so", "usr/lib/postgresql/15/bin/d/e"] {
+        for path in
+            ["usr/lib/postgresql/15/bin/initdb", "usr/lib/postgresql/15/lib/x.so", "usr/lib/postgresql/15/bin/d/e"]
+        {
             tree.put(path, Node::new(Kind::File(b"x".as_slice().into()), 0o755));
         }
         link_commands(&mut tree, &["usr/lib/postgresql/*/bin".to_owned()]);

@@ -116,7 +116,8 @@ fn parse(document: &Value, file: impl Fn(&str) -> Result<Content>) -> Result<Rec
     }
     let reference = text(document, "image")?.ok_or_else(|| Error::input("image", "is missing"))?;
     let users: BTreeMap<String, u64> = map(document, "users", |value| value.as_u64())?;
-    let directories: BTreeMap<String, String> = map(document, "directories", |value| value.as_str().map(str::to_owned))?;
+    let directories: BTreeMap<String, String> =
+        map(document, "directories", |value| value.as_str().map(str::to_owned))?;
     if let Some((path, owner)) = directories.iter().find(|(_, owner)| *owner != "root" && !users.contains_key(*owner)) {
         return Err(Error::input(format!("directories: {path}"), format!("`{owner}` is not among the users")));
     }

@@ -13,6 +13,9 @@ pub(crate) const EPOCH: u64 = 1_700_000_000;
 /// Prefix of a PAX record that holds an extended attribute.
 const XATTR: &str = "SCHILY.xattr.";
 
+/// Links in the root directory to what is of the same name in `usr`.
+const LINKS: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
+
 /// What a path of the tree is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -48,8 +51,7 @@ pub(crate) struct Tree {
 /// `bin`, `sbin`, `lib` and `lib64` are links into `usr`: one place for everything, as in every current distribution.
 fn merged(path: &str) -> String {
     let path = path.trim_start_matches("./").trim_matches('/');
-    let first = path.split('/').next().unwrap_or_default();
-    let moves = ["bin", "sbin", "lib", "lib64"].contains(&first);
+    let moves = path.split_once('/').is_some_and(|(first, _)| LINKS.contains(&first));
     if moves { format!("usr/{path}") } else { path.to_owned() }
 }
 
@@ -77,7 +79,7 @@ impl Tree {
         ] {
             tree.nodes.insert(path.into(), Node::new(Kind::Directory, mode));
         }
-        for link in ["bin", "sbin", "lib", "lib64"] {
+        for link in LINKS {
             tree.nodes.insert(link.into(), Node::new(Kind::Symlink(format!("usr/{link}")), 0o777));
         }
         tree.nodes.insert("var/run".into(), Node::new(Kind::Symlink("/run".into()), 0o777));
@@ -118,17 +120,25 @@ impl Tree {
     /// keeps its mode.
     pub(crate) fn extend(&mut self, archive: impl Read, drop: impl Fn(&str) -> bool) -> io::Result<()> {
         let mut archive = tar::Archive::new(archive);
-        for entry in archive.entries()? {
+        let mut extra = Extra::default();
+        for entry in archive.entries()?.raw(true) {
             let mut entry = entry?;
-            let path = merged(&String::from_utf8_lossy(&entry.path_bytes()));
+            if extra.read(&mut entry)? {
+                continue;
+            }
+            let extra = std::mem::take(&mut extra);
+            let path = extra.path.unwrap_or_else(|| entry.path_bytes().into_owned());
+            let path = merged(&String::from_utf8_lossy(&path));
+            let target = extra.target.or_else(|| entry.link_name_bytes().map(|name| name.into_owned()));
+            let target = String::from_utf8_lossy(&target.unwrap_or_default()).into_owned();
             if path.is_empty() || drop(&path) {
                 continue;
             }
             let kind = match entry.header().entry_type() {
-                tar::EntryType::Directory if self.nodes.contains_key(&path) => continue,
+                tar::EntryType::Directory if self.nodes.contains_key(&path) || LINKS.contains(&&*path) => continue,
                 tar::EntryType::Directory => Kind::Directory,
-                tar::EntryType::Symlink => Kind::Symlink(link_target(&entry)?),
-                tar::EntryType::Link => match self.file(&link_target(&entry)?) {
+                tar::EntryType::Symlink => Kind::Symlink(target),
+                tar::EntryType::Link => match self.file(&target) {
                     Some(content) => Kind::File(Arc::clone(content)),
                     None => continue, // its target was dropped
                 },
@@ -141,8 +151,7 @@ impl Tree {
             };
             let header = entry.header();
             let (mode, uid, gid) = (header.mode()? & 0o7777, header.uid()?, header.gid()?);
-            let xattrs = xattrs(&mut entry)?;
-            self.put(&path, Node { kind, mode, uid, gid, xattrs });
+            self.put(&path, Node { kind, mode, uid, gid, xattrs: extra.xattrs });
         }
         Ok(())
     }
@@ -171,22 +180,57 @@ impl Tree {
     }
 }
 
-fn link_target<R: Read>(entry: &tar::Entry<'_, R>) -> io::Result<String> {
-    let target = entry.link_name_bytes().ok_or_else(|| io::Error::other("a link without a target"))?;
-    Ok(String::from_utf8_lossy(&target).into_owned())
+/// What entries before an entry say of it: GNU long names and PAX records. The `tar` crate's own reader of PAX
+/// records ends a value at its first newline, and a file capability is binary.
+#[derive(Debug, Default)]
+struct Extra {
+    path: Option<Vec<u8>>,
+    target: Option<Vec<u8>>,
+    xattrs: BTreeMap<String, Vec<u8>>,
 }
 
-fn xattrs<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<BTreeMap<String, Vec<u8>>> {
-    let mut found = BTreeMap::new();
-    if let Some(records) = entry.pax_extensions()? {
-        for record in records {
-            let record = record?;
-            if let Some(name) = record.key().ok().and_then(|key| key.strip_prefix(XATTR)) {
-                found.insert(name.to_owned(), record.value_bytes().to_owned());
-            }
+impl Extra {
+    /// Takes an entry that is about the next one; false when it is an entry of its own.
+    fn read<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>) -> io::Result<bool> {
+        let kind = entry.header().entry_type();
+        if !(kind.is_gnu_longname() || kind.is_gnu_longlink() || kind.is_pax_local_extensions()) {
+            return Ok(kind.is_pax_global_extensions());
         }
+        let mut body = Vec::new();
+        entry.read_to_end(&mut body)?;
+        if kind.is_pax_local_extensions() {
+            return self.records(&body).map(|()| true);
+        }
+        while body.last() == Some(&0) {
+            body.pop();
+        }
+        *if kind.is_gnu_longname() { &mut self.path } else { &mut self.target } = Some(body);
+        Ok(true)
     }
-    Ok(found)
+
+    /// `LENGTH KEY=VALUE\n`, where LENGTH counts the whole record.
+    fn records(&mut self, mut body: &[u8]) -> io::Result<()> {
+        while !body.is_empty() {
+            let wrong = || io::Error::new(io::ErrorKind::InvalidData, "a PAX record of the wrong length");
+            let space = body.iter().position(|byte| *byte == b' ').ok_or_else(wrong)?;
+            let length: usize =
+                std::str::from_utf8(&body[..space]).ok().and_then(|text| text.parse().ok()).ok_or_else(wrong)?;
+            let record = body.get(space + 1..length.wrapping_sub(1)).ok_or_else(wrong)?;
+            let equals = record.iter().position(|byte| *byte == b'=').ok_or_else(wrong)?;
+            let (key, value) = (&record[..equals], record[equals + 1..].to_vec());
+            match std::str::from_utf8(key).unwrap_or_default() {
+                "path" => self.path = Some(value),
+                "linkpath" => self.target = Some(value),
+                key => {
+                    if let Some(name) = key.strip_prefix(XATTR) {
+                        self.xattrs.insert(name.to_owned(), value);
+                    }
+                }
+            }
+            body = body.get(length..).ok_or_else(wrong)?;
+        }
+        Ok(())
+    }
 }
 
 /// One entry. What a ustar header cannot hold (long names, attributes) goes before it as PAX records.
@@ -340,6 +384,7 @@ mod tests {
             ("lib/x86_64-linux-gnu/libc.so.6", "usr/lib/x86_64-linux-gnu/libc.so.6"),
             ("/lib64/ld.so", "usr/lib64/ld.so"),
             ("./usr/bin/env", "usr/bin/env"),
+            ("./bin/", "bin"),
             ("library/x", "library/x"),
             ("./", ""),
         ] {
@@ -370,6 +415,21 @@ mod tests {
         ] {
             assert_eq!(under(pattern, path), is, "{pattern} {path}");
         }
+    }
+
+    #[test]
+    fn an_old_directory_does_not_hide_its_link() {
+        let mut old = Vec::new();
+        let mut archive = tar::Builder::new(&mut old);
+        append(&mut archive, "bin", &Node::new(Kind::Directory, 0o755), tar::EntryType::Directory, None, &[]).unwrap();
+        append(&mut archive, "bin/x", &file("x", 0o755), tar::EntryType::Regular, None, b"x").unwrap();
+        archive.finish().unwrap();
+        drop(archive);
+        let mut tree = Tree::skeleton();
+        tree.extend(old.as_slice(), |_| false).unwrap();
+        let bin = tree.iter().find(|(path, _)| *path == "bin").unwrap().1;
+        assert_eq!(bin.kind, Kind::Symlink("usr/bin".into()));
+        assert!(tree.file("usr/bin/x").is_some());
     }
 
     #[test]
