@@ -1,1 +1,1 @@
-//! Placeholder.
+//! Tests of the whole system; this library is what they share.
