@@ -316,11 +316,6 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Whether any of its directories exists.
-    pub fn exists(&self) -> bool {
-        self.directories().iter().any(|directory| directory.path.exists())
-    }
-
     /// Memory figures of the container.
     pub fn account(&self) -> Account {
         let Some(directory) = self.directory_of("memory") else { return Account::default() };

@@ -14,7 +14,7 @@ use crate::cgroup::Cgroup;
 use crate::config::{Config, Mount};
 use crate::error::{Because, Failure, InStep, Outcome};
 use crate::sys::mount::{MountAttr, mount_setattr};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -282,7 +282,7 @@ impl Context<'_> {
         attach(directory.as_fd(), target.as_fd()).because(|| "cannot attach the directory of cgroups".to_owned())?;
         let inside = RootDir(directory.as_fd());
         let one = Options { data: Vec::new(), ..options.clone() };
-        let mut place = |name: &str, made: OwnedFd| -> Outcome<()> {
+        let place = |name: &str, made: OwnedFd| -> Outcome<()> {
             let target = inside.make_dir(name, Links::Refuse)?;
             finish(made.as_fd(), target.as_fd(), &one)
         };

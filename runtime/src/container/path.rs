@@ -125,15 +125,6 @@ impl RootDir<'_> {
     }
 }
 
-/// Whether two descriptors are the same file.
-///
-/// # Errors
-/// Those of `fstat(2)`.
-pub fn same_file(a: impl AsFd, b: impl AsFd) -> Result<bool, Errno> {
-    let (a, b) = (rustix::fs::fstat(a)?, rustix::fs::fstat(b)?);
-    Ok((a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -162,12 +162,3 @@ pub fn wait(pidfd: BorrowedFd<'_>) -> io::Result<Exit> {
     }
 }
 
-/// Reap any child by number that has already ended, without blocking. For a supervisor that inherits orphans.
-pub fn reap_others() {
-    loop {
-        // SAFETY: a null status pointer is allowed; nothing is written.
-        if unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) } <= 0 {
-            return;
-        }
-    }
-}

@@ -45,14 +45,6 @@ pub fn set_keep_caps(keep: bool) -> io::Result<()> {
     prctl(libc::PR_SET_KEEPCAPS, libc::c_ulong::from(keep), 0).map(drop)
 }
 
-/// Whether a capability is in the bounding set; `EINVAL` when the kernel does not know it.
-///
-/// # Errors
-/// `EINVAL` beyond the last capability of this kernel.
-pub fn bounding_has(capability: u8) -> io::Result<bool> {
-    prctl(libc::PR_CAPBSET_READ, libc::c_ulong::from(capability), 0).map(|set| set == 1)
-}
-
 /// Take a capability out of the bounding set.
 ///
 /// # Errors

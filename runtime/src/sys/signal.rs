@@ -84,12 +84,6 @@ pub fn reset_handlers() {
     }
 }
 
-/// Ignore `signal` in this process.
-pub fn ignore(signal: i32) {
-    // SAFETY: SIG_IGN installs no code of ours.
-    unsafe { libc::signal(signal, libc::SIG_IGN) };
-}
-
 /// Names of the standard signals, without `SIG`.
 const NAMES: &[(&str, i32)] = &[
     ("HUP", libc::SIGHUP),
