@@ -6,8 +6,8 @@
 
 use gantry_api::ids::NodeId;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -124,11 +124,11 @@ impl Ca {
     }
 
     fn make(dir: &Path, certificate_file: &Path, key_file: &Path) -> Result<(), CaError> {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(|source| CaError::File { operation: "make", file: dir.to_owned(), source })?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| CaError::File {
+            operation: "make",
+            file: dir.to_owned(),
+            source,
+        })?;
         let key = KeyPair::generate().map_err(made)?;
         let mut params = params("Gantry cluster CA", CA_YEARS);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -227,7 +227,7 @@ fn params(common_name: &str, years: i64) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, common_name);
-    let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
+    let today = jiff::tz::Offset::UTC.to_datetime(jiff::Timestamp::now()).date();
     let date = |date: jiff::civil::Date| {
         // Days up to 28 exist in every month; a few days earlier do no harm.
         rcgen::date_time_ymd(i32::from(date.year()), date.month().unsigned_abs(), date.day().unsigned_abs().min(28))

@@ -2,9 +2,7 @@
 
 use super::nodes::state_text;
 use super::place::{Need, Refusal, never};
-use super::world::{
-    AppRecord, Effects, Key, Now, Removal, Rollout, ServiceRecord, TemplateKey, World, reservation,
-};
+use super::world::{AppRecord, Effects, Key, Now, Removal, Rollout, ServiceRecord, TemplateKey, World, reservation};
 use gantry_api::http::{Change, ChangeAction, Plan};
 use gantry_api::ids::{AppName, Revision, ServiceName, VolumeName};
 use gantry_api::spec::{App, MountSource, Protocol, Service, Template};
@@ -95,7 +93,8 @@ impl DeployError {
             Self::Port { .. } => "publish another port, or take the other one down first".to_owned(),
             Self::Volume { .. } => "give the app or the volume another name".to_owned(),
             Self::CannotFit { .. } => {
-                "reserve less, change deploy.placement, or add a node that fits (`gantry token` on the scheduler)".to_owned()
+                "reserve less, change deploy.placement, or add a node that fits (`gantry token` on the scheduler)"
+                    .to_owned()
             }
             Self::Addresses => "remove apps that are not needed".to_owned(),
             Self::NoApp(_) => "`gantry apps` lists the apps".to_owned(),
@@ -142,7 +141,9 @@ impl World {
         for name in names {
             let before = old.and_then(|old| Some((old.spec.services.get(&name)?, old.services.get(&name)?)));
             let change = match (before, made.app.spec.services.get(&name).cloned()) {
-                (Some((spec, record)), Some(new)) => self.changed_service(&mut made, &name, (spec, record, revived), &new),
+                (Some((spec, record)), Some(new)) => {
+                    self.changed_service(&mut made, &name, (spec, record, revived), &new)
+                }
                 (None, Some(new)) => self.new_service(&mut made, &name, &new)?,
                 (Some((spec, record)), None) => {
                     let key = (made.app.spec.name.clone(), name.clone(), record.generation);
@@ -183,7 +184,10 @@ impl World {
             made.retired.push((key, spec.template.clone()));
             made.generations += 1;
             record.generation = made.generations;
-            let any = self.replicas.values().any(|r| r.record.name.app == made.app.spec.name && r.record.name.service == *name);
+            let any = self
+                .replicas
+                .values()
+                .any(|r| r.record.name.app == made.app.spec.name && r.record.name.service == *name);
             record.rollout = if any && !revived { Rollout::Active { from } } else { Rollout::Done };
             record.note = None;
         } else if let Rollout::Paused { from, .. } = record.rollout {
@@ -245,7 +249,10 @@ impl World {
         let mut effects: Vec<Effects> = made
             .retired
             .chunks(KEYS_MAX)
-            .map(|chunk| Effects { keys: chunk.iter().map(|(key, _)| Key::Template(key.clone())).collect(), notes: Vec::new() })
+            .map(|chunk| Effects {
+                keys: chunk.iter().map(|(key, _)| Key::Template(key.clone())).collect(),
+                notes: Vec::new(),
+            })
             .collect();
         self.templates.extend(made.retired);
         self.revision.0 += 1;
@@ -272,7 +279,8 @@ impl World {
         record.removing = Some(Removal { volumes });
         self.revision.0 += 1;
         record.revision = self.revision;
-        let remove = |name: &ServiceName| Change { service: name.clone(), action: ChangeAction::Remove, details: Vec::new() };
+        let remove =
+            |name: &ServiceName| Change { service: name.clone(), action: ChangeAction::Remove, details: Vec::new() };
         let plan = Plan { changes: record.spec.services.keys().map(remove).collect(), revision: self.revision };
         let mut effects = Effects { keys: vec![Key::App(app.clone())], notes: Vec::new() };
         effects.note("app.removing", app, if volumes { "with its volumes" } else { "its volumes are kept" });
@@ -283,7 +291,12 @@ impl World {
     ///
     /// # Errors
     /// There is no such service, or the number makes no sense.
-    pub fn prepare_scale(&self, app: &AppName, service: &ServiceName, replicas: u32) -> Result<Deployment, DeployError> {
+    pub fn prepare_scale(
+        &self,
+        app: &AppName,
+        service: &ServiceName,
+        replicas: u32,
+    ) -> Result<Deployment, DeployError> {
         let record = self.apps.get(app).filter(|app| app.removing.is_none());
         let mut spec = record.ok_or_else(|| DeployError::NoApp(app.clone()))?.spec.clone();
         let Some(found) = spec.services.get_mut(service) else {

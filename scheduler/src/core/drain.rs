@@ -20,7 +20,9 @@ pub(super) fn plan(draft: &mut Draft<'_>) {
         let id = replica.record.id.clone();
         let why = match world.nodes.get(&replica.record.node).map(|node| node.state) {
             None => Some("its node was removed"),
-            Some(NodeState::Lost) if !replica.wanted() && !must_be_seen_gone(world, replica) => Some("its node is lost"),
+            Some(NodeState::Lost) if !replica.wanted() && !must_be_seen_gone(world, replica) => {
+                Some("its node is lost")
+            }
             _ => None,
         };
         if let Some(why) = why {

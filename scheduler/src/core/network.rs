@@ -50,9 +50,8 @@ impl World {
         let revision = self.revision;
         let mut send = Vec::new();
         for (id, node) in &mut self.nodes {
-            let late = node.state == NodeState::Ready
-                && node.applied() < node.assigned
-                && now.since(node.sent) >= RESEND_MS;
+            let late =
+                node.state == NodeState::Ready && node.applied() < node.assigned && now.since(node.sent) >= RESEND_MS;
             if changed.contains(id) {
                 node.assigned = revision;
             }

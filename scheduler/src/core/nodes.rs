@@ -54,13 +54,17 @@ impl JoinError {
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::Key(_) => "remove the agent's folder under the data directory of the joining host, then join again".to_owned(),
+            Self::Key(_) => {
+                "remove the agent's folder under the data directory of the joining host, then join again".to_owned()
+            }
             Self::Name { name, state: "lost", .. } => {
                 format!("if the old host is gone for good, run `gantry node rm {name}` and join again")
             }
             Self::Name { .. } => "join under another name with --name".to_owned(),
             Self::Address { name, .. } => {
-                format!("give this host's own address with --advertise, or run `gantry node rm {name}` if that host is gone")
+                format!(
+                    "give this host's own address with --advertise, or run `gantry node rm {name}` if that host is gone"
+                )
             }
             Self::Full(_) => "remove lost nodes, or make a cluster with a larger --replica-net".to_owned(),
         })

@@ -176,8 +176,7 @@ fn short(wants: Capacity, free: Capacity) -> Option<Reason> {
 fn reserved_share(candidate: &Candidate<'_>) -> u64 {
     let capacity = candidate.node.capacity();
     let share = |taken: u64, all: u64| taken.saturating_mul(1000) / all.max(1);
-    share(candidate.taken.memory.0, capacity.memory.0)
-        .max(share(candidate.taken.cpu.0 as u64, capacity.cpu.0 as u64))
+    share(candidate.taken.memory.0, capacity.memory.0).max(share(candidate.taken.cpu.0 as u64, capacity.cpu.0 as u64))
 }
 
 fn rule_text(constraint: &Constraint) -> String {

@@ -164,7 +164,8 @@ fn leftovers(draft: &mut Draft<'_>) {
             r.record.generation == *generation && r.record.name.app == *app && r.record.name.service == *service
         });
         let rollout = world.apps.get(app).and_then(|a| a.services.get(service)).map(|record| &record.rollout);
-        let kept = matches!(rollout, Some(Rollout::Active { from } | Rollout::Paused { from, .. }) if from == generation);
+        let kept =
+            matches!(rollout, Some(Rollout::Active { from } | Rollout::Paused { from, .. }) if from == generation);
         if !used && !kept {
             draft.actions.push(Action::RemoveTemplate { key: (app.clone(), service.clone(), *generation) });
         }
@@ -304,7 +305,9 @@ impl<'a> Draft<'a> {
         };
         let template = self.world.template(&record.name, generation);
         let pin = template.is_some_and(|t| volumes(t).next().is_some());
-        if let Some((key, need)) = self.world.nodes.get_key_value(&node).map(|(key, _)| key).zip(template.map(reservation)) {
+        if let Some((key, need)) =
+            self.world.nodes.get_key_value(&node).map(|(key, _)| key).zip(template.map(reservation))
+        {
             let (taken, replicas) = self.taken.entry(key).or_default();
             taken.cpu.0 = taken.cpu.0.saturating_add(need.cpu.0);
             taken.memory.0 = taken.memory.0.saturating_add(need.memory.0);

@@ -144,7 +144,13 @@ fn replace_lost<'a>(draft: &mut Draft<'a>, view: &View<'a>) -> Option<String> {
                 message = Some(format!("{name} waits for node {node} (lost), which holds its volume"));
                 continue;
             }
-            match try_place(draft, view, *number, Some(old), format!("node {} is lost", draft.world.node_name(&old.record.node))) {
+            match try_place(
+                draft,
+                view,
+                *number,
+                Some(old),
+                format!("node {} is lost", draft.world.node_name(&old.record.node)),
+            ) {
                 Ok(()) => {}
                 Err(why) => message = Some(why),
             }
@@ -273,10 +279,12 @@ pub(super) fn failure_text(replica: &Replica) -> String {
 fn even_out<'a>(draft: &mut Draft<'a>, view: &View<'a>) -> Option<String> {
     let world = draft.world;
     let quiet = view.record.rollout == Rollout::Done && view.ending.is_empty() && !view.bound;
-    let settled = |copies: &Vec<&Replica>| {
-        matches!(copies[..], [only] if world.ready(only) && only.record.generation == view.record.generation)
-    };
-    if !quiet || view.wanted < MOVE_GAIN || view.slots.len() != view.wanted as usize || !view.slots.values().all(settled) {
+    let settled = |copies: &Vec<&Replica>| matches!(copies[..], [only] if world.ready(only) && only.record.generation == view.record.generation);
+    if !quiet
+        || view.wanted < MOVE_GAIN
+        || view.slots.len() != view.wanted as usize
+        || !view.slots.values().all(settled)
+    {
         return None;
     }
     let key = (view.app.spec.name.clone(), view.name.clone());
@@ -286,9 +294,9 @@ fn even_out<'a>(draft: &mut Draft<'a>, view: &View<'a>) -> Option<String> {
     let need: Need<'_> = draft.requirements(view.app, view.spec, &view.replica_name(1), &view.spec.template);
     let candidates = draft.candidates(&view.app.spec.name, view.name, None);
     let fullest = candidates.iter().max_by_key(|c| c.spread)?;
-    let open = candidates.iter().filter(|c| {
-        reason_against(&need, c).is_none() && draft.now.since(c.node.ready_since) >= MOVE_SETTLED_MS
-    });
+    let open = candidates
+        .iter()
+        .filter(|c| reason_against(&need, c).is_none() && draft.now.since(c.node.ready_since) >= MOVE_SETTLED_MS);
     let emptiest = open.min_by_key(|c| (c.spread, c.replicas))?;
     if fullest.spread < emptiest.spread + MOVE_GAIN {
         return None;

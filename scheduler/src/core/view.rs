@@ -85,9 +85,9 @@ impl World {
             _ => status.map_or(unheard, |s| s.state),
         };
         let present = self.apps.get(&record.name.app).and_then(|app| app.services.get(&record.name.service));
-        let away = node.filter(|n| n.state != NodeState::Ready).map(|n| {
-            format!("node {} is {}", n.record.name, super::nodes::state_text(n.state))
-        });
+        let away = node
+            .filter(|n| n.state != NodeState::Ready)
+            .map(|n| format!("node {} is {}", n.record.name, super::nodes::state_text(n.state)));
         http::Replica {
             id: record.id.clone(),
             name: record.name.clone(),
@@ -113,7 +113,8 @@ impl World {
 
     fn service_summary(&self, app: &AppRecord, name: &ServiceName) -> Option<ServiceSummary> {
         let (spec, record) = (app.spec.services.get(name)?, app.services.get(name)?);
-        let all = self.replicas.values().filter(|r| r.record.name.app == app.spec.name && r.record.name.service == *name);
+        let all =
+            self.replicas.values().filter(|r| r.record.name.app == app.spec.name && r.record.name.service == *name);
         let (mut running, mut ready, mut updated, mut completed, mut good, mut others) = (0, 0, 0, 0, 0, 0);
         for replica in all {
             let current = replica.record.generation == record.generation && replica.wanted();

@@ -464,7 +464,9 @@ impl World {
         }
         let mut changed = node.state != NodeState::Ready || self.awaited.remove(id);
         changed |= node.report.as_ref().is_none_or(|last| {
-            last.applied != report.applied || last.volumes != report.volumes || last.replicas.len() != report.replicas.len()
+            last.applied != report.applied
+                || last.volumes != report.volumes
+                || last.replicas.len() != report.replicas.len()
         });
         node.seen = Some(now);
         let mut listed: BTreeMap<ReplicaId, ReplicaStatus> =
@@ -639,9 +641,10 @@ impl World {
                 self.pins.iter().filter(|(name, _)| name.app == app).map(|(n, id)| (n.clone(), id.clone())).collect();
             for volume in record.spec.volumes.keys() {
                 let volume = format!("{app}_{volume}");
-                let reported = self.nodes.values().filter(|n| {
-                    n.report.as_ref().is_some_and(|report| report.volumes.contains(&volume))
-                });
+                let reported = self
+                    .nodes
+                    .values()
+                    .filter(|n| n.report.as_ref().is_some_and(|report| report.volumes.contains(&volume)));
                 let mut places: BTreeSet<NodeId> = reported.map(|n| n.record.id.clone()).collect();
                 places.extend(pinned.iter().map(|(_, node)| node.clone()).filter(|id| self.nodes.contains_key(id)));
                 if !places.is_empty() {
@@ -722,7 +725,11 @@ fn observe(replica: &mut Replica, status: Option<ReplicaStatus>, now: Now, told:
     let ready = status.ready && status.state == ReplicaState::Running;
     if ready != replica.ready_since.is_some() {
         replica.ready_since = ready.then_some(now);
-        let (kind, text) = if ready { ("replica.ready", "may be given connections") } else { ("replica.unready", "gets no connections") };
+        let (kind, text) = if ready {
+            ("replica.ready", "may be given connections")
+        } else {
+            ("replica.unready", "gets no connections")
+        };
         effects.note(kind, &id, status.message.clone().unwrap_or_else(|| text.to_owned()));
     }
     let state_before = before.as_ref().map(|b| b.state);

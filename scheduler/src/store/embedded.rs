@@ -1,9 +1,7 @@
 //! A store in one file of this process (redb): copy-on-write B-trees, every commit forced to disk before it is
 //! acknowledged.
 
-use super::{
-    Change, Condition, Entry, HISTORY_MAX, Op, Outcome, Store, StoreError, Transaction, check, end_of,
-};
+use super::{Change, Condition, Entry, HISTORY_MAX, Op, Outcome, Store, StoreError, Transaction, check, end_of};
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};

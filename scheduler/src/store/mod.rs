@@ -158,7 +158,9 @@ impl StoreError {
         match self {
             Self::InUse { .. } => Some("another `gantry server` runs with this --data-dir; stop it first".to_owned()),
             Self::Damaged { .. } => Some("restore the data directory from a backup".to_owned()),
-            Self::Open { .. } => Some("check that the data directory is there, writable, and on a local disk".to_owned()),
+            Self::Open { .. } => {
+                Some("check that the data directory is there, writable, and on a local disk".to_owned())
+            }
             Self::Io { .. } => Some("check the disk: full or failing".to_owned()),
             Self::Limit(_) => None,
             Self::Compacted { .. } => Some("read everything anew, then watch from the revision read".to_owned()),
@@ -213,7 +215,10 @@ fn check(transaction: &Transaction) -> Result<(), StoreError> {
         if let Op::Put { key, value } = op
             && value.len() > VALUE_BYTES_MAX
         {
-            return Err(StoreError::Limit(format!("value of {key} is {} bytes, at most {VALUE_BYTES_MAX}", value.len())));
+            return Err(StoreError::Limit(format!(
+                "value of {key} is {} bytes, at most {VALUE_BYTES_MAX}",
+                value.len()
+            )));
         }
     }
     Ok(())
