@@ -84,16 +84,17 @@ fn service(name: &str) -> &str {
 fn surplus(names: &[String]) -> Vec<&String> {
     let mut per_service: BTreeMap<&str, usize> = BTreeMap::new();
     let mut kept = 0;
-    let mut too_many = |name: &&String| {
+    let mut too_many = Vec::new();
+    for name in names.iter().rev().filter(|name| name.ends_with(".json")) {
         let of_service = per_service.entry(service(name)).or_default();
-        let drop = *of_service >= PER_SERVICE_MAX || kept >= PER_NODE_MAX;
-        if !drop {
+        if *of_service >= PER_SERVICE_MAX || kept >= PER_NODE_MAX {
+            too_many.push(name);
+        } else {
             *of_service += 1;
             kept += 1;
         }
-        drop
-    };
-    names.iter().rev().filter(|name| name.ends_with(".json")).filter(|name| too_many(name)).collect()
+    }
+    too_many
 }
 
 #[cfg(test)]

@@ -85,9 +85,9 @@ impl Dialer {
         let timed_out = |_| DialError::Connect(at, io::ErrorKind::TimedOut.into());
         let connected = timeout(STEP_MAX, TcpStream::connect(at)).await.map_err(timed_out)?;
         let tcp = connected.map_err(|error| DialError::Connect(at, error))?;
-        let tuned = tcp.set_nodelay(true).and_then(|()| {
-            Ok(rustix::net::sockopt::set_tcp_user_timeout(&tcp, UNACKNOWLEDGED_MS_MAX)?)
-        });
+        let tuned = tcp
+            .set_nodelay(true)
+            .and_then(|()| Ok(rustix::net::sockopt::set_tcp_user_timeout(&tcp, UNACKNOWLEDGED_MS_MAX)?));
         tuned.map_err(|error| DialError::Connect(at, error))?;
         let name = ServerName::IpAddress(at.ip().into());
         let connector = TlsConnector::from(Arc::clone(&self.tls));

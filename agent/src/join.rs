@@ -110,10 +110,12 @@ impl JoinError {
                 "check the address; if it is right, the token is of another cluster or the connection is intercepted"
                     .to_owned(),
             ),
-            Self::Unreachable(_) => {
-                Some("check the address, that `gantry server` runs there, and that no firewall drops its port".to_owned())
+            Self::Unreachable(_) => Some(
+                "check the address, that `gantry server` runs there, and that no firewall drops its port".to_owned(),
+            ),
+            Self::Tls(_) => {
+                Some("check that the clocks of both hosts are right, and that the port is Gantry's".to_owned())
             }
-            Self::Tls(_) => Some("check that the clocks of both hosts are right, and that the port is Gantry's".to_owned()),
             Self::Refused { hint, .. } => hint.clone(),
             Self::Answer(..) => Some("use the same version of Gantry on both hosts".to_owned()),
             Self::Already { path, .. } => {

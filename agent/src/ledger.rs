@@ -46,24 +46,24 @@ impl Ledger {
         fsx::write_durable(&paths.assignment(), &bytes, 0o600)
     }
 
-    /// Keeps what happened to the replicas; writes only when it differs from what is kept.
-    pub(crate) fn save_facts(&mut self, observed: &Observed) -> Result<(), FileError> {
+    /// What has to be done to keep what happened to the replicas; `None` when it is kept already.
+    pub(crate) fn write(
+        &mut self,
+        observed: &Observed,
+    ) -> Option<impl FnOnce() -> Result<(), FileError> + Send + use<>> {
         let facts: BTreeMap<&ReplicaId, &Facts> = observed.iter().map(|(id, seen)| (id, &seen.facts)).collect();
         let bytes = serde_json::to_vec(&facts).expect("facts are JSON");
-        if bytes != self.written {
-            fsx::write_durable(&self.paths.ledger(), &bytes, 0o600)?;
-            self.written = bytes;
+        if bytes == self.written {
+            return None;
         }
-        Ok(())
+        self.written.clone_from(&bytes);
+        let path = self.paths.ledger();
+        Some(move || fsx::write_durable(&path, &bytes, 0o600))
     }
 }
 
 /// Every replica that has a directory: it was made by us, and nothing else tells what may be left of it.
-fn observed(
-    paths: &Paths,
-    desired: &Desired,
-    facts: &mut BTreeMap<ReplicaId, Facts>,
-) -> Result<Observed, FileError> {
+fn observed(paths: &Paths, desired: &Desired, facts: &mut BTreeMap<ReplicaId, Facts>) -> Result<Observed, FileError> {
     let mut observed = Observed::new();
     for name in fsx::names(&paths.replicas())? {
         let Ok(id) = name.parse::<ReplicaId>() else { continue };
@@ -132,7 +132,8 @@ mod tests {
             let facts = Facts { restarts: number, process: Process::Running { started_ms: 5 }, ..Facts::default() };
             node.observed.insert(replica.id.clone(), Seen { replica: Arc::new(replica), facts });
         }
-        ledger.save_facts(&node.observed).unwrap();
+        ledger.write(&node.observed).expect("there is something to keep")().unwrap();
+        assert!(ledger.write(&node.observed).is_none(), "nothing is new");
         fs::remove_dir_all(paths.replica(&replica(2).id).dir).unwrap();
         let (_, _, back) = Ledger::open(&paths).unwrap();
         node.observed.remove(&replica(2).id);

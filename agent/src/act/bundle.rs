@@ -63,7 +63,7 @@ fn bind(source: PathBuf, target: &str, read_only: bool) -> Mount {
 fn mounts(parts: &Parts<'_>, paths: &Paths, own: &Replica) -> Result<Vec<Mount>, String> {
     let template = &parts.replica.template;
     let rootfs = &parts.snapshot.rootfs;
-    let volume = |dir: PathBuf, target: &str, read_only| {
+    let volume = |dir: PathBuf, target: &str, read_only| -> Result<Mount, String> {
         let source = volumes::ensure(&dir, rootfs, target).map_err(|error| words(&error))?;
         Ok(Mount { source, target: target.to_owned(), kind: MountKind::Volume, read_only, options: Vec::new() })
     };
@@ -105,7 +105,9 @@ fn ensure_bind(path: &str, create: bool) -> Result<PathBuf, String> {
     }
     if source.symlink_metadata().is_err() {
         if !create {
-            return Err(format!("{path} does not exist on this node; create it, or put the service on a node that has it"));
+            return Err(format!(
+                "{path} does not exist on this node; create it, or put the service on a node that has it"
+            ));
         }
         fsx::ensure_dir(&source, 0o755).map_err(|error| words(&error))?;
     }
@@ -224,7 +226,8 @@ mod tests {
     fn the_manifests_environment_comes_after_ours() {
         let environment = [("A", "1"), ("GANTRY_APP", "mine")].map(|(k, v)| (k.to_owned(), v.to_owned()));
         let replica = replica(Template { environment: environment.into(), ..Template::default() });
-        let want = ["GANTRY_REPLICA=shop-web-2-000001", "GANTRY_SERVICE=web", "GANTRY_APP=shop", "A=1", "GANTRY_APP=mine"];
+        let want =
+            ["GANTRY_REPLICA=shop-web-2-000001", "GANTRY_SERVICE=web", "GANTRY_APP=shop", "A=1", "GANTRY_APP=mine"];
         assert_eq!(super::environment(&replica), want);
     }
 

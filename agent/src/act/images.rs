@@ -45,7 +45,9 @@ impl Images {
             return Ok(image);
         }
         if policy == PullPolicy::Never {
-            return Err(format!("image {name} is not on this node, and its pull policy is `never`; load it here first"));
+            return Err(format!(
+                "image {name} is not on this node, and its pull policy is `never`; load it here first"
+            ));
         }
         let flight = {
             let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
@@ -57,8 +59,10 @@ impl Images {
     /// A pull that goes on whoever stops waiting for it.
     fn take_off(self: &Arc<Self>, name: &str, policy: PullPolicy) -> Flight {
         let (images, name) = (Arc::clone(self), name.to_owned());
-        let pull = tokio::spawn(async move {
-            let result = images.pull(&name, policy).await;
+        let runtime = tokio::runtime::Handle::current();
+        // On a thread of its own: unpacking is long work, and its future is not one that threads may pass on.
+        let pull = spawn_blocking(move || {
+            let result = runtime.block_on(images.pull(&name, policy));
             images.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
             result
         });

@@ -139,11 +139,7 @@ impl Actor {
         .await
     }
 
-    async fn snapshot(
-        &self,
-        replica: &AssignedReplica,
-        image: &Arc<Image>,
-    ) -> Result<gantry_images::Snapshot, String> {
+    async fn snapshot(&self, replica: &AssignedReplica, image: &Arc<Image>) -> Result<gantry_images::Snapshot, String> {
         let (store, id, image) = (self.images.store().clone(), replica.id.to_string(), Arc::clone(image));
         blocking(move || {
             let options = SnapshotOptions { volatile: true };

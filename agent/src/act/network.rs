@@ -1,9 +1,9 @@
 //! The node's network: netd is handed the table, and asked for attachments.
 
 use crate::error::chain;
+use crate::netd_client::Client;
 use gantry_api::ids::Revision;
 use gantry_api::network::{AttachRequest, Attachment, Table};
-use gantry_netd::client::Client;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -56,7 +56,9 @@ impl Network {
     /// Takes a replica's network away; succeeds when it is gone.
     pub(crate) async fn detach(&self, id: &str) -> Result<(), String> {
         match timeout(ATTACH_MAX, self.client.detach(id)).await {
-            Ok(detached) => detached.map_err(|error| format!("cannot detach from the node's network: {}", chain(&error))),
+            Ok(detached) => {
+                detached.map_err(|error| format!("cannot detach from the node's network: {}", chain(&error)))
+            }
             Err(_) => Err("cannot detach from the node's network: netd does not answer".to_owned()),
         }
     }

@@ -3,7 +3,6 @@
 use crate::error::chain;
 use gantry_api::ids::ReplicaId;
 use serde::Deserialize;
-use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,8 +15,6 @@ use tokio::time::{Instant, sleep, timeout};
 
 /// No command of the runtime takes this long unless the kernel hangs.
 const COMMAND_MAX: Duration = Duration::from_secs(30);
-/// Of a command's words.
-const MESSAGE_BYTES_MAX: u64 = 8 << 10;
 /// After a command has ended its words are there; a supervisor that kept the pipe must not hold us up.
 const WORDS_MAX: Duration = Duration::from_millis(100);
 /// Size of one part of a replica's log, and how many there are.
@@ -165,6 +162,11 @@ impl Runtime {
         Err(RuntimeError::Refused { message: refusal(name, &words, status) })
     }
 
+    /// The name of a file that nobody else uses and that is gone when the agent begins again.
+    pub(crate) fn scratch_file(&self, kind: &str) -> PathBuf {
+        self.scratch.join(format!("{kind}-{}", unique()))
+    }
+
     pub(crate) fn spawn(&self, command: &mut Command) -> Result<Child, RuntimeError> {
         command.spawn().map_err(|source| RuntimeError::Run { program: self.program.clone(), source })
     }
@@ -172,7 +174,7 @@ impl Runtime {
     /// `exec`, still to be given its streams and its command.
     pub(crate) fn exec(&self) -> (Command, Process) {
         let mut command = self.command("exec");
-        let process = Process { pid_file: self.scratch.join(format!("exec-{}", unique())) };
+        let process = Process { pid_file: self.scratch_file("exec") };
         command.arg("--pid-file").arg(&process.pid_file);
         (command, process)
     }
@@ -186,9 +188,7 @@ impl Runtime {
         let errors = child.stderr.take().map(collect);
         let deadline = Instant::now() + limit;
         let ended = match timeout(limit, child.wait()).await {
-            Ok(status) => {
-                Some(status.map_err(|source| RuntimeError::Run { program: self.program.clone(), source })?)
-            }
+            Ok(status) => Some(status.map_err(|source| RuntimeError::Run { program: self.program.clone(), source })?),
             Err(_) => {
                 process.end(&mut child, deadline).await;
                 None
@@ -294,9 +294,4 @@ impl RuntimeError {
     pub(crate) fn words(&self) -> String {
         chain(self)
     }
-}
-
-/// The arguments of an `exec` that are not its command.
-pub(crate) fn arg(command: &mut Command, name: &str, value: impl AsRef<OsStr>) {
-    command.arg(name).arg(value);
 }

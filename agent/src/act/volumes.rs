@@ -5,7 +5,7 @@
 
 use crate::fsx::{self, FileError};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
-use rustix::fs::{chmodat, chownat, fchown, fchmod, futimens, mkdirat, openat, openat2, readlinkat, statat, symlinkat};
+use rustix::fs::{chmodat, chownat, fchmod, fchown, futimens, mkdirat, openat, openat2, readlinkat, statat, symlinkat};
 use rustix::io::Errno;
 use std::ffi::CStr;
 use std::fs::{self, File};

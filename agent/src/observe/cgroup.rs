@@ -60,9 +60,11 @@ impl Hierarchies {
                 &read(inside(mount), "memory.stat"),
                 "total_inactive_file",
             ),
-            Mounted::V2(mount) => {
-                working_set(&read(inside(mount), "memory.current"), &read(inside(mount), "memory.stat"), "inactive_file")
-            }
+            Mounted::V2(mount) => working_set(
+                &read(inside(mount), "memory.current"),
+                &read(inside(mount), "memory.stat"),
+                "inactive_file",
+            ),
         });
         let cpu_ns = self.cpu.as_ref().map_or(0, |mounted| match mounted {
             Mounted::V1(mount) => number(&read(inside(mount), "cpuacct.usage")),

@@ -119,6 +119,8 @@ impl Reader {
     pub fn read(&mut self, out: &mut Vec<Line>) -> io::Result<At> {
         let begin = out.len();
         loop {
+            // Whether it was rotated is asked before its end is looked for: only then is that end final.
+            let current = self.current()?;
             let Some((file, inode)) = &mut self.file else {
                 if !self.advance(None)? {
                     let gone = !self.path.parent().is_some_and(Path::exists);
@@ -126,9 +128,7 @@ impl Reader {
                 }
                 continue;
             };
-            // Whether it was rotated is asked before its end is looked for: only then is that end final.
             let inode = *inode;
-            let current = self.current()?;
             let bytes = read_chunk(file, &mut self.raw)?;
             self.split(out);
             if out.len() - begin >= BATCH_LINES {

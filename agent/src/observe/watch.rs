@@ -26,7 +26,7 @@ impl Watch {
     fn new(dir: &Path, flags: WatchFlags) -> io::Result<Self> {
         let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         inotify::add_watch(&fd, dir, flags | WatchFlags::ONLYDIR)?;
-        Ok(Self { fd: AsyncFd::new(fd)? })
+        Ok(Self { fd: crate::sys::ready(fd)? })
     }
 
     /// Waits for a change and takes all that were told; what they are is found by looking. May be dropped at any time.

@@ -98,10 +98,9 @@ fn wanted(want: &AssignedReplica, facts: &Facts, now_ms: u64) -> Next {
         Process::Running { .. } if facts.stop.is_some() => kill(facts, now_ms),
         Process::Running { started_ms } => match &want.template.health {
             None => Next::Rest,
-            Some(_) if facts.health.healthy == Some(false) => Next::Act(Step::Stop {
-                signal: stop_signal(want, facts),
-                cause: Some(facts.unhealthy_cause()),
-            }),
+            Some(_) if facts.health.healthy == Some(false) => {
+                Next::Act(Step::Stop { signal: stop_signal(want, facts), cause: Some(facts.unhealthy_cause()) })
+            }
             Some(_) if facts.health.checking => Next::Rest,
             Some(check) => Next::at(check_due_ms(check, &facts.health, *started_ms), now_ms, Step::Check),
         },

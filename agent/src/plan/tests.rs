@@ -85,7 +85,13 @@ fn every_state_has_one_next_step() {
         ("ended, not wanted", false, Some(ended(1, 9)), 0, "remove web"),
         ("prepared, not wanted", false, Some(prepared), 0, "remove web"),
         ("removal failed", false, Some(Facts { trouble: trouble(2), ..ended(0, 1) }), 0, "wait 1000"),
-        ("pull under way, not wanted", false, Some(Facts { busy: Some(Step::Prepare), ..Facts::default() }), 0, "cancel web"),
+        (
+            "pull under way, not wanted",
+            false,
+            Some(Facts { busy: Some(Step::Prepare), ..Facts::default() }),
+            0,
+            "cancel web",
+        ),
         (
             "cancelled already",
             false,
@@ -111,16 +117,56 @@ fn the_restart_policy_decides_about_an_end() {
         ("any, clean", any, None, None, exit(0), Ending::Own, 0, "restart web", ReplicaState::BackingOff),
         ("on failure, clean", on_failure, None, None, exit(0), Ending::Own, 0, "rest", ReplicaState::Completed),
         ("on failure, code", on_failure, None, None, exit(3), Ending::Own, 0, "restart web", ReplicaState::BackingOff),
-        ("on failure, signal", on_failure, None, None, killed.clone(), Ending::Own, 0, "restart web", ReplicaState::BackingOff),
-        ("on failure, health", on_failure, None, None, unhealthy, Ending::Own, 0, "restart web", ReplicaState::BackingOff),
+        (
+            "on failure, signal",
+            on_failure,
+            None,
+            None,
+            killed.clone(),
+            Ending::Own,
+            0,
+            "restart web",
+            ReplicaState::BackingOff,
+        ),
+        (
+            "on failure, health",
+            on_failure,
+            None,
+            None,
+            unhealthy,
+            Ending::Own,
+            0,
+            "restart web",
+            ReplicaState::BackingOff,
+        ),
         ("none, clean", none, None, None, exit(0), Ending::Own, 0, "rest", ReplicaState::Completed),
         ("none, code", none, None, None, exit(1), Ending::Own, 0, "rest", ReplicaState::Failed),
         ("none, node went down", none, None, None, killed.clone(), Ending::Lost, 0, "rest", ReplicaState::Failed),
-        ("any, node went down", any, Some(0), None, killed.clone(), Ending::Lost, 9, "restart web", ReplicaState::BackingOff),
+        (
+            "any, node went down",
+            any,
+            Some(0),
+            None,
+            killed.clone(),
+            Ending::Lost,
+            9,
+            "restart web",
+            ReplicaState::BackingOff,
+        ),
         ("attempts left", any, Some(2), None, exit(1), Ending::Own, 1, "restart web", ReplicaState::BackingOff),
         ("no attempts left", any, Some(2), None, exit(1), Ending::Own, 2, "rest", ReplicaState::Failed),
         ("delay given", any, None, Some(7_000), exit(1), Ending::Own, 0, "wait 7000", ReplicaState::BackingOff),
-        ("stopped by us, wanted again", none, None, None, killed, Ending::Unwanted, 0, "restart web", ReplicaState::BackingOff),
+        (
+            "stopped by us, wanted again",
+            none,
+            None,
+            None,
+            killed,
+            Ending::Unwanted,
+            0,
+            "restart web",
+            ReplicaState::BackingOff,
+        ),
     ] {
         let restart = Restart { condition, attempts_max, delay_ms: delay_ms.map(Millis) };
         let web = replica(|t| t.restart = restart);
@@ -245,7 +291,8 @@ fn a_steady_minute_forgives_earlier_ends() {
 fn an_end_that_comes_before_the_start_is_told_is_not_lost() {
     let mut facts = ended(1, 1);
     facts.begin(&Step::Restart, 0, T0);
-    assert!(facts.exited(exit(2), T0 + 5));
+    assert!(!facts.exited(exit(1), T0 + 1), "the end before, read once more");
+    assert!(facts.exited(Exit { at_ms: T0 + 5, ..exit(2) }, T0 + 5));
     facts.end(&Step::Restart, Ok(Done::Started), None, T0 + 6);
     assert_eq!(facts.process, Process::Ended { at_ms: T0 + 5, ending: Ending::Own });
     assert_eq!((facts.restarts, facts.attempts, facts.failures), (1, 1, 2));
@@ -278,7 +325,12 @@ fn the_agent_comes_back_to_what_it_left() {
         ("completed meanwhile", running(), Found::Exited(clean.clone()), "rest"),
         ("started and completed, neither noted", absent.clone(), Found::Exited(clean), "rest"),
         ("an end that was noted", ended(1, 1), Found::Exited(exit(1)), "prepare web"),
-        ("the end before this start", Facts { last_exit: Some(exit(0)), ..absent }, Found::Exited(exit(0)), "prepare web"),
+        (
+            "the end before this start",
+            Facts { last_exit: Some(exit(0)), ..absent },
+            Found::Exited(exit(0)),
+            "prepare web",
+        ),
         ("reboot", running(), Found::Nothing, "prepare web"),
         ("reboot while it was told to stop", stopping, Found::Nothing, "prepare web"),
         ("reboot long after it ended", ended(0, 1), Found::Nothing, "rest"),

@@ -136,6 +136,11 @@ impl World {
             self.truth.exits.iter().map(|(id, exit)| (id.clone(), exit.clone())).collect();
         for (id, exit) in exits {
             self.node.exited(&id, exit, self.now_ms);
+            // Noted and on disk; the agent may be killed before it has removed the file.
+            if self.one_in(4) {
+                self.agent_restarts(false);
+            }
+            self.truth.exits.remove(&id);
         }
         for action in plan(&self.node.desired, &self.node.observed, self.now_ms) {
             self.node.begin(&action, self.now_ms);
@@ -176,7 +181,8 @@ impl World {
 
 fn replicas(count: u32) -> Vec<Arc<AssignedReplica>> {
     let make = |number: u32| {
-        let condition = [RestartCondition::Any, RestartCondition::OnFailure, RestartCondition::None][number as usize % 3];
+        let condition =
+            [RestartCondition::Any, RestartCondition::OnFailure, RestartCondition::None][number as usize % 3];
         let check = HealthCheck {
             command: vec!["true".to_owned()],
             interval_ms: Millis(700),

@@ -16,7 +16,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
@@ -340,7 +340,7 @@ struct Terminal {
 impl Terminal {
     fn new(master: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&master, true)?;
-        Ok(Self { master: AsyncFd::new(master)? })
+        Ok(Self { master: crate::sys::ready(master)? })
     }
 
     async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -382,9 +382,8 @@ mod tests {
         let master = rustix::pty::openpt(flags).unwrap();
         rustix::pty::grantpt(&master).unwrap();
         rustix::pty::unlockpt(&master).unwrap();
-        let slave = std::fs::File::options().read(true).write(true);
         let name = rustix::pty::ptsname(&master, Vec::new()).unwrap();
-        let slave = slave.open(name.to_str().unwrap()).unwrap();
+        let slave = std::fs::File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
         tokio::task::spawn_blocking(move || {
             use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
             let stream = std::os::unix::net::UnixStream::connect(path).unwrap();

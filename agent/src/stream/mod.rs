@@ -6,9 +6,9 @@
 mod exec;
 mod logs;
 
+use crate::act::runtime::Runtime;
 use crate::dial::{DialError, Dialer, Tunnel};
 use crate::paths::Paths;
-use crate::act::runtime::Runtime;
 use gantry_api::wire::{
     Assignment, Hello, LINE_BYTES_MAX, REPORT_INTERVAL_MS, Report, STREAM_PROTOCOL, TUNNEL_PROTOCOL, ToAgent,
     ToScheduler, TunnelRequest,
@@ -240,7 +240,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_message_is_a_line_and_half_a_line_is_the_end() {
-        let text = b"{\"type\":\"open_tunnel\",\"tunnel\":\"1\",\"request\":{\"kind\":\"logs\",\"replica\":\"a-s-1-000001\",\
+        let text =
+            b"{\"type\":\"open_tunnel\",\"tunnel\":\"1\",\"request\":{\"kind\":\"logs\",\"replica\":\"a-s-1-000001\",\
             \"name\":{\"app\":\"a\",\"service\":\"s\",\"number\":1}}}\n{\"type\"";
         let mut read = BufReader::new(&text[..]);
         assert!(matches!(read_message(&mut read).await, Ok(ToAgent::OpenTunnel { .. })));
