@@ -4,6 +4,8 @@ use crate::error::CliError;
 use gantry_api::ids::NodeName;
 use gantry_api::wire::API_PORT;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 /// For asking the kernel which way it would send (RFC 5737, never in use); nothing is sent there.
 const SOMEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -117,6 +119,31 @@ pub fn label(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// The container runtime's binary: the given one, `gantry-runtime` beside this program, or on PATH.
+///
+/// # Errors
+/// There is none.
+pub fn runtime(given: Option<&Path>) -> Result<PathBuf, CliError> {
+    if let Some(file) = given {
+        return std::path::absolute(file)
+            .map_err(|error| CliError::new(format!("cannot find {}: {error}", file.display())));
+    }
+    let own = std::env::current_exe().ok().and_then(|file| Some(file.parent()?.to_owned()));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = own.into_iter().chain(std::env::split_paths(&path));
+    runtime_in(folders).ok_or_else(|| {
+        CliError::new("there is no `gantry-runtime` beside this program or on PATH")
+            .hint("put it beside `gantry`, or name it with --runtime FILE")
+    })
+}
+
+fn runtime_in(folders: impl IntoIterator<Item = PathBuf>) -> Option<PathBuf> {
+    let runs = |file: &PathBuf| {
+        std::fs::metadata(file).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+    };
+    folders.into_iter().map(|folder| folder.join("gantry-runtime")).find(runs)
+}
+
 /// Daemons make namespaces, mounts, links and cgroups.
 ///
 /// # Errors
@@ -167,6 +194,25 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Server>().map_err(|_| ()), want, "{text}");
         }
+    }
+
+    #[test]
+    fn the_runtime_is_the_first_that_can_be_executed() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str, mode: u32| {
+            let place = folder.path().join(name);
+            std::fs::create_dir(&place).unwrap();
+            let file = place.join("gantry-runtime");
+            std::fs::write(&file, "").unwrap();
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+            place
+        };
+        let (plain, first, second) = (place("plain", 0o644), place("first", 0o755), place("second", 0o755));
+        let absent = folder.path().join("absent");
+        let found = runtime_in([absent.clone(), plain, first.clone(), second]);
+        assert_eq!(found, Some(first.join("gantry-runtime")));
+        assert_eq!(runtime_in([absent]), None);
+        assert_eq!(runtime(Some(Path::new("/x/y"))).unwrap(), Path::new("/x/y"));
     }
 
     #[test]
