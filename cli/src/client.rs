@@ -219,6 +219,11 @@ impl Client {
         Ok(Self { socket: socket(global)? })
     }
 
+    /// The scheduler behind this socket.
+    pub(crate) const fn at(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
     /// Its socket.
     pub(crate) fn socket(&self) -> &Path {
         &self.socket

@@ -3,8 +3,11 @@
 
 mod client;
 mod commands;
+mod daemon;
 mod error;
 mod global;
+mod host;
+mod init;
 mod lab;
 mod project;
 mod render;
@@ -36,6 +39,9 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
+    if let Some(command) = init::called(std::env::args_os()) {
+        return ExitCode::from(init::run(&command));
+    }
     let cli = Cli::parse();
     match cli.command.run(&cli.global) {
         Ok(code) => ExitCode::from(code),

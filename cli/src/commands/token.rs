@@ -7,11 +7,11 @@ use crate::render::{out, time};
 use gantry_api::http::Node;
 use gantry_api::units::Millis;
 use gantry_api::wire::API_PORT;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 /// Beside the scheduler's socket: where other hosts reach it, written by the daemon that knows.
-pub(crate) const ADDRESS_FILE: &str = "gantry.address";
+const ADDRESS_FILE: &str = "gantry.address";
 
 /// Make tokens that let hosts join.
 #[derive(Debug, clap::Subcommand)]
@@ -76,6 +76,16 @@ async fn advertised(client: &Client) -> Result<String, CliError> {
     })
 }
 
+/// Leaves the scheduler's address for `gantry token create`.
+///
+/// # Errors
+/// The file cannot be written.
+pub(crate) fn write_address(socket: &Path, address: SocketAddr) -> Result<(), CliError> {
+    let file = socket.with_file_name(ADDRESS_FILE);
+    std::fs::write(&file, format!("{address}\n"))
+        .map_err(|error| CliError::new(format!("cannot write {}: {error}", file.display())))
+}
+
 fn read_address(socket: &Path) -> Option<String> {
     let text = std::fs::read_to_string(socket.with_file_name(ADDRESS_FILE)).ok()?;
     Some(text.trim().to_owned()).filter(|text| !text.is_empty())
@@ -104,7 +114,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("gantry.sock");
         assert_eq!(read_address(&socket), None);
-        std::fs::write(dir.path().join(ADDRESS_FILE), "192.0.2.1:7400\n").unwrap();
+        write_address(&socket, "192.0.2.1:7400".parse().unwrap()).unwrap();
         assert_eq!(read_address(&socket).as_deref(), Some("192.0.2.1:7400"));
 
         let nodes = [node("n1", NodeState::Ready)];
