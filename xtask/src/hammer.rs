@@ -103,9 +103,8 @@ impl Tally {
 
     /// When `name` first answered a request that was sent after `moment`, as time since then.
     pub(crate) fn served_again(&self, name: &str, moment: Instant) -> Option<Duration> {
-        let served = |shot: &&Shot| {
-            shot.sent > moment && shot.result.as_ref().is_ok_and(|visit| visit.served_by == name)
-        };
+        let served =
+            |shot: &&Shot| shot.sent > moment && shot.result.as_ref().is_ok_and(|visit| visit.served_by == name);
         self.shots.iter().filter(served).map(|shot| (shot.sent + shot.took).duration_since(moment)).min()
     }
 }

@@ -43,28 +43,29 @@ pub(crate) fn update_package_lists() -> Result<()> {
     Ok(())
 }
 
-/// Installs the packages whose programs are missing: pairs of program and package.
-pub(crate) fn install(wanted: &[(&str, &str)]) -> Result<()> {
-    let mut missing: Vec<&str> =
-        wanted.iter().filter(|(program, _)| process::find(program).is_none()).map(|(_, package)| *package).collect();
+/// Installs the packages whose programs are missing (pairs of program and package), and answers what it installed.
+pub(crate) fn install(wanted: &[(&str, &str)]) -> Result<Vec<String>> {
+    let lacks = |program: &str| process::find(program).is_none();
+    let mut missing: Vec<String> =
+        wanted.iter().filter(|(program, _)| lacks(program)).map(|(_, package)| (*package).to_owned()).collect();
     missing.sort_unstable();
     missing.dedup();
     if missing.is_empty() {
-        return Ok(());
+        return Ok(missing);
     }
     check_debian()?;
     check_root("test")?;
-    println!("installing with apt: {}", missing.join(" "));
+    println!("  installing with apt: {}", missing.join(" "));
     let install = || {
         let mut command = Command::new("apt-get");
         command.args(["-qq", "-y", "--no-install-recommends", "install"]).args(&missing);
         process::stdout(command.env("DEBIAN_FRONTEND", "noninteractive"))
     };
     if install().is_err() {
-        update_package_lists()?;
+        update_package_lists()?; // a fresh host has none
         install()?;
     }
-    Ok(())
+    Ok(missing)
 }
 
 #[cfg(test)]
@@ -80,6 +81,6 @@ mod tests {
 
     #[test]
     fn what_is_there_is_not_installed() {
-        install(&[("sh", "no-such-package")]).unwrap();
+        assert!(install(&[("sh", "no-such-package")]).unwrap().is_empty());
     }
 }

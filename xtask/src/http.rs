@@ -4,6 +4,8 @@ use crate::error::{Error, Result};
 use serde_json::Value;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// An answer longer than this is not one of ours.
@@ -39,23 +41,50 @@ fn split(url: &str) -> Option<(String, &str)> {
 
 fn ask(host: &str, path: &str, limit: Duration) -> io::Result<Answer> {
     let end = Instant::now() + limit;
-    let left = || match end.saturating_duration_since(Instant::now()) {
-        Duration::ZERO => Err(io::Error::from(io::ErrorKind::TimedOut)),
-        some => Ok(some),
-    };
     let address: SocketAddr = host.to_socket_addrs()?.next().ok_or_else(|| io::Error::other("no such host"))?;
-    let mut stream = TcpStream::connect_timeout(&address, left()?)?;
+    let mut stream = TcpStream::connect_timeout(&address, limit)?;
     stream.set_nodelay(true)?;
-    stream.set_write_timeout(Some(left()?))?;
+    stream.set_write_timeout(Some(limit))?;
+    converse(&mut stream, host, path, end, |stream, left| stream.set_read_timeout(Some(left)))
+}
+
+/// `GET path` on a unix socket, answered within `limit`, as JSON.
+pub(crate) fn get_json(socket: &Path, path: &str, limit: Duration) -> Result<Value> {
+    let url = || format!("{}:{path}", socket.display());
+    let end = Instant::now() + limit;
+    let answer = UnixStream::connect(socket)
+        .and_then(|mut stream| {
+            stream.set_write_timeout(Some(limit))?;
+            converse(&mut stream, "localhost", path, end, |stream, left| stream.set_read_timeout(Some(left)))
+        })
+        .map_err(|source| Error::Http { url: url(), source })?;
+    if answer.status != 200 {
+        return Err(Error::broken(format!("an answer from {}", url()), format!("{}: {}", answer.status, answer.body)));
+    }
+    serde_json::from_str(&answer.body).map_err(|error| Error::input(url(), error))
+}
+
+fn converse<S: Read + Write>(
+    stream: &mut S,
+    host: &str,
+    path: &str,
+    end: Instant,
+    wait_at_most: impl Fn(&S, Duration) -> io::Result<()>,
+) -> io::Result<Answer> {
     stream.write_all(
         format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: xtask\r\nConnection: close\r\n\r\n").as_bytes(),
     )?;
     let mut bytes = Vec::new();
     let mut buffer = [0; 8192];
     loop {
-        stream.set_read_timeout(Some(left()?))?;
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        wait_at_most(stream, left)?;
         let count = match stream.read(&mut buffer) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
             other => other?,
         };
         bytes.extend_from_slice(&buffer[..count]);
@@ -215,7 +244,8 @@ mod tests {
 
     #[test]
     fn a_visit_is_a_count_and_nothing_else() {
-        let read = |status, body: &str| read_visit("u", &Answer { status, body: body.into() }).map_err(|e| e.to_string());
+        let read =
+            |status, body: &str| read_visit("u", &Answer { status, body: body.into() }).map_err(|e| e.to_string());
         assert_eq!(
             read(200, r#"{"visits": 7, "served_by": "api-1"}"#),
             Ok(Visit { visits: 7, served_by: "api-1".into() })
@@ -230,6 +260,27 @@ mod tests {
         let text = "200 {\"visits\": 1, \"served_by\": \"a\"}\n502 bad gateway\nerror no answer\n";
         let got: Vec<bool> = read_lines("u", text).iter().map(Result::is_ok).collect();
         assert_eq!(got, [true, false, false]);
+    }
+
+    #[test]
+    fn a_unix_socket_is_asked() {
+        let scratch = crate::files::Scratch::new().unwrap();
+        let path = scratch.path().join("s");
+        let server = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let answering = std::thread::spawn(move || {
+            for (status, body) in [(200, "[1]"), (404, "{}"), (200, "[")] {
+                let (mut stream, _) = server.accept().unwrap();
+                let mut request = [0; 512];
+                let count = stream.read(&mut request).unwrap();
+                assert!(request[..count].starts_with(b"GET /v1/x HTTP/1.1\r\n"));
+                write!(stream, "HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+            }
+        });
+        let ask = || get_json(&path, "/v1/x", Duration::from_secs(5));
+        assert_eq!(ask().unwrap(), serde_json::json!([1]));
+        assert!(ask().unwrap_err().to_string().contains("404"));
+        assert!(ask().is_err(), "not JSON");
+        answering.join().unwrap();
     }
 
     #[test]

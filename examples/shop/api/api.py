@@ -89,6 +89,7 @@ class Pool:
             value = one.query(sql)
         except BaseException:
             one.close()  # never used again: what it would answer next is unknown
+            self.forget()
             raise
         with self.lock:
             if len(self.idle) < IDLE_MAX:
@@ -96,6 +97,13 @@ class Pool:
                 return value
         one.close()
         return value
+
+    def forget(self):
+        """Closes what is open: when one connection hangs, so do the others to a database that is gone."""
+        with self.lock:
+            idle, self.idle = self.idle, []
+        for one in idle:
+            one.close()
 
 
 POOL = Pool(os.environ.get("DATABASE", "db:5432"))

@@ -92,13 +92,12 @@ struct Layer {
 }
 
 /// `cargo xtask images [--refresh] [NAME...]`.
-pub(crate) fn task(mut args: Vec<String>) -> Result<()> {
-    let refresh = args.iter().any(|arg| arg == "--refresh");
-    args.retain(|arg| arg != "--refresh");
-    if let Some(flag) = args.iter().find(|arg| arg.starts_with('-')) {
+pub(crate) fn task(args: &[String]) -> Result<()> {
+    let (flags, names): (Vec<String>, Vec<String>) = args.iter().cloned().partition(|arg| arg.starts_with('-'));
+    if let Some(flag) = flags.iter().find(|flag| *flag != "--refresh") {
         return Err(Error::Usage(format!("images does not know `{flag}`")));
     }
-    for image in build(&args, refresh)? {
+    for image in build(&names, !flags.is_empty())? {
         println!(
             "{:14} {} layers, {:5.1} MB, {}{}",
             image.reference,
@@ -126,7 +125,17 @@ pub(crate) fn build(names: &[String], refresh: bool) -> Result<Vec<Image>> {
     }
     let wanted: Vec<String> =
         if names.is_empty() { recipe::DEFAULT.iter().map(|name| (*name).to_owned()).collect() } else { names.to_vec() };
-    let images = wanted.iter().map(|name| builder.image(name)).collect::<Result<Vec<_>>>()?;
+    let make = || wanted.iter().map(|name| builder.image(name)).collect::<Result<Vec<_>>>();
+    let images = match make() {
+        Err(Error::Failed { command, reason }) if command.starts_with("apt-get") && crate::host::is_root() => {
+            // A version that left the package archive: newer lists name the one that replaced it.
+            eprintln!("{reason}");
+            crate::host::update_package_lists()?;
+            builder.archives.forget()?;
+            make()?
+        }
+        other => other?,
+    };
     if names.is_empty() {
         builder.prune(&wanted)?;
     }
@@ -253,7 +262,7 @@ impl Builder {
             add_files(&mut tree, recipe);
             return Ok(tree);
         }
-        self.fetch(&step.packages)?;
+        self.archives.fetch(&step.packages)?;
         for package in &step.packages {
             let dropped = |path: &str| {
                 let patterns = DROP.iter().copied().chain(recipe.drop.iter().map(String::as_str));
@@ -266,22 +275,6 @@ impl Builder {
         }
         link_commands(&mut tree, &recipe.commands);
         Ok(tree)
-    }
-
-    fn fetch(&self, packages: &[Package]) -> Result<()> {
-        match self.archives.fetch(packages) {
-            Err(first @ Error::Failed { .. }) if crate::host::is_root() => {
-                // A version that left the archive: newer lists name the one that replaced it.
-                eprintln!("{}", first.chain());
-                crate::host::update_package_lists()?;
-                self.archives.forget()?;
-                Err(Error::Host {
-                    what: "the package archive has newer packages than the lists on this host had".into(),
-                    hint: "the lists are up to date now: run the task again".into(),
-                })
-            }
-            other => other,
-        }
     }
 
     fn write_layout(&self, archive: &Path, layers: &[Layer], documents: &Documents) -> Result<()> {
