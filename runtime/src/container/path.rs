@@ -6,7 +6,7 @@
 use crate::error::{Because, Outcome};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// Remove `.`, `..` and double slashes from an absolute path, without looking at any file.
 pub fn clean(path: &str) -> String {
@@ -129,6 +129,7 @@ impl RootDir<'_> {
 mod tests {
     use super::*;
     use std::fs;
+    use std::os::fd::AsFd;
     use std::os::unix::fs::symlink;
 
     #[test]

@@ -234,8 +234,8 @@ fn random_profiles_mean_what_they_say() {
         let ops = ["SCMP_CMP_EQ", "SCMP_CMP_NE", "SCMP_CMP_LT", "SCMP_CMP_GE", "SCMP_CMP_MASKED_EQ"];
         let values = [0, 1, 7, 0xffff_ffff, 0x1_0000_0001];
         let mut syscalls = Vec::new();
-        for _ in 0..random.below(25) + 1 {
-            let names: Vec<_> = (0..random.below(40) + 1)
+        for _ in 0..random.below(14) + 1 {
+            let names: Vec<_> = (0..random.below(20) + 1)
                 .map(|_| syscalls::TABLE[random.below(syscalls::TABLE.len() as u64) as usize].0)
                 .filter(|name| !MULTIPLEXED.iter().any(|(carrier, calls)| name == carrier || calls.iter().any(|(call, _)| call == name)))
                 .chain(["read"])

@@ -205,13 +205,13 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("log");
         let mut log = ContainerLog::open(&path, 500, 4).expect("a log");
-        for number in 0..30 {
+        for number in 0..60 {
             log.write(Stream::Stdout, format!("line {number}\n").as_bytes(), UNIX_EPOCH);
         }
         let text = all(&path, 4);
         let numbers: Vec<u32> =
             text.lines().map(|line| line.rsplit(' ').next().expect("a word").parse().expect("a number")).collect();
-        assert_eq!(numbers.last(), Some(&29));
+        assert_eq!(numbers.last(), Some(&59));
         assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "no gap: {numbers:?}");
         for file in [path.clone(), PathBuf::from(format!("{}.3", path.display()))] {
             assert!(fs::metadata(&file).expect("a file").len() <= 500);
