@@ -129,7 +129,11 @@ impl Store {
         // A directory without a record is what a removal left that was killed.
         self.to_trash(dir)?;
         fs::rename(&new, dir).map_err(at("replace", dir))?;
-        files::sync_parent(dir)
+        if options.volatile {
+            Ok(())
+        } else {
+            files::sync_parent(dir)
+        }
     }
 
     /// overlayfs refuses a volatile directory a second time, because it may have lost data. It has not if the host has
@@ -172,16 +176,19 @@ impl Store {
         self.record_in(&self.containers().join(id))
     }
 
+    /// None too if a crash has lost what it says: the snapshot is then made anew.
     fn record_in(&self, dir: &Path) -> Result<Option<Record>> {
         let path = dir.join("snapshot.json");
         let Some(bytes) = files::read_limited(&path, 1 << 20)? else {
             return Ok(None);
         };
-        let parsed = serde_json::from_slice(&bytes);
-        parsed.map(Some).map_err(|e| ImageError::BadImage {
-            what: path.display().to_string(),
-            why: e.to_string(),
-        })
+        match serde_json::from_slice(&bytes) {
+            Ok(record) => Ok(Some(record)),
+            Err(error) => {
+                tracing::warn!(file = %path.display(), %error, "a snapshot is damaged");
+                Ok(None)
+            }
+        }
     }
 
     /// Unmount and delete the root file system of container `id`, and collect its image if nothing needs it any more.
@@ -194,15 +201,17 @@ impl Store {
         let lock = self.lock()?;
         let dir = self.containers().join(id);
         if dir.symlink_metadata().is_ok() {
-            let image = self.record(id).ok().flatten().map(|record| record.image);
+            let record = self.record(id)?;
             mount::unmount(&dir.join("rootfs"))?;
             self.to_trash(&dir)?;
-            files::sync_parent(&dir)?;
+            if record.as_ref().is_none_or(|record| !record.volatile) {
+                files::sync_parent(&dir)?;
+            }
             drop(lock);
             self.empty_trash();
-            if let Some(image) = image
+            if let Some(record) = record
                 && self
-                    .by_digest(image)
+                    .by_digest(record.image)
                     .is_ok_and(|image| image.names.is_empty())
             {
                 self.collect()?;
@@ -265,6 +274,10 @@ fn write_record(dir: &Path, image: Digest, volatile: bool) -> Result<()> {
         boot: boot_id(),
     };
     let text = serde_json::to_vec(&record).map_err(|e| ImageError::io("write", &path, e))?;
+    if volatile {
+        // Not worth a sync: after a crash it starts anew anyway.
+        return fs::write(&path, text).map_err(at("write", &path));
+    }
     files::write_atomic(&path, &dir.join("snapshot.tmp"), &text, 0o600)
 }
 

@@ -27,7 +27,7 @@ use crate::index::{Entry, Index};
 use crate::lease::{self, Lease};
 use crate::manifest::{self, CONFIG_MAX, ConfigFile, Document, LayerSpec, MANIFEST_MAX, Manifest};
 use crate::merge::{self, Stack, Tree};
-use crate::reference::Reference;
+use crate::reference::{DEFAULT_REGISTRY, Reference};
 use crate::unpack::{LayerMeta, Limits};
 
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -319,7 +319,7 @@ impl Store {
         let config = self.read_blob("configuration", manifest.config.digest, CONFIG_MAX)?;
         let config = ConfigFile::parse(&what, &config)?;
         let layers = manifest.layer_specs(&what, &config)?;
-        Ok((manifest, config, layers))
+        Ok((*manifest, config, layers))
     }
 
     pub(crate) fn layer_meta(&self, diff_id: Digest) -> Result<LayerMeta> {
@@ -497,26 +497,38 @@ impl Store {
     /// # Errors
     /// Several images fit, or the list of names cannot be read.
     pub fn image(&self, name: &str) -> Result<Option<Image>> {
-        let images = self.images()?;
         if let Ok(reference) = name.parse::<Reference>()
-            && let Some(image) = find(&images, &reference)
+            && let Some(image) = self.find_meant(&reference)?
         {
-            return Ok(Some(image.clone()));
+            return Ok(Some(image));
         }
-        if let Ok(local) = format!("localhost/{name}").parse::<Reference>()
-            && let Some(image) = find(&images, &local)
-        {
-            return Ok(Some(image.clone()));
-        }
-        by_prefix(&images, name)
+        by_prefix(&self.images()?, name)
     }
 
-    /// Find an image by its full name.
+    /// Find an image by its full name; only that image is read.
     ///
     /// # Errors
-    /// The list of names cannot be read.
+    /// The list of names, or the image, cannot be read.
     pub fn find(&self, reference: &Reference) -> Result<Option<Image>> {
-        Ok(find(&self.images()?, reference).cloned())
+        let entries = self.index()?.manifests;
+        let means = |entry: &&Entry| match reference.digest() {
+            // A digest says it all; the repository only tells where to fetch it.
+            Some(digest) => entry.digest == digest || entry.source_digest() == Some(digest),
+            None => entry.reference().as_ref() == Some(reference),
+        };
+        let found = entries.iter().find(means).map(|entry| entry.digest);
+        found.map(|digest| self.by_digest(digest)).transpose()
+    }
+
+    /// Find what a person means: the name itself, or `localhost/NAME` for a name without registry, as podman calls what
+    /// it builds.
+    pub(crate) fn find_meant(&self, reference: &Reference) -> Result<Option<Image>> {
+        let found = self.find(reference)?;
+        let local = format!("localhost/{}", reference.familiar()).parse();
+        match (found, local) {
+            (None, Ok(local)) if reference.registry() == DEFAULT_REGISTRY => self.find(&local),
+            (found, _) => Ok(found),
+        }
     }
 
     /// Take a name from an image; with its last name goes the image, and all content that no other image needs.
@@ -681,16 +693,6 @@ fn bad_store(dir: &Path, why: String) -> ImageError {
     ImageError::BadStore {
         dir: dir.to_path_buf(),
         why,
-    }
-}
-
-fn find<'a>(images: &'a [Image], reference: &Reference) -> Option<&'a Image> {
-    match reference.digest() {
-        // A digest says it all; the repository only tells where to fetch it.
-        Some(digest) => images
-            .iter()
-            .find(|i| i.digest == digest || i.source_digests.contains(&digest)),
-        None => images.iter().find(|image| image.names.contains(reference)),
     }
 }
 
