@@ -360,26 +360,7 @@ impl Registry {
             token: Option<String>,
             access_token: Option<String>,
         }
-        let realm = challenge
-            .parameters
-            .get("realm")
-            .map(String::as_str)
-            .unwrap_or_default();
-        let unusable = || self.unauthorized(format!("its token service `{realm}` cannot be used"));
-        let mut url = Url::parse(realm).map_err(|_| unusable())?;
-        // Name and password go over TLS, or to a registry that is itself allowed to be without.
-        if url.scheme() != "https" && !(self.plain && url.scheme() == "http") {
-            return Err(unusable());
-        }
-        let scope = challenge
-            .parameters
-            .get("scope")
-            .cloned()
-            .unwrap_or_else(|| format!("repository:{}:pull", self.repository));
-        if let Some(service) = challenge.parameters.get("service") {
-            url.query_pairs_mut().append_pair("service", service);
-        }
-        url.query_pairs_mut().append_pair("scope", &scope);
+        let url = self.token_url(challenge)?;
         let request = || {
             let request = self.client.get(url.clone());
             match &self.credentials {
@@ -388,25 +369,42 @@ impl Registry {
             }
         };
         let response = self.attempts("a token", request).await?;
-        if !response.status().is_success() {
-            let status = response.status().as_u16();
-            return Err(match self.body("token", response, SMALL_MAX).await {
-                Ok(bytes) if matches!(status, 400..=403) => self.unauthorized(detail(&bytes)),
-                _ => ImageError::Registry {
+        let status = response.status();
+        let bytes = self.body("a token request", response, SMALL_MAX).await?;
+        match status.as_u16() {
+            200..300 => {}
+            400..=403 => return Err(self.unauthorized(detail(&bytes))),
+            status => {
+                return Err(ImageError::Registry {
                     registry: self.name.clone(),
                     status,
                     request: "a token request".into(),
-                    detail: String::new(),
-                },
-            });
+                    detail: detail(&bytes),
+                });
+            }
         }
-        let bytes = self.body("token", response, SMALL_MAX).await?;
-        let token: Token = serde_json::from_slice(&bytes).map_err(|_| unusable())?;
-        let token = token
-            .token
-            .or(token.access_token)
-            .filter(|token| !token.is_empty() && token.is_ascii());
-        token.ok_or_else(unusable)
+        let token = serde_json::from_slice::<Token>(&bytes).ok();
+        token
+            .and_then(|token| token.token.or(token.access_token))
+            .filter(|token| !token.is_empty() && token.is_ascii())
+            .ok_or_else(|| self.unauthorized("its token service sends no token".into()))
+    }
+
+    fn token_url(&self, challenge: &Challenge) -> Result<Url> {
+        let parameter = |key: &str| challenge.parameters.get(key);
+        let realm = parameter("realm").map_or("", String::as_str);
+        // Name and password go over TLS, or to a registry that is itself allowed to be without.
+        let allowed = |url: &Url| url.scheme() == "https" || self.plain && url.scheme() == "http";
+        let url = Url::parse(realm).ok().filter(allowed);
+        let unusable = || self.unauthorized(format!("its token service `{realm}` cannot be used"));
+        let mut url = url.ok_or_else(unusable)?;
+        let own_scope = format!("repository:{}:pull", self.repository);
+        if let Some(service) = parameter("service") {
+            url.query_pairs_mut().append_pair("service", service);
+        }
+        let scope = parameter("scope").unwrap_or(&own_scope);
+        url.query_pairs_mut().append_pair("scope", scope);
+        Ok(url)
     }
 
     fn unauthorized(&self, detail: String) -> ImageError {

@@ -80,23 +80,12 @@ impl Store {
         };
         let rootfs = dir.join("rootfs");
         if !mount::is_mounted(&rootfs)? {
-            if volatile {
+            // overlayfs marks a volatile directory when it mounts it.
+            if volatile && dir.join("work/work/incompat").exists() {
                 self.renew_volatile(&lease, &dir, image.digest, &stack)?;
             }
-            let lowers: Vec<PathBuf> = stack
-                .fix
-                .then(|| stack_dir.join("fix"))
-                .into_iter()
-                .chain(stack.layers.iter().map(|l| self.layer(*l).join("fs")))
-                .collect();
-            // An image without layers still needs something below.
-            let lowers = if lowers.is_empty() {
-                vec![empty(&dir)?]
-            } else {
-                lowers
-            };
             let overlay = Overlay {
-                lowers: &lowers,
+                lowers: &self.lowers(&dir, &stack_dir, &stack)?,
                 upper: &dir.join("upper"),
                 work: &dir.join("work"),
                 volatile,
@@ -109,6 +98,26 @@ impl Store {
             image: image.digest,
             volatile,
         })
+    }
+
+    /// Directories to stack, topmost first. An image without layers still needs something below.
+    fn lowers(&self, dir: &Path, stack_dir: &Path, stack: &Stack) -> Result<Vec<PathBuf>> {
+        let mut lowers = Vec::new();
+        if stack.fix {
+            lowers.push(stack_dir.join("fix"));
+        }
+        lowers.extend(
+            stack
+                .layers
+                .iter()
+                .map(|layer| self.layer(*layer).join("fs")),
+        );
+        if lowers.is_empty() {
+            let empty = dir.join("empty");
+            files::ensure_dir(&empty, 0o755)?;
+            lowers.push(empty);
+        }
+        Ok(lowers)
     }
 
     fn create(
@@ -258,12 +267,6 @@ fn make_upper(dir: &Path, stack: &Stack) -> Result<()> {
         .map_err(at("set the owner of", &upper))?;
     fs::set_permissions(&upper, fs::Permissions::from_mode(stack.mode))
         .map_err(at("set the mode of", &upper))
-}
-
-fn empty(dir: &Path) -> Result<PathBuf> {
-    let path = dir.join("empty");
-    files::ensure_dir(&path, 0o755)?;
-    Ok(path)
 }
 
 fn write_record(dir: &Path, image: Digest, volatile: bool) -> Result<()> {

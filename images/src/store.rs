@@ -32,6 +32,31 @@ use crate::unpack::{LayerMeta, Limits};
 
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
+const DIRECTORIES: [&str; 7] = [
+    "blobs",
+    "blobs/sha256",
+    "layers",
+    "images",
+    "containers",
+    "ingest",
+    "trash",
+];
+
+/// What may be in the directory before it is a whole store.
+const OWN_NAMES: [&str; 11] = [
+    "blobs",
+    "layers",
+    "images",
+    "containers",
+    "ingest",
+    "trash",
+    "lock",
+    "index.json",
+    "index.json.tmp",
+    "oci-layout.tmp",
+    "lost+found",
+];
+
 /// Largest `meta.json`: a path for each of the most files that a layer may have would be larger, but is no real layer.
 const META_MAX: u64 = 256 << 20;
 
@@ -91,63 +116,39 @@ impl Store {
         Ok(store)
     }
 
+    /// Make what is missing. A process that is killed here leaves only parts that the next one completes.
     fn prepare(&self) -> Result<()> {
         let root = self.root();
-        let lock = self.lock()?;
         let layout = root.join("oci-layout");
-        match files::read_limited(&layout, 4096)? {
-            None => {
-                let names = files::names(root)?;
-                if let Some(other) = names
-                    .iter()
-                    .find(|name| !["lock", "lost+found"].contains(&name.as_str()))
-                {
-                    return Err(bad_store(
-                        root,
-                        format!("it has `{other}`, but no oci-layout"),
-                    ));
-                }
-                for dir in [
-                    "blobs",
-                    "blobs/sha256",
-                    "layers",
-                    "images",
-                    "containers",
-                    "ingest",
-                    "trash",
-                ] {
-                    files::ensure_dir(&root.join(dir), 0o700)?;
-                }
-                Index::default().write(root)?;
-                // Last, because it says that the rest is there.
-                files::write_atomic(&layout, &root.join("ingest/oci-layout.tmp"), LAYOUT, 0o644)?;
-            }
-            Some(bytes) => {
-                let version = serde_json::from_slice::<serde_json::Value>(&bytes).ok();
-                let version = version
-                    .as_ref()
-                    .and_then(|v| v["imageLayoutVersion"].as_str());
-                if version != Some("1.0.0") {
-                    return Err(bad_store(
-                        root,
-                        format!("its layout has version {}", version.unwrap_or("unknown")),
-                    ));
-                }
-                for dir in [
-                    "blobs",
-                    "blobs/sha256",
-                    "layers",
-                    "images",
-                    "containers",
-                    "ingest",
-                    "trash",
-                ] {
-                    files::ensure_dir(&root.join(dir), 0o700)?;
-                }
-            }
+        let names = files::names(root)?;
+        let foreign = names
+            .iter()
+            .find(|name| !OWN_NAMES.contains(&name.as_str()));
+        if let Some(other) = foreign
+            && !layout.exists()
+        {
+            let why = format!("it has `{other}`, but no oci-layout");
+            return Err(bad_store(root, why));
         }
-        drop(lock);
-        self.index().map(|_| ())
+        let _lock = self.lock()?;
+        let made = files::read_limited(&layout, 4096)?;
+        if let Some(bytes) = &made {
+            check_layout(root, bytes)?;
+        }
+        for dir in DIRECTORIES {
+            files::ensure_dir(&root.join(dir), 0o700)?;
+        }
+        match (Index::read(root)?, &made) {
+            (Some(_), _) => {}
+            (None, None) => Index::default().write(root)?,
+            // Not made anew: without names all content would be collected.
+            (None, Some(_)) => return Err(bad_store(root, "it has no index.json".into())),
+        }
+        if made.is_none() {
+            // Last, because it says that the rest is there.
+            files::write_atomic(&layout, &root.join("oci-layout.tmp"), LAYOUT, 0o644)?;
+        }
+        Ok(())
     }
 
     /// Remove what dead processes left.
@@ -686,6 +687,17 @@ impl Store {
             Err(error) => tracing::warn!(%error, "its content may be collected"),
         }
         Ok(())
+    }
+}
+
+fn check_layout(root: &Path, bytes: &[u8]) -> Result<()> {
+    let parsed = serde_json::from_slice::<serde_json::Value>(bytes).unwrap_or_default();
+    match parsed["imageLayoutVersion"].as_str() {
+        Some("1.0.0") => Ok(()),
+        other => {
+            let version = other.unwrap_or("unknown");
+            Err(bad_store(root, format!("its layout has version {version}")))
+        }
     }
 }
 
