@@ -36,6 +36,9 @@ const DEPTH_MAX: usize = 256;
 const PATH_MAX: usize = 4095;
 const NAME_MAX: usize = 255;
 
+/// Names of directories are remembered until the end: real layers have a few MiB of them.
+const REMEMBERED_MAX: u64 = 256 << 20;
+
 /// Read and written at once.
 const CHUNK: usize = 256 << 10;
 
@@ -59,11 +62,12 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The limits for a layer of `packed` bytes: real files shrink to a hundredth at best, a bomb to a thousandth.
+    /// The limits for a layer of `packed` bytes: real files shrink to a hundredth at best, a bomb to a thousandth; and
+    /// no member takes less than a byte.
     pub(crate) fn for_packed(self, packed: u64) -> Self {
         Self {
             bytes: self.bytes.min(packed.saturating_mul(250).max(1 << 30)),
-            ..self
+            inodes: self.inodes.min(packed.max(100_000)),
         }
     }
 }
@@ -164,6 +168,7 @@ pub(crate) fn unpack<R: Read>(
         parent: None,
         directories: Vec::new(),
         undeclared: BTreeSet::from([Vec::new()]),
+        remembered: 0,
         meta: LayerMeta::default(),
         limits,
         buffer: vec![0; CHUNK],
@@ -224,6 +229,8 @@ struct Unpacker {
     /// Times are set last, when nothing more is made inside.
     directories: Vec<(Vec<u8>, Timestamps)>,
     undeclared: BTreeSet<Vec<u8>>,
+    /// Bytes of names in the two.
+    remembered: u64,
     meta: LayerMeta,
     limits: Limits,
     buffer: Vec<u8>,
@@ -322,6 +329,12 @@ impl Unpacker {
                 unit: "bytes unpacked",
             });
         }
+        if self.remembered > REMEMBERED_MAX {
+            return Err(UnpackError::TooBig {
+                limit: REMEMBERED_MAX,
+                unit: "bytes of names of directories",
+            });
+        }
         Ok(())
     }
 
@@ -336,6 +349,7 @@ impl Unpacker {
 
     fn declare_directory(&mut self, path: Vec<u8>, member: &Member) {
         self.undeclared.remove(&path);
+        self.remembered += path.len() as u64;
         self.directories.push((path, times(member)));
     }
 
@@ -417,6 +431,7 @@ impl Unpacker {
                     )
                     .map_err(|e| Write("make", so_far).failed(e))?;
                     self.meta.inodes += 1;
+                    self.remembered += so_far.len() as u64;
                     self.undeclared.insert(so_far.to_vec());
                 }
                 Err(Errno::EXIST) => {}

@@ -645,3 +645,18 @@ fn a_pull_that_is_given_up_leaves_what_it_has_and_no_work_behind() {
     pull(&store, &reference, &options).unwrap();
     assert_tidy(store.root());
 }
+
+#[test]
+fn two_blobs_of_the_same_tree_are_one_layer() {
+    let work = workplace("64m");
+    let (registry, store) = (Registry::start(), store(&work, "store"));
+    let tar = || Tar::new().file("same", &"x".repeat(300_000));
+    registry.push("1", &Built::new(&[Layer::gzip(tar()), Layer::zstd(tar())]));
+    let reference = registry.reference("x:1");
+    let image = pull(&store, &reference, &PullOptions::default()).unwrap();
+    assert_eq!(count(&store.root().join("layers")), 1);
+    let options = SnapshotOptions::default();
+    let rootfs = store.snapshot(&image, "c", &options).unwrap().rootfs;
+    assert_eq!(rootfs.join("same").metadata().unwrap().len(), 300_000);
+    assert_tidy(store.root());
+}
