@@ -82,6 +82,8 @@ pub(crate) struct LayerMeta {
     /// Directories that the layer has only as parents of something: their owner and mode come from below.
     /// Escaped as `escape` does it; the empty path is the root directory.
     pub(crate) undeclared: BTreeSet<String>,
+    /// Directories in which the layer deletes something, escaped too.
+    pub(crate) deletes_in: BTreeSet<String>,
     /// Nothing of the layers below is to be seen.
     pub(crate) opaque_root: bool,
 }
@@ -355,6 +357,9 @@ impl Unpacker {
 
     fn whiteout(&mut self, dir: &[u8], target: &[u8], path: &[u8]) -> Result<()> {
         let parent = self.parent(dir)?;
+        if !dir.is_empty() && self.meta.deletes_in.insert(escape(dir)) {
+            self.remembered += dir.len() as u64;
+        }
         match sys::mknodat(
             parent.as_fd(),
             target,
