@@ -11,7 +11,7 @@ use crate::link::{self, Mac};
 use crate::netlink::{Batch, Family, Netlink};
 use crate::netns::{self, set_sysctl};
 use crate::nft::{Nft, ruleset};
-use crate::node::remove_from_kernel;
+use crate::node::{no_redirects, remove_from_kernel};
 use crate::plan::{self, Targets, no_overlap, port_text};
 use crate::state::{self, Attachments, Durability, Record, check_id, netns_path};
 use gantry_api::network::{AttachRequest, Attachment, Ipv4Net};
@@ -65,6 +65,8 @@ pub fn attach(run_dir: &Path, data_dir: &Path, request: &AttachRequest) -> Resul
         mtu: MTU,
         gateway: plan::gateway(subnet()),
         prefix_length: subnet().length(),
+        // The host's setting for bridged frames stays as it is here: its other bridges may need it.
+        hairpin: true,
     };
     let made = attach::ensure(&mut session.route, &place, &record).and_then(|()| session.ensure_rules());
     if let Err(error) = made {
@@ -194,6 +196,7 @@ impl Session {
         link::add_address(&mut batch, bridge.index, gateway, subnet().length());
         self.route.run(batch)?;
         set_sysctl("net/ipv4/ip_forward", "1")?;
+        no_redirects(BRIDGE)?;
         // So that `-p 8080:80` works at 127.0.0.1:8080; the rules keep containers from using the way.
         set_sysctl(&format!("net/ipv4/conf/{BRIDGE}/route_localnet"), "1")?;
         Ok(bridge.index)

@@ -324,6 +324,7 @@ impl Inner {
             mtu,
             gateway: plan::gateway(local.subnet),
             prefix_length: local.subnet.length(),
+            hairpin: false,
         })
     }
 
@@ -562,10 +563,22 @@ fn bridge_sysctls(bridge: &str, tunnel: bool) -> Result<usize, NetError> {
     if std::path::Path::new("/proc/sys").join(bridged).exists() {
         written += usize::from(set_sysctl(bridged, "0")?);
     }
+    written += no_redirects(bridge)?;
     // Loose: a packet must come from where we know a way to, not from exactly there; the stricter of this and the
     // host's setting for all links counts.
     for link in [Some(bridge), tunnel.then_some(VXLAN_LINK)].into_iter().flatten() {
         written += usize::from(set_sysctl(&format!("net/ipv4/conf/{link}/rp_filter"), "2")?);
+    }
+    Ok(written)
+}
+
+/// A packet that leaves by the bridge it came in by (a service address with its replica next door) makes the kernel
+/// send a redirect, which would lead round the translation, and whose accounting holds back the "port unreachable" that
+/// a refused UDP packet deserves. The setting for all links is OR-ed with each link's own, which stays on elsewhere.
+pub(crate) fn no_redirects(bridge: &str) -> Result<usize, NetError> {
+    let mut written = 0;
+    for link in ["all", bridge] {
+        written += usize::from(set_sysctl(&format!("net/ipv4/conf/{link}/send_redirects"), "0")?);
     }
     Ok(written)
 }

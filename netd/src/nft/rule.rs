@@ -39,8 +39,6 @@ impl End {
 pub(crate) const TCP: u8 = 6;
 /// UDP's.
 pub(crate) const UDP: u8 = 17;
-/// ICMP's.
-pub(crate) const ICMP: u8 = 1;
 
 /// A rule under construction: conditions first, then what to do.
 #[derive(Debug)]
@@ -156,11 +154,6 @@ impl Rule {
     /// The transport protocol has this number.
     pub(crate) fn transport(self, number: u8) -> Self {
         self.meta(R0, 16).compare(R0, EQUAL, &[number])
-    }
-
-    /// An ICMP message of this type.
-    pub(crate) fn icmp(self, kind: u8) -> Self {
-        self.transport(ICMP).transport_header(R0, 0, 1).compare(R0, EQUAL, &[kind])
     }
 
     /// Addressed to any address of this host.

@@ -70,10 +70,6 @@ pub(crate) fn node(p: &NodeParameters) -> Ruleset {
     };
     let unserved = || Rule::new("service without replica").within(End::Destination, p.service_net);
     let no_replica = || vec![unserved().transport(TCP).reset(), unserved().unreachable()];
-    let mut local_out = no_replica();
-    // A packet that goes out by the bridge it came in by makes the kernel send a redirect, and a container that
-    // believed it would go round the translation.
-    local_out.push(Rule::new("no redirects").leaves_by(&p.bridge).icmp(5).drop_it());
     Ruleset {
         table: NODE_TABLE,
         sets: vec![SERVICES, PUBLISHED, HELD],
@@ -104,7 +100,7 @@ pub(crate) fn node(p: &NodeParameters) -> Ruleset {
                 ],
             ),
             (chain("forward", "filter", Hook::Forward, FILTER), no_replica()),
-            (chain("local_out", "filter", Hook::Output, FILTER), local_out),
+            (chain("local_out", "filter", Hook::Output, FILTER), no_replica()),
             (
                 chain("local_in", "filter", Hook::Input, FILTER),
                 vec![held().transport(TCP).reset(), held().unreachable()],
