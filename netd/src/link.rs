@@ -296,13 +296,11 @@ fn named(name: &str, kind: InfoKind, data: Option<InfoData>) -> LinkMessage {
 }
 
 /// Create a bridge, up, with a hardware address that stays when ports come and go.
-pub(crate) fn create_bridge(batch: &mut Batch, name: &str, mac: Mac, mtu: u32, group: u32) {
+///
+/// Its MTU follows its ports until it is changed: one given here would not count as given.
+pub(crate) fn create_bridge(batch: &mut Batch, name: &str, mac: Mac, group: u32) {
     let mut message = named(name, InfoKind::Bridge, None);
-    message.attributes.extend([
-        LinkAttribute::Address(mac.0.to_vec()),
-        LinkAttribute::Mtu(mtu),
-        LinkAttribute::Group(group),
-    ]);
+    message.attributes.extend([LinkAttribute::Address(mac.0.to_vec()), LinkAttribute::Group(group)]);
     up(&mut message);
     let request = RouteNetlinkMessage::NewLink(message);
     batch.route(request, CREATE | EXCLUSIVE, "create bridge", name.to_owned());

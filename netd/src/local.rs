@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The bridge of containers without a daemon.
 pub const BRIDGE: &str = "gantry-run0";
@@ -184,7 +185,7 @@ impl Session {
             let name = |index| links.iter().find(|l| l.index == index).map_or_else(String::new, |l| l.name.clone());
             no_overlap(&[("local network", subnet())], &link::routes(&mut self.route)?, &[], name)?;
             let mut batch = Batch::new();
-            link::create_bridge(&mut batch, BRIDGE, Mac::of(gateway), MTU, link::RUN_GROUP);
+            link::create_bridge(&mut batch, BRIDGE, Mac::of(gateway), link::RUN_GROUP);
             self.route.run(batch)?;
         }
         let absent = || NetError::io("find link", BRIDGE, std::io::ErrorKind::NotFound);
@@ -216,7 +217,7 @@ impl Session {
                 list.iter().map(|to| ruleset::published_slot(*protocol, *port, 0, *to))
             })
             .collect();
-        let wanted = BTreeMap::from([(ruleset::PUBLISHED.name, elements)]);
+        let wanted = BTreeMap::from([(ruleset::PUBLISHED.name, Arc::new(elements))]);
         Nft::open()?.ensure(&ruleset::run(BRIDGE, subnet()), &wanted).map(|_| ())
     }
 

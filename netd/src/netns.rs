@@ -80,7 +80,7 @@ pub(crate) fn open(path: &Path) -> Result<Option<Namespace>, NetError> {
         Err(e) => return Err(NetError::file("open network namespace", path, e)),
     };
     let kind = rustix::fs::fstatfs(&file).map_err(|e| NetError::file("inspect", path, e))?.f_type;
-    if i64::from(kind) != NSFS {
+    if kind != NSFS {
         return Ok(None);
     }
     on_a_thread(|| {

@@ -133,6 +133,7 @@ fn three_nodes_on_one_segment() {
             assert_eq!(switch.who(&published), ["one", "three", "two"], "published on node {}", node.number);
             assert_eq!(node.net.who(&published), ["one", "three", "two"], "published, from node {}", node.number);
             assert_eq!(node.net.who("127.0.0.1:8080"), ["one", "three", "two"], "loopback of node {}", node.number);
+            assert!(names.contains(&ask_udp(&node.net.udp_socket("127.0.0.1:8080")).unwrap().as_str()), "UDP there");
         }
         assert_eq!(nets[0].ask("10.210.2.2:80").unwrap(), "two 10.210.1.2", "a replica sees who asks");
 
@@ -228,6 +229,114 @@ fn bulk(server: &Net, client: &Net, to: &str) {
     });
     sender.join().unwrap();
     assert!(received.len() == SIZE && received.iter().all(|byte| *byte == 7));
+}
+
+#[test]
+fn connections_of_a_draining_replica_finish_and_those_of_a_gone_one_end() {
+    apart(|| {
+        use std::io::{Read, Write};
+        let (_switch, nodes) = cluster(2);
+        for node in &nodes {
+            node.set_table(&table(1, node.number, &underlay(2), vec![]));
+        }
+        let (client, a, b) = (nodes[0].attach("c"), nodes[1].attach("shop-api-1-a"), nodes[1].attach("shop-api-2-b"));
+        let (net, net_a, net_b) = (Net::open(&client.netns), Net::open(&a.netns), Net::open(&b.netns));
+        let listener = net_a.run(|| std::net::TcpListener::bind("0.0.0.0:80").unwrap());
+        let _b = (net_b.serve(80, "b"), net_b.serve_udp(81, "b"));
+        let _a = net_a.serve_udp(81, "a");
+        let set = |revision, services: Vec<gantry_api::network::Service>| {
+            for node in &nodes {
+                node.set_table(&table(revision, node.number, &underlay(2), services.clone()));
+            }
+        };
+        set(2, vec![service(1, "api", None, &[&a])]);
+        let mut stream = net.run(|| std::net::TcpStream::connect("10.211.0.1:80").unwrap());
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        let flow = net.udp_socket("10.211.0.1:81");
+        assert_eq!(ask_udp(&flow).unwrap(), "a");
+
+        let mut draining = service(1, "api", None, &[&a, &b]);
+        draining.endpoints[0].ready = false;
+        set(3, vec![draining]);
+        assert_eq!(net.who("10.211.0.1:80"), ["b"], "new connections go to the other");
+        assert_eq!(ask_udp(&flow).unwrap(), "b", "datagrams too");
+        stream.write_all(b"x").unwrap();
+        server.read_exact(&mut [0]).unwrap();
+
+        set(4, vec![service(1, "api", None, &[&b])]);
+        wait_for("a connection to a gone replica ends", || stream.write_all(b"x").err());
+    });
+}
+
+#[test]
+fn many_at_once() {
+    apart(|| {
+        const COUNT: usize = 24;
+        let (_switch, nodes) = cluster(1);
+        let node = &nodes[0];
+        node.set_table(&table(1, 1, &underlay(1), vec![]));
+        let before = node.leftovers();
+        let every = |work: &(dyn Fn(&str) + Sync)| {
+            let start = std::time::Instant::now();
+            std::thread::scope(|scope| {
+                for n in 0..COUNT {
+                    scope.spawn(move || work(&format!("c{n}")));
+                }
+            });
+            start.elapsed() / COUNT as u32
+        };
+        let attached = every(&|id| drop(node.attach(id)));
+        let all = block_on(node.client.attachments()).unwrap();
+        let mut addresses: Vec<Ipv4Addr> = all.iter().map(|attachment| attachment.address).collect();
+        addresses.sort();
+        addresses.dedup();
+        assert_eq!(addresses.len(), COUNT, "everybody has an address of its own");
+        let _server = Net::open(&all[0].netns).serve(80, "first");
+        for attachment in &all {
+            let answer = Net::open(&attachment.netns).ask(&format!("{}:80", all[0].address));
+            assert_eq!(answer.unwrap(), format!("first {}", attachment.address));
+        }
+        drop(_server);
+        // Twice the same id at once, from two who do not know of each other.
+        std::thread::scope(|scope| {
+            let two = [(); 2].map(|()| scope.spawn(|| node.attach("twin")));
+            let [first, second] = two.map(|thread| thread.join().unwrap());
+            assert_eq!(first, second);
+        });
+        node.detach("twin");
+        let detached = every(&|id| node.detach(id));
+        assert_eq!(node.leftovers(), before);
+        println!("attach {attached:?}, detach {detached:?} each, {COUNT} at once");
+    });
+}
+
+#[test]
+fn a_container_gets_all_its_ports_or_none() {
+    apart(|| {
+        let (switch, nodes) = cluster(1);
+        let node = &nodes[0];
+        node.set_table(&table(1, 1, &underlay(1), vec![]));
+        let before = node.leftovers();
+        let publish = |id: &str, ports: &[u16]| {
+            let mut request = request(id);
+            let port = |published: &u16| Published { published: *published, target: 80, protocol: Protocol::Tcp };
+            request.ports = ports.iter().map(port).collect();
+            block_on(node.client.attach(&request))
+        };
+        let foreign = node.net.serve(8081, "foreign");
+        let error = publish("a", &[8080, 8081]).unwrap_err();
+        assert_eq!(code(&error), "conflict");
+        let words = "port 8081/tcp cannot be published: it is held by another program on this node";
+        assert!(error.to_string().contains(words), "{error}");
+        assert_eq!(node.leftovers(), before, "nothing is left of it");
+        drop(foreign);
+        let a = publish("a", &[8080, 8081]).unwrap();
+        let _server = Net::open(&a.netns).serve(80, "a");
+        assert_eq!(switch.who("10.0.0.1:8081"), ["a"]);
+        let error = publish("b", &[8080]).unwrap_err();
+        assert!(error.to_string().contains("published by another already"), "{error}");
+    });
 }
 
 #[test]
@@ -482,9 +591,18 @@ fn a_container_without_a_daemon() {
         let outside = switch.serve(9000, "outside");
         assert_eq!(net.ask("10.0.0.254:9000").unwrap(), "outside 10.0.0.1");
         drop(outside);
+        // A container that has made 127.0.0.1 an address of elsewhere does not get to the host's loopback by it.
         let loopback = host.net.run(|| std::net::TcpListener::bind("127.0.0.1:7777").unwrap());
-        net.ip("route add 127.0.0.1/32 via 10.209.0.1 dev eth0 table 5");
-        assert!(net.ask("10.209.0.1:7777").is_err(), "the host's loopback is not the container's");
+        net.ip("address delete 127.0.0.1/8 dev lo");
+        net.ip("route add 127.0.0.1/32 via 10.209.0.1 dev eth0 onlink");
+        net.run(|| std::fs::write("/proc/sys/net/ipv4/conf/eth0/route_localnet", "1").unwrap());
+        let connect = || {
+            let to = "127.0.0.1:7777".parse().unwrap();
+            net.run(|| std::net::TcpStream::connect_timeout(&to, std::time::Duration::from_millis(500)).map(drop))
+        };
+        assert_eq!(connect().map_err(|e| e.kind()), Err(ErrorKind::TimedOut));
+        host.net.nft("flush chain ip gantry_run guard");
+        assert!(connect().is_ok(), "it is the rule that keeps it out");
         drop(loopback);
 
         let taken = publish("b", 8080).unwrap_err();

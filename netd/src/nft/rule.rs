@@ -157,7 +157,7 @@ impl Rule {
     }
 
     /// Addressed to any address of this host.
-    pub(crate) fn to_this_host(self) -> Self {
+    pub(crate) fn for_this_host(self) -> Self {
         const DESTINATION: u32 = 2;
         const ADDRESS_TYPE: u32 = 3;
         const LOCAL: u32 = 2;
@@ -233,7 +233,7 @@ impl Rule {
     }
 
     /// To the address in `map` under (destination address, random slot); the port stays.
-    pub(crate) fn to_slot_of_address(self, map: &str, slots: u32) -> Self {
+    pub(crate) fn lead_to_slot_of_address(self, map: &str, slots: u32) -> Self {
         self.network_header(R0, End::Destination.offset(), 4)
             .random(R1, slots)
             .look_up(map, Some(R0))
@@ -241,7 +241,7 @@ impl Rule {
     }
 
     /// To the address and port in `map` under (protocol, destination port, random slot).
-    pub(crate) fn to_slot_of_port(self, map: &str, slots: u32) -> Self {
+    pub(crate) fn lead_to_slot_of_port(self, map: &str, slots: u32) -> Self {
         self.protocol_and_port().random(R2, slots).look_up(map, Some(R0)).translate(1, R0, Some(R1))
     }
 
@@ -317,7 +317,7 @@ mod tests {
     fn a_rule_is_its_expressions_in_order() {
         let rule = Rule::new("services")
             .within(End::Destination, "10.211.0.0/16".parse().unwrap())
-            .to_slot_of_address("services", 64);
+            .lead_to_slot_of_address("services", 64);
         assert_eq!(names(&rule), ["payload", "bitwise", "cmp", "payload", "numgen", "lookup", "nat"]);
     }
 

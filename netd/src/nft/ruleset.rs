@@ -60,12 +60,12 @@ pub(crate) fn node(p: &NodeParameters) -> Ruleset {
         vec![
             Rule::new("service address to a replica")
                 .within(End::Destination, p.service_net)
-                .to_slot_of_address(SERVICES.name, SLOTS),
+                .lead_to_slot_of_address(SERVICES.name, SLOTS),
             // 127.0.0.1 is served by netd itself: translating it would need route_localnet on the uplink.
             Rule::new("published port to a replica")
                 .outside(End::Destination, loopback())
-                .to_this_host()
-                .to_slot_of_port(PUBLISHED.name, SLOTS),
+                .for_this_host()
+                .lead_to_slot_of_port(PUBLISHED.name, SLOTS),
         ]
     };
     let unserved = || Rule::new("service without replica").within(End::Destination, p.service_net);
@@ -120,7 +120,7 @@ fn held() -> Rule {
 /// The table of `gantry run`: published ports of containers on one bridge, and the way out.
 pub(crate) fn run(bridge: &str, subnet: Ipv4Net) -> Ruleset {
     let published =
-        || vec![Rule::new("published port to a container").to_this_host().to_slot_of_port(PUBLISHED.name, 1)];
+        || vec![Rule::new("published port to a container").for_this_host().lead_to_slot_of_port(PUBLISHED.name, 1)];
     Ruleset {
         table: RUN_TABLE,
         sets: vec![PUBLISHED],
