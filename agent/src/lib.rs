@@ -19,7 +19,6 @@ mod identity;
 mod join;
 mod ledger;
 pub mod model;
-mod netd_client;
 mod observe;
 pub mod paths;
 pub mod plan;
