@@ -15,8 +15,8 @@ use hyper::upgrade::Upgraded;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, SanType,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -74,7 +74,8 @@ fn runtime_program() -> &'static Path {
             return given.into();
         }
         let cargo = std::env::var_os("CARGO").unwrap_or("cargo".into());
-        let built = Command::new(cargo).args(["build", "--quiet", "--locked", "-p", "gantry-runtime"]).status().unwrap();
+        let built =
+            Command::new(cargo).args(["build", "--quiet", "--locked", "-p", "gantry-runtime"]).status().unwrap();
         assert!(built.success(), "the runtime builds");
         let test = std::env::current_exe().unwrap();
         test.parent().and_then(Path::parent).unwrap().join("gantry-runtime")
@@ -86,7 +87,8 @@ fn sweep_cgroups(own: &str) {
     for hierarchy in std::fs::read_dir(CGROUPS).into_iter().flatten().flatten() {
         for group in std::fs::read_dir(hierarchy.path()).into_iter().flatten().flatten() {
             let name = group.file_name().to_string_lossy().into_owned();
-            let owner = name.strip_prefix("gantry-agent-test-").and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+            let owner =
+                name.strip_prefix("gantry-agent-test-").and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
             if name == own || owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
                 for child in std::fs::read_dir(group.path()).into_iter().flatten().flatten() {
                     let _ = std::fs::remove_dir(child.path());
@@ -188,6 +190,11 @@ impl Drop for Scheduler {
 
 impl Scheduler {
     pub async fn start() -> Self {
+        Self::start_as(ExtendedKeyUsagePurpose::ServerAuth).await
+    }
+
+    /// With a certificate of this purpose.
+    pub async fn start_as(purpose: ExtendedKeyUsagePurpose) -> Self {
         let ca_key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -206,7 +213,7 @@ impl Scheduler {
         let token = JoinToken { ca_sha256: sha256(ca.der()), secret: shared.secret.clone() };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let acceptor = TlsAcceptor::from(Arc::new(shared.server_config(ca.der())));
+        let acceptor = TlsAcceptor::from(Arc::new(shared.server_config(ca.der(), purpose)));
         let task = tokio::spawn(serve(listener, acceptor, Arc::clone(&shared)));
         Self { address, token, shared, task }
     }
@@ -241,7 +248,12 @@ impl Scheduler {
     }
 
     /// The state of one replica as soon as it is as wanted.
-    pub async fn wait_replica(&self, id: &ReplicaId, what: &str, good: impl Fn(&ReplicaStatus) -> bool) -> ReplicaStatus {
+    pub async fn wait_replica(
+        &self,
+        id: &ReplicaId,
+        what: &str,
+        good: impl Fn(&ReplicaStatus) -> bool,
+    ) -> ReplicaStatus {
         let of = |report: &Report| report.replicas.iter().find(|r| r.id == *id).cloned();
         of(&self.wait(what, |report| of(report).is_some_and(|r| good(&r))).await).unwrap()
     }
@@ -260,10 +272,10 @@ impl Shared {
         Issuer::from_ca_cert_pem(&self.ca_pem, &self.ca_key).unwrap()
     }
 
-    fn server_config(&self, ca: &CertificateDer<'static>) -> rustls::ServerConfig {
+    fn server_config(&self, ca: &CertificateDer<'static>, purpose: ExtendedKeyUsagePurpose) -> rustls::ServerConfig {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.extended_key_usages = vec![purpose];
         params.subject_alt_names = vec![SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST))];
         let certificate = params.signed_by(&key, &self.issuer()).unwrap();
         let mut roots = rustls::RootCertStore::empty();
@@ -533,7 +545,7 @@ pub fn replica(service: &str, number: u32, script: &str) -> AssignedReplica {
     let template = Template {
         image: IMAGE.to_owned(),
         command: Some(["sh", "-c", script].map(str::to_owned).to_vec()),
-        stop_grace_ms: Millis(5_000),
+        stop_grace_ms: Millis(1_000),
         ..Template::default()
     };
     AssignedReplica { id: ReplicaId::new(&name, 0xab), name, template }

@@ -78,6 +78,15 @@ async fn every_failure_has_its_own_words_and_keeps_the_identity() {
 }
 
 #[tokio::test]
+async fn a_node_cannot_pose_as_the_scheduler() {
+    let node = Scheduler::start_as(rcgen::ExtendedKeyUsagePurpose::ClientAuth).await;
+    let dir = tempfile::tempdir().unwrap();
+    let error = join(config(dir.path(), &node)).await.unwrap_err();
+    assert!(matches!(error, JoinError::Tls(_)), "{error}");
+    assert_eq!(node.joins(), 0);
+}
+
+#[tokio::test]
 async fn an_agent_that_has_not_joined_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let config = gantry_agent::Config {

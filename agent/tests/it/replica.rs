@@ -178,7 +178,8 @@ fn a_volume_outlives_its_replicas() {
         world.start_agent();
         world.running(&old.id, 0).await;
         let data = world.data_dir().join("volumes/shop_db/_data");
-        eventually("it has written", || fs::read(data.join("copy")).is_ok_and(|text| text == b"from the image\n")).await;
+        eventually("it has written", || fs::read(data.join("copy")).is_ok_and(|text| text == b"from the image\n"))
+            .await;
         let top = data.metadata().unwrap();
         assert_eq!((top.uid(), top.mode() & 0o777), (70, 0o750), "as in the image");
         let mut new = old.clone();

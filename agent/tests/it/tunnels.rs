@@ -115,7 +115,11 @@ fn logs(replica: &AssignedReplica, follow: bool, tail: Option<u64>) -> TunnelReq
 fn logs_are_whole_and_end_with_the_replica() {
     inside("tunnels::logs_are_whole_and_end_with_the_replica", || async {
         let mut world = World::new().await;
-        let web = replica("web", 1, "echo one; echo two >&2; while test ! -e /tmp/go; do sleep 0.02; done; echo three; exec sleep 1000");
+        let web = replica(
+            "web",
+            1,
+            "echo one; echo two >&2; while test ! -e /tmp/go; do sleep 0.02; done; echo three; exec sleep 1000",
+        );
         world.assign(&[&web], &[]);
         world.start_agent();
         world.running(&web.id, 0).await;
@@ -130,7 +134,8 @@ fn logs_are_whole_and_end_with_the_replica() {
         let io = world.scheduler.open("2", logs(&web, true, None)).await.unwrap();
         let mut lines = BufReader::new(io).lines();
         let mut next = async || {
-            let line = tokio::time::timeout(DEADLINE, lines.next_line()).await.expect("a line or the end comes").unwrap();
+            let line =
+                tokio::time::timeout(DEADLINE, lines.next_line()).await.expect("a line or the end comes").unwrap();
             line.map(|line| serde_json::from_str::<LogLine>(&line).unwrap())
         };
         let mut got = [next().await.unwrap(), next().await.unwrap()].map(|line| (line.stream, line.line));
