@@ -47,6 +47,7 @@ pub fn inside<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
     if std::env::var_os(INSIDE).is_some() {
         let up = Command::new("busybox").args(["ifconfig", "lo", "up"]).status().expect("busybox-static is installed");
         assert!(up.success());
+        tracing_subscriber::fmt().with_env_filter("info,gantry_agent=debug").with_ansi(false).init();
         tokio::runtime::Runtime::new().unwrap().block_on(test());
         return;
     }
