@@ -2,6 +2,7 @@
 
 mod apps;
 mod completion;
+mod daemons;
 mod down;
 mod events;
 mod exec;
@@ -37,6 +38,11 @@ pub(crate) enum Command {
     // Containers and images of this host without a cluster (`local`), clusters on this machine (`lab`): see
     // `crate::local` and `crate::lab`.
     // Nodes and daemons.
+    Server(daemons::server::Server),
+    Join(daemons::join::Join),
+    Scheduler(daemons::scheduler::Scheduler),
+    Agent(daemons::agent::Agent),
+    Netd(daemons::netd::Netd),
     #[command(subcommand)]
     Node(node::Node),
     #[command(subcommand)]
@@ -60,6 +66,11 @@ impl Command {
             Self::Exec(args) => exec::run(args, global),
             Self::Inspect(args) => inspect::run(args, global),
             Self::Events(args) => events::run(args, global),
+            Self::Server(args) => daemons::server::run(args, global),
+            Self::Join(args) => daemons::join::run(args, global),
+            Self::Scheduler(args) => daemons::scheduler::run(args, global),
+            Self::Agent(args) => daemons::agent::run(args, global),
+            Self::Netd(args) => daemons::netd::run(args, global),
             Self::Node(command) => node::run(command, global),
             Self::Token(command) => token::run(command, global),
             Self::Version(args) => version::run(args, global),
