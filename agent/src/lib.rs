@@ -26,6 +26,7 @@ mod stream;
 mod sys;
 mod tls;
 
+pub use act::volumes::{VolumeError, ensure as ensure_volume};
 pub use daemon::{Config, run};
 pub use dial::DialError;
 pub use error::AgentError;
