@@ -4,6 +4,7 @@
 mod error;
 mod global;
 mod lab;
+mod local;
 
 use clap::Parser;
 use std::process::ExitCode;
@@ -20,6 +21,18 @@ struct Cli {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    Run(local::Run),
+    Stop(local::Stop),
+    Kill(local::Kill),
+    Start(local::Start),
+    Rm(local::Rm),
+    Pull(local::Pull),
+    Images(local::Images),
+    Rmi(local::Rmi),
+    Load(local::Load),
+    /// Waits for a detached container's end and clears up after it.
+    #[command(hide = true)]
+    RunWatch(local::Watch),
     /// Make, use and break a cluster on this machine.
     Lab(lab::Lab),
     /// PID 1 of a lab's node.
@@ -36,6 +49,16 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match &cli.command {
+        Command::Run(args) => args.run(&cli.global),
+        Command::Stop(args) => args.run(&cli.global),
+        Command::Kill(args) => args.run(&cli.global),
+        Command::Start(args) => args.run(&cli.global),
+        Command::Rm(args) => args.run(&cli.global),
+        Command::Pull(args) => args.run(&cli.global),
+        Command::Images(args) => args.run(&cli.global),
+        Command::Rmi(args) => args.run(&cli.global),
+        Command::Load(args) => args.run(&cli.global),
+        Command::RunWatch(args) => args.run(&cli.global),
         Command::Lab(lab) => lab.run(&cli.global),
         Command::LabNode(file) => Ok(lab::node(file)),
         Command::LabSwitch(file) => Ok(lab::switch(file)),

@@ -18,9 +18,9 @@ pub mod helper;
 mod netlink;
 mod node;
 mod ops;
-mod state;
+pub mod state;
 mod switch;
-mod sys;
+pub mod sys;
 
 use crate::error::Outcome;
 use crate::global::Global;

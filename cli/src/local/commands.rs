@@ -181,7 +181,11 @@ fn show(lines: &[Line], timestamps: bool) -> bool {
     let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
     let mut one = |line: &Line| {
         let time = if timestamps { format!("{} ", line.time) } else { String::new() };
-        if line.stream == "stderr" { writeln!(err, "{time}{}", line.text) } else { writeln!(out, "{time}{}", line.text) }
+        if line.stream == "stderr" {
+            writeln!(err, "{time}{}", line.text)
+        } else {
+            writeln!(out, "{time}{}", line.text)
+        }
     };
     lines.iter().all(|line| one(line).is_ok()) && io::stdout().flush().is_ok()
 }

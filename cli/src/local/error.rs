@@ -22,6 +22,9 @@ pub enum LocalError {
     /// From the image store.
     #[error(transparent)]
     Image(#[from] gantry_images::ImageError),
+    /// A volume could not be made or filled.
+    #[error(transparent)]
+    Volume(gantry_agent::VolumeError),
     /// From the node network.
     #[error("cannot give the container its network: {message}")]
     Network { message: String, hint: Option<String> },
@@ -70,7 +73,9 @@ impl LocalError {
             Self::NotRoot(command) => Some(format!("sudo gantry {command} …")),
             Self::Image(error) => error.hint(),
             Self::Network { hint, .. } => hint.clone(),
-            Self::NoRuntime(_) => Some("install gantry-runtime beside gantry or on PATH, or name it with --runtime".into()),
+            Self::NoRuntime(_) => {
+                Some("install gantry-runtime beside gantry or on PATH, or name it with --runtime".into())
+            }
             Self::NoContainer(_) => Some("`gantry ps --local -a` lists them".into()),
             Self::Ambiguous(_) => Some("give more characters".into()),
             Self::NameTaken { name, .. } => Some(format!("choose another name, or `gantry rm {name}` first")),

@@ -5,7 +5,8 @@ use crate::error::{CliError, Outcome};
 use crate::global::Global;
 use gantry_api::units::Bytes;
 use gantry_images::{
-    Digest, Event, Image, ImageError, LoadSource, Progress, PullOptions, PullPolicy, Reference, Store, default_auth_file,
+    Digest, Event, Image, ImageError, LoadSource, Progress, PullOptions, PullPolicy, Reference, Store,
+    default_auth_file,
 };
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;

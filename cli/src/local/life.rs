@@ -87,7 +87,11 @@ impl Host {
         Ok(())
     }
 
-    fn attach(&self, record: &mut Record, hostname: &str) -> Result<(bundle::Network, Option<Vec<String>>), LocalError> {
+    fn attach(
+        &self,
+        record: &mut Record,
+        hostname: &str,
+    ) -> Result<(bundle::Network, Option<Vec<String>>), LocalError> {
         match record.wish.network {
             Network::None => return Ok((bundle::Network::New, Some(Vec::new()))),
             Network::Host => return Ok((bundle::Network::Host, None)),
@@ -99,7 +103,8 @@ impl Host {
             hostname: hostname.to_owned(),
             ports: record.wish.ports.clone(),
         };
-        let made = net::attach(&self.global.run_dir, &self.global.data_dir, &request).map_err(|error| network_error(&error))?;
+        let made = net::attach(&self.global.run_dir, &self.global.data_dir, &request)
+            .map_err(|error| network_error(&error))?;
         record.address = Some(made.attachment.address);
         let servers = made.nameservers.iter().map(ToString::to_string).collect();
         Ok((bundle::Network::Path(PathBuf::from(made.attachment.netns)), Some(servers)))

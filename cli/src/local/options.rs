@@ -238,7 +238,11 @@ impl Run {
             return Err(LocalError::option("host name", name, "use 1 to 63 characters"));
         }
         if self.detach && self.interactive && !self.tty {
-            return Err(LocalError::option("way to run", "-d -i", "nothing can be typed into a container in the background"));
+            return Err(LocalError::option(
+                "way to run",
+                "-d -i",
+                "nothing can be typed into a container in the background",
+            ));
         }
         let words = |words: &[String]| (!words.is_empty()).then(|| words.to_vec());
         Ok(Wish {
@@ -319,7 +323,8 @@ fn volume(text: &str, here: &Path) -> Result<Volume, LocalError> {
         }
         Source::Path(clean(&here.join(source)))
     } else {
-        check_name(source).map_err(|_| wrong("its source is neither a path with a `/` in front nor a volume's name"))?;
+        check_name(source)
+            .map_err(|_| wrong("its source is neither a path with a `/` in front nor a volume's name"))?;
         Source::Named(source.to_owned())
     };
     let mut volume = Volume { source, target: absolute_target(target)?, read_only: false, options: Vec::new() };
@@ -327,7 +332,9 @@ fn volume(text: &str, here: &Path) -> Result<Volume, LocalError> {
         match option {
             "ro" | "readonly" => volume.read_only = true,
             "rw" => volume.read_only = false,
-            "shared" | "rshared" | "slave" | "rslave" | "private" | "rprivate" => volume.options.push(option.to_owned()),
+            "shared" | "rshared" | "slave" | "rslave" | "private" | "rprivate" => {
+                volume.options.push(option.to_owned())
+            }
             // Labels of SELinux, which is not used here; they would change nothing.
             "z" | "Z" => {}
             _ => return Err(wrong("its options are ro, rw, and the mount propagations such as rshared")),
@@ -412,7 +419,8 @@ mod tests {
     }
 
     fn parse(words: &str) -> Result<Run, clap::Error> {
-        let Only::Run(run) = Line::try_parse_from(["gantry", "run"].into_iter().chain(words.split_whitespace()))?.command;
+        let Only::Run(run) =
+            Line::try_parse_from(["gantry", "run"].into_iter().chain(words.split_whitespace()))?.command;
         Ok(run)
     }
 
@@ -455,7 +463,9 @@ mod tests {
     #[test]
     fn ports_are_read_as_docker_reads_them() {
         let show = |text: &str| match publish(text) {
-            Ok(ports) => ports.iter().map(|p| format!("{}:{}{:?} ", p.published, p.target, p.protocol)).collect::<String>(),
+            Ok(ports) => {
+                ports.iter().map(|p| format!("{}:{}{:?} ", p.published, p.target, p.protocol)).collect::<String>()
+            }
             Err(error) => error.to_string(),
         };
         for (text, want) in [
@@ -493,7 +503,10 @@ mod tests {
         assert_eq!(wish.command.unwrap(), ["-c", "echo", "--rm"]);
         assert_eq!(wish.env, ["A=1"]);
         assert_eq!((wish.memory, wish.cpu_millis, wish.pids), (Some(64 << 20), Some(500), Some(10)));
-        assert_eq!((wish.hostname.as_deref(), wish.network, wish.entrypoint.unwrap().len()), (Some("box"), Network::None, 1));
+        assert_eq!(
+            (wish.hostname.as_deref(), wish.network, wish.entrypoint.unwrap().len()),
+            (Some("box"), Network::None, 1)
+        );
         assert_eq!(wish.volumes[0].options, ["size=1m"]);
         for (words, good) in [
             ("busybox", true),

@@ -335,9 +335,15 @@ pub(super) mod tests {
             Err(LocalError::NoContainer(_)) => "none".to_owned(),
             Err(_) => "several".to_owned(),
         };
-        for (word, want) in
-            [("web", "aa11"), ("aa22", "aa22"), ("aa2", "aa22"), ("aa", "several"), ("bb", "aa22"), ("c", "none"), ("", "none")]
-        {
+        for (word, want) in [
+            ("web", "aa11"),
+            ("aa22", "aa22"),
+            ("aa2", "aa22"),
+            ("aa", "several"),
+            ("bb", "aa22"),
+            ("c", "none"),
+            ("", "none"),
+        ] {
             assert_eq!(find(word), want, "{word}");
         }
     }

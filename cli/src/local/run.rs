@@ -55,7 +55,11 @@ impl Run {
     fn carry_out(&self, global: &Global) -> Result<u8, LocalError> {
         let wish = self.wish()?;
         if wish.tty && wish.interactive && !self.detach && !std::io::stdin().is_terminal() {
-            return Err(LocalError::option("input for a terminal", "-i -t", "standard input is no terminal; leave -t away"));
+            return Err(LocalError::option(
+                "input for a terminal",
+                "-i -t",
+                "standard input is no terminal; leave -t away",
+            ));
         }
         let host = Host::open(global, "run")?;
         let image = images::ensure(&host.store, &self.image, self.pull.into())?;
@@ -132,7 +136,8 @@ pub fn start_detached(host: &Host, record: &mut Record, place: &Place) -> Result
 /// `gantry run-watch ID`, in a session of its own.
 fn spawn_watcher(host: &Host, id: &str) -> Result<Process, LocalError> {
     let program = std::env::current_exe().map_err(LocalError::kernel("find this program's file"))?;
-    let absolute = |path: &std::path::Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string();
+    let absolute =
+        |path: &std::path::Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string();
     let global = &host.global;
     let mut words = vec![
         program.display().to_string(),
@@ -149,7 +154,8 @@ fn spawn_watcher(host: &Host, id: &str) -> Result<Process, LocalError> {
     words.extend(["run-watch".to_owned(), id.to_owned()]);
     let argv: Vec<CString> = words.into_iter().filter_map(|word| CString::new(word).ok()).collect();
     let path = CString::new(format!("PATH={}", std::env::var("PATH").unwrap_or_default())).unwrap_or_default();
-    let null = File::options().read(true).write(true).open("/dev/null").map_err(LocalError::file("open", "/dev/null"))?;
+    let null =
+        File::options().read(true).write(true).open("/dev/null").map_err(LocalError::file("open", "/dev/null"))?;
     let spawned = sys::spawn(&sys::Detached {
         namespaces: 0,
         argv: &argv,

@@ -43,7 +43,11 @@ impl Runtime {
         if let Some(named) = &global.runtime {
             let there = named.is_file();
             let program = std::path::absolute(named).unwrap_or_else(|_| named.clone());
-            return if there { Ok(Self { program, root }) } else { Err(LocalError::NoRuntime(named.display().to_string())) };
+            return if there {
+                Ok(Self { program, root })
+            } else {
+                Err(LocalError::NoRuntime(named.display().to_string()))
+            };
         }
         let beside = std::env::current_exe().ok().and_then(|own| own.parent().map(|folder| folder.join(NAME)));
         let path = std::env::var_os("PATH").unwrap_or_default();
@@ -96,8 +100,18 @@ impl Runtime {
         let (bytes, files) = (LOG_BYTES_MAX.to_string(), LOG_FILES_MAX.to_string());
         let o = OsStr::new;
         let create = [
-            o("--bundle"), bundle.as_os_str(), o("--supervise"), o("--container-log"), log.as_os_str(),
-            o("--exit-file"), exit.as_os_str(), o("--log-max-bytes"), o(&bytes), o("--log-max-files"), o(&files), o(id),
+            o("--bundle"),
+            bundle.as_os_str(),
+            o("--supervise"),
+            o("--container-log"),
+            log.as_os_str(),
+            o("--exit-file"),
+            exit.as_os_str(),
+            o("--log-max-bytes"),
+            o(&bytes),
+            o("--log-max-files"),
+            o(&files),
+            o(id),
         ];
         self.quiet("create", &create)?;
         self.quiet("start", &[id]).map(drop).inspect_err(|_| {
@@ -190,7 +204,10 @@ mod tests {
                 "gantry-runtime: exec: \"x\": executable file not found in $PATH\nhint: PATH is `/bin`\n",
                 "false exec: \"x\": executable file not found in $PATH (PATH is `/bin`)",
             ),
-            ("gantry-runtime: exec: \"/x\": stat /x: no such file or directory\n", "false exec: \"/x\": stat /x: no such file or directory"),
+            (
+                "gantry-runtime: exec: \"/x\": stat /x: no such file or directory\n",
+                "false exec: \"/x\": stat /x: no such file or directory",
+            ),
             ("gantry-runtime: exec: \"/etc\": permission denied\n", "true exec: \"/etc\": permission denied"),
             ("gantry-runtime: warning: a\ngantry-runtime: mounts: cannot mount\n", "runtime mounts: cannot mount"),
             ("", "runtime it failed without a word"),
@@ -206,7 +223,8 @@ mod tests {
         assert!(foreground_trouble(&log).is_none());
         fs::write(&log, "{\"level\":\"warning\",\"msg\":\"w\",\"time\":\"t\"}\n").unwrap();
         assert!(foreground_trouble(&log).is_none());
-        fs::write(&log, "{\"level\":\"error\",\"msg\":\"exec: \\\"x\\\": executable file not found in $PATH\"}\n").unwrap();
+        fs::write(&log, "{\"level\":\"error\",\"msg\":\"exec: \\\"x\\\": executable file not found in $PATH\"}\n")
+            .unwrap();
         assert!(matches!(foreground_trouble(&log), Some(LocalError::Command { found: false, .. })));
     }
 }
