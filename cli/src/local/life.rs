@@ -77,7 +77,10 @@ impl Host {
                 mounts.push(bind(file, target, false));
             }
         }
-        let overrides = self.overrides(record, hostname, mounts, network);
+        let mut overrides = self.overrides(record, hostname, mounts, network);
+        if record.wish.init {
+            overrides.init = Some(std::env::current_exe().map_err(LocalError::kernel("find this program's file"))?);
+        }
         let config = bundle::config(&image.config, &snapshot.rootfs, &overrides)?;
         record.command = shown_command(&config);
         bundle::write(&place.bundle(), &config)?;

@@ -81,6 +81,9 @@ pub struct Run {
     /// No confinement beyond namespaces.
     #[arg(long)]
     pub privileged: bool,
+    /// A small init as PID 1 that passes signals on and reaps orphans.
+    #[arg(long)]
+    pub init: bool,
     /// Signal that asks it to stop.
     #[arg(long, value_name = "SIGNAL")]
     pub stop_signal: Option<String>,
@@ -194,6 +197,9 @@ pub struct Wish {
     pub privileged: bool,
     /// Signal that asks it to stop.
     pub stop_signal: Option<String>,
+    /// A small init as PID 1.
+    #[serde(default)]
+    pub init: bool,
     /// Standard input stays open.
     pub interactive: bool,
     /// Terminal.
@@ -264,6 +270,7 @@ impl Run {
             cap_drop: self.cap_drop.clone(),
             privileged: self.privileged,
             stop_signal: self.stop_signal.clone(),
+            init: self.init,
             interactive: self.interactive,
             tty: self.tty,
         })

@@ -305,6 +305,7 @@ pub(super) mod tests {
             cap_drop: vec![],
             privileged: false,
             stop_signal: None,
+            init: false,
             interactive: false,
             tty: false,
         };
