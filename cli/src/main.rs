@@ -67,6 +67,11 @@ mod tests {
     fn help_lists_every_command_and_every_exit_code() {
         let help = Cli::command().render_help().to_string();
         for name in [
+            "server",
+            "join",
+            "scheduler",
+            "agent",
+            "netd",
             "up",
             "down",
             "plan",

@@ -2,6 +2,7 @@
 
 mod apps;
 mod completion;
+mod daemons;
 mod down;
 mod events;
 mod exec;
@@ -56,6 +57,11 @@ pub(crate) enum Command {
     #[command(hide = true)]
     LabForward(lab::LabForward),
     // Nodes and daemons.
+    Server(daemons::server::Server),
+    Join(daemons::join::Join),
+    Scheduler(daemons::scheduler::Scheduler),
+    Agent(daemons::agent::Agent),
+    Netd(daemons::netd::Netd),
     #[command(subcommand)]
     Node(node::Node),
     #[command(subcommand)]
@@ -93,6 +99,11 @@ impl Command {
             Self::LabNode(args) => args.run(),
             Self::LabSwitch(args) => args.run(),
             Self::LabForward(args) => args.run(),
+            Self::Server(args) => daemons::server::run(args, global),
+            Self::Join(args) => daemons::join::run(args, global),
+            Self::Scheduler(args) => daemons::scheduler::run(args, global),
+            Self::Agent(args) => daemons::agent::run(args, global),
+            Self::Netd(args) => daemons::netd::run(args, global),
             Self::Node(command) => node::run(command, global),
             Self::Token(command) => token::run(command, global),
             Self::Version(args) => version::run(args, global),

@@ -66,8 +66,8 @@ fn netd_config(global: &Global) -> gantry_netd::Config {
 }
 
 fn agent_config(global: &Global, worker: &Worker, advertise: Ipv4Addr) -> Result<gantry_agent::Config, CliError> {
-    let own = std::env::current_exe()
-        .map_err(|error| CliError::new(format!("cannot find this program's file: {error}")))?;
+    let own =
+        std::env::current_exe().map_err(|error| CliError::new(format!("cannot find this program's file: {error}")))?;
     Ok(gantry_agent::Config {
         data_dir: global.data_dir.clone(),
         run_dir: global.run_dir.clone(),
