@@ -9,7 +9,6 @@ use crate::fsx;
 use crate::identity::Identity;
 use crate::ledger::Ledger;
 use crate::model::{Action, Done, Found, Node, Process, Seen, Step};
-use crate::netd_client::Client;
 use crate::observe::cgroup::{Hierarchies, Usage};
 use crate::observe::exits::{self, ExitFile};
 use crate::observe::watch::Watch;
@@ -22,6 +21,7 @@ use gantry_api::network::Table;
 use gantry_api::units::{Bytes, MilliCpu};
 use gantry_api::wire::{Assignment, Capacity, Hello, ReplicaStatus, Report};
 use gantry_images::Store;
+use gantry_netd::client::Client;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::net::Ipv4Addr;
@@ -51,8 +51,8 @@ pub struct Config {
     pub cgroup_parent: String,
     /// The runtime's binary.
     pub runtime: PathBuf,
-    /// Static program that is PID 1 of replicas with `init: true`.
-    pub init: PathBuf,
+    /// Static program that is PID 1 of replicas with `init: true`; without one they cannot run here.
+    pub init: Option<PathBuf>,
     /// Where netd listens.
     pub netd_socket: PathBuf,
     /// Where other hosts reach this one.

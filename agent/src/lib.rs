@@ -19,7 +19,6 @@ mod identity;
 mod join;
 mod ledger;
 pub mod model;
-mod netd_client;
 mod observe;
 pub mod paths;
 pub mod plan;
@@ -27,6 +26,7 @@ mod stream;
 mod sys;
 mod tls;
 
+pub use act::volumes::{VolumeError, ensure as ensure_volume};
 pub use daemon::{Config, run};
 pub use dial::DialError;
 pub use error::AgentError;

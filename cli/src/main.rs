@@ -8,6 +8,8 @@ mod error;
 mod global;
 mod host;
 mod init;
+mod lab;
+mod local;
 mod project;
 mod render;
 mod target;

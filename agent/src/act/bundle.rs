@@ -7,7 +7,7 @@ use gantry_api::network::Attachment;
 use gantry_api::spec::{MountSource, Template};
 use gantry_api::wire::AssignedReplica;
 use gantry_images::bundle::{self, Mount, MountKind, Network, Overrides, Seccomp, Ulimit};
-use gantry_images::{Image, Snapshot};
+use gantry_images::{Image, ImageConfig, Snapshot};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -22,11 +22,14 @@ pub(crate) struct Parts<'a> {
     pub(crate) network: &'a Attachment,
     pub(crate) cgroup: String,
     /// Static program for `init: true`.
-    pub(crate) init: &'a Path,
+    pub(crate) init: Option<&'a Path>,
 }
 
 /// Makes volumes and files, and writes the bundle.
 pub(crate) fn write(parts: &Parts<'_>, paths: &Paths) -> Result<(), String> {
+    if parts.replica.template.init && parts.init.is_none() {
+        return Err("`init: true` needs an init program, and this node has none".to_owned());
+    }
     let own = paths.replica(&parts.replica.id);
     let mut mounts = mounts(parts, paths, &own)?;
     let hostname = hostname(parts.replica);
@@ -160,7 +163,7 @@ fn overrides(parts: &Parts<'_>, hostname: String, mounts: Vec<Mount>) -> Overrid
         user: user.clone(),
         group_add: group_add.clone(),
         tty: *tty,
-        init: init.then(|| parts.init.to_owned()),
+        init: parts.init.filter(|_| *init).map(Path::to_owned),
         hostname: Some(hostname),
         mounts,
         read_only: *read_only,
@@ -210,6 +213,30 @@ fn reserve(config: &mut Value, template: &Template) {
     }
 }
 
+/// Numbers for a user by name or number, from the files inside a replica; its own where none is given.
+#[derive(Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct User {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    #[serde(default)]
+    pub(crate) additional_gids: Vec<u32>,
+}
+
+/// Looks up a user in the replica that the bundle at `dir` is for.
+pub(crate) fn user(dir: &Path, name: &str) -> Result<User, String> {
+    let path = dir.join("config.json");
+    let text = std::fs::read(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let own: Value =
+        serde_json::from_slice(&text).map_err(|error| format!("{} is damaged: {error}", path.display()))?;
+    let rootfs = own["root"]["path"].as_str().ok_or_else(|| format!("{} names no root", path.display()))?;
+    let (user, command) = (Some(name.to_owned()), Some(vec!["-".to_owned()]));
+    let overrides = Overrides { user, command, ..Overrides::default() };
+    let config = bundle::config(&ImageConfig::default(), Path::new(rootfs), &overrides);
+    let mut config = config.map_err(|error| super::images::words(&error))?;
+    serde_json::from_value(config["process"]["user"].take()).map_err(|error| error.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,6 +273,20 @@ mod tests {
         assert!(ensure_bind(path, false).unwrap_err().contains("does not exist on this node"));
         assert!(ensure_bind(path, true).unwrap().is_dir());
         assert!(ensure_bind("relative", true).is_err());
+    }
+
+    #[test]
+    fn a_user_is_looked_up_inside_the_replica() {
+        let dir = tempfile::tempdir().unwrap();
+        let rootfs = dir.path().join("rootfs");
+        std::fs::create_dir_all(rootfs.join("etc")).unwrap();
+        std::fs::write(rootfs.join("etc/passwd"), "app:x:70:71::/:\n").unwrap();
+        std::fs::write(rootfs.join("etc/group"), "app:x:71:\nlog:x:72:app\n").unwrap();
+        std::fs::write(dir.path().join("config.json"), json!({"root": {"path": rootfs}}).to_string()).unwrap();
+        let found = user(dir.path(), "app").unwrap();
+        assert_eq!((found.uid, found.gid, found.additional_gids.contains(&72)), (70, 71, true));
+        assert_eq!(user(dir.path(), "5:6").unwrap(), User { uid: 5, gid: 6, additional_gids: vec![] });
+        assert!(user(dir.path(), "nobody-there").is_err());
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! The node's network: netd is handed the table, and asked for attachments.
 
 use crate::error::chain;
-use crate::netd_client::Client;
 use gantry_api::ids::Revision;
 use gantry_api::network::{AttachRequest, Attachment, Table};
+use gantry_netd::client::Client;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;

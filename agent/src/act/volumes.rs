@@ -19,11 +19,21 @@ const DEPTH_MAX: u32 = 200;
 
 /// The data of an image could not be put into a volume.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum VolumeError {
+pub enum VolumeError {
+    /// A file operation around it.
     #[error(transparent)]
     File(#[from] FileError),
+    /// Copying.
     #[error("cannot fill volume {} from the image's {target}", volume.display())]
-    Fill { volume: PathBuf, target: String, source: io::Error },
+    Fill {
+        /// Its directory.
+        volume: PathBuf,
+        /// Path in the image.
+        target: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Not a name.
     #[error("`{0}` is not the name of a volume")]
     Name(String),
 }
@@ -32,7 +42,10 @@ pub(crate) enum VolumeError {
 static FILLING: Mutex<()> = Mutex::new(());
 
 /// The data directory of the volume at `dir`; made, and filled from `target` of the image, where it is new or empty.
-pub(crate) fn ensure(dir: &Path, rootfs: &Path, target: &str) -> Result<PathBuf, VolumeError> {
+///
+/// # Errors
+/// The disk, or a file of the image that cannot be copied; the volume is not there then.
+pub fn ensure(dir: &Path, rootfs: &Path, target: &str) -> Result<PathBuf, VolumeError> {
     let data = dir.join("_data");
     let _one = FILLING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let used = fs::read_dir(&data).is_ok_and(|mut entries| entries.next().is_some());

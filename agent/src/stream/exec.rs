@@ -2,6 +2,7 @@
 //!
 //! Whoever asked going away ends the command: nothing is left running in a replica that nobody looks at.
 
+use crate::act::bundle;
 use crate::act::runtime::{Process, Runtime, code};
 use crate::dial::Tunnel;
 use crate::error::chain;
@@ -11,7 +12,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +30,7 @@ const LEFTOVERS_MAX: Duration = Duration::from_millis(500);
 /// For the runtime to hand over the terminal.
 const CONSOLE_MAX: Duration = Duration::from_secs(10);
 
-pub(super) async fn serve(io: Tunnel, request: &ExecRequest, runtime: &Runtime) -> io::Result<()> {
+pub(super) async fn serve(io: Tunnel, request: &ExecRequest, bundle: &Path, runtime: &Runtime) -> io::Result<()> {
     let (from, mut to) = tokio::io::split(io);
     let (frames, mut outgoing) = mpsc::channel::<Frame>(AHEAD_FRAMES);
     let writing = async {
@@ -40,7 +41,7 @@ pub(super) async fn serve(io: Tunnel, request: &ExecRequest, runtime: &Runtime) 
         to.shutdown().await
     };
     let running = async {
-        let last = match run(from, request, runtime, &frames).await {
+        let last = match run(from, request, bundle, runtime, &frames).await {
             Ok(Some(code)) => Some(Frame::Exit(code)),
             Ok(None) => None,
             Err(message) => Some(Frame::Error(message)),
@@ -63,6 +64,7 @@ pub(super) async fn serve(io: Tunnel, request: &ExecRequest, runtime: &Runtime) 
 async fn run(
     from: impl AsyncRead + Unpin,
     request: &ExecRequest,
+    bundle: &Path,
     runtime: &Runtime,
     frames: &mpsc::Sender<Frame>,
 ) -> Result<Option<i32>, String> {
@@ -71,7 +73,7 @@ async fn run(
     }
     let (mut command, process) = runtime.exec();
     let console = if request.tty { Some(Console::listen(runtime, &mut command)?) } else { None };
-    arguments(&mut command, request);
+    arguments(&mut command, request, bundle)?;
     let streams = !request.tty;
     command.stdin(if streams && request.stdin { Stdio::piped() } else { Stdio::null() });
     command.stdout(if streams { Stdio::piped() } else { Stdio::null() });
@@ -84,17 +86,22 @@ async fn run(
     }
 }
 
-fn arguments(command: &mut Command, request: &ExecRequest) {
+fn arguments(command: &mut Command, request: &ExecRequest, bundle: &Path) -> Result<(), String> {
     for variable in &request.environment {
         command.arg("--env").arg(variable);
     }
-    if let Some(user) = &request.user {
-        command.arg("--user").arg(user);
+    if let Some(name) = &request.user {
+        let user = bundle::user(bundle, name)?;
+        command.arg("--user").arg(format!("{}:{}", user.uid, user.gid));
+        for group in user.additional_gids {
+            command.arg("--additional-gids").arg(group.to_string());
+        }
     }
     if let Some(dir) = &request.working_dir {
         command.arg("--cwd").arg(dir);
     }
     command.arg(request.replica.as_str()).args(&request.command);
+    Ok(())
 }
 
 /// A command in a replica that ends with this value.

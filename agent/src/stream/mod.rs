@@ -225,7 +225,10 @@ impl Opening {
             }
         };
         let result = match &self.request {
-            TunnelRequest::Exec(request) => exec::serve(io, request, &self.runtime).await,
+            TunnelRequest::Exec(request) => {
+                let bundle = self.paths.replica(&request.replica).bundle();
+                exec::serve(io, request, &bundle, &self.runtime).await
+            }
             TunnelRequest::Logs(request) => logs::serve(io, request, &self.paths.replica(&request.replica)).await,
         };
         if let Err(error) = result {

@@ -18,6 +18,7 @@ mod version;
 
 use crate::error::Outcome;
 use crate::global::Global;
+use crate::{lab, local};
 
 /// Every command. One line each here and one in [`Command::run`].
 #[derive(Debug, clap::Subcommand)]
@@ -37,6 +38,24 @@ pub(crate) enum Command {
     Events(events::Events),
     // Containers and images of this host without a cluster (`local`), clusters on this machine (`lab`): see
     // `crate::local` and `crate::lab`.
+    Run(Box<local::Run>),
+    Start(local::Start),
+    Stop(local::Stop),
+    Kill(local::Kill),
+    Rm(local::Rm),
+    Pull(local::Pull),
+    Images(local::Images),
+    Rmi(local::Rmi),
+    Load(local::Load),
+    Lab(lab::Lab),
+    #[command(hide = true)]
+    RunWatch(local::Watch),
+    #[command(hide = true)]
+    LabNode(lab::LabNode),
+    #[command(hide = true)]
+    LabSwitch(lab::LabSwitch),
+    #[command(hide = true)]
+    LabForward(lab::LabForward),
     // Nodes and daemons.
     Server(daemons::server::Server),
     Join(daemons::join::Join),
@@ -66,6 +85,20 @@ impl Command {
             Self::Exec(args) => exec::run(args, global),
             Self::Inspect(args) => inspect::run(args, global),
             Self::Events(args) => events::run(args, global),
+            Self::Run(args) => args.run(global),
+            Self::Start(args) => args.run(global),
+            Self::Stop(args) => args.run(global),
+            Self::Kill(args) => args.run(global),
+            Self::Rm(args) => args.run(global),
+            Self::Pull(args) => args.run(global),
+            Self::Images(args) => args.run(global),
+            Self::Rmi(args) => args.run(global),
+            Self::Load(args) => args.run(global),
+            Self::Lab(args) => args.run(global),
+            Self::RunWatch(args) => args.run(global),
+            Self::LabNode(args) => args.run(),
+            Self::LabSwitch(args) => args.run(),
+            Self::LabForward(args) => args.run(),
             Self::Server(args) => daemons::server::run(args, global),
             Self::Join(args) => daemons::join::run(args, global),
             Self::Scheduler(args) => daemons::scheduler::run(args, global),
