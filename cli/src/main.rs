@@ -9,6 +9,7 @@ mod global;
 mod host;
 mod init;
 mod lab;
+mod local;
 mod project;
 mod render;
 mod target;
@@ -66,6 +67,11 @@ mod tests {
     fn help_lists_every_command_and_every_exit_code() {
         let help = Cli::command().render_help().to_string();
         for name in [
+            "server",
+            "join",
+            "scheduler",
+            "agent",
+            "netd",
             "up",
             "down",
             "plan",

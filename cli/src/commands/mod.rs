@@ -2,6 +2,7 @@
 
 mod apps;
 mod completion;
+mod daemons;
 mod down;
 mod events;
 mod exec;
@@ -17,7 +18,7 @@ mod version;
 
 use crate::error::Outcome;
 use crate::global::Global;
-use crate::lab;
+use crate::{lab, local};
 
 /// Every command. One line each here and one in [`Command::run`].
 #[derive(Debug, clap::Subcommand)]
@@ -35,15 +36,32 @@ pub(crate) enum Command {
     Exec(exec::Exec),
     Inspect(inspect::Inspect),
     Events(events::Events),
-    // Clusters on this machine.
+    // Containers and images of this host without a cluster (`local`), clusters on this machine (`lab`): see
+    // `crate::local` and `crate::lab`.
+    Run(Box<local::Run>),
+    Start(local::Start),
+    Stop(local::Stop),
+    Kill(local::Kill),
+    Rm(local::Rm),
+    Pull(local::Pull),
+    Images(local::Images),
+    Rmi(local::Rmi),
+    Load(local::Load),
     Lab(lab::Lab),
     #[command(hide = true)]
-    LabNode(lab::helper::BootFile),
+    RunWatch(local::Watch),
     #[command(hide = true)]
-    LabSwitch(lab::helper::BootFile),
+    LabNode(lab::LabNode),
     #[command(hide = true)]
-    LabForward(lab::helper::BootFile),
+    LabSwitch(lab::LabSwitch),
+    #[command(hide = true)]
+    LabForward(lab::LabForward),
     // Nodes and daemons.
+    Server(daemons::server::Server),
+    Join(daemons::join::Join),
+    Scheduler(daemons::scheduler::Scheduler),
+    Agent(daemons::agent::Agent),
+    Netd(daemons::netd::Netd),
     #[command(subcommand)]
     Node(node::Node),
     #[command(subcommand)]
@@ -67,10 +85,25 @@ impl Command {
             Self::Exec(args) => exec::run(args, global),
             Self::Inspect(args) => inspect::run(args, global),
             Self::Events(args) => events::run(args, global),
+            Self::Run(args) => args.run(global),
+            Self::Start(args) => args.run(global),
+            Self::Stop(args) => args.run(global),
+            Self::Kill(args) => args.run(global),
+            Self::Rm(args) => args.run(global),
+            Self::Pull(args) => args.run(global),
+            Self::Images(args) => args.run(global),
+            Self::Rmi(args) => args.run(global),
+            Self::Load(args) => args.run(global),
             Self::Lab(args) => args.run(global),
-            Self::LabNode(file) => Ok(lab::node(&file)),
-            Self::LabSwitch(file) => Ok(lab::switch(&file)),
-            Self::LabForward(file) => Ok(lab::forward(&file)),
+            Self::RunWatch(args) => args.run(global),
+            Self::LabNode(args) => args.run(),
+            Self::LabSwitch(args) => args.run(),
+            Self::LabForward(args) => args.run(),
+            Self::Server(args) => daemons::server::run(args, global),
+            Self::Join(args) => daemons::join::run(args, global),
+            Self::Scheduler(args) => daemons::scheduler::run(args, global),
+            Self::Agent(args) => daemons::agent::run(args, global),
+            Self::Netd(args) => daemons::netd::run(args, global),
             Self::Node(command) => node::run(command, global),
             Self::Token(command) => token::run(command, global),
             Self::Version(args) => version::run(args, global),

@@ -14,13 +14,13 @@ mod api;
 mod cgroup;
 mod error;
 mod forward;
-pub mod helper;
+mod helper;
 mod netlink;
 mod node;
 mod ops;
-mod state;
+pub mod state;
 mod switch;
-mod sys;
+pub mod sys;
 
 use crate::error::Outcome;
 use crate::global::Global;
@@ -141,19 +141,55 @@ impl Lab {
     }
 }
 
-/// PID 1 of a lab's node (hidden command `lab-node`).
-pub fn node(file: &helper::BootFile) -> u8 {
-    node::run(file)
+/// PID 1 of a lab's node.
+#[derive(Debug, clap::Args)]
+pub struct LabNode {
+    #[command(flatten)]
+    file: helper::BootFile,
 }
 
-/// Holder of a lab's switch (hidden command `lab-switch`).
-pub fn switch(file: &helper::BootFile) -> u8 {
-    switch::run(file)
+impl LabNode {
+    /// Returns only when the node could not be made.
+    ///
+    /// # Errors
+    /// None: what went wrong was told to `lab up`.
+    pub fn run(&self) -> Outcome {
+        Ok(node::run(&self.file))
+    }
 }
 
-/// A lab's port forwarder (hidden command `lab-forward`).
-pub fn forward(file: &helper::BootFile) -> u8 {
-    forward::run(file)
+/// Holder of a lab's switch.
+#[derive(Debug, clap::Args)]
+pub struct LabSwitch {
+    #[command(flatten)]
+    file: helper::BootFile,
+}
+
+impl LabSwitch {
+    /// Returns only when the switch could not be made.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn run(&self) -> Outcome {
+        Ok(switch::run(&self.file))
+    }
+}
+
+/// A lab's port forwarder.
+#[derive(Debug, clap::Args)]
+pub struct LabForward {
+    #[command(flatten)]
+    file: helper::BootFile,
+}
+
+impl LabForward {
+    /// Returns only when it could not begin.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn run(&self) -> Outcome {
+        Ok(forward::run(&self.file))
+    }
 }
 
 /// The scheduler's socket of the only lab that runs; `None` when there is none or more than one.

@@ -264,7 +264,8 @@ pub fn name(number: u32) -> String {
     format!("n{number}")
 }
 
-fn boot_id() -> String {
+/// Which boot of the machine this is.
+pub fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 

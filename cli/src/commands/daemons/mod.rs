@@ -66,14 +66,14 @@ fn netd_config(global: &Global) -> gantry_netd::Config {
 }
 
 fn agent_config(global: &Global, worker: &Worker, advertise: Ipv4Addr) -> Result<gantry_agent::Config, CliError> {
-    let own = std::env::current_exe()
-        .map_err(|error| CliError::new(format!("cannot find this program's file: {error}")))?;
+    let own =
+        std::env::current_exe().map_err(|error| CliError::new(format!("cannot find this program's file: {error}")))?;
     Ok(gantry_agent::Config {
         data_dir: global.data_dir.clone(),
         run_dir: global.run_dir.clone(),
         cgroup_parent: global.cgroup_parent.clone(),
         runtime: host::runtime(global.runtime.as_deref())?,
-        init: own,
+        init: Some(own),
         netd_socket: netd_config(global).socket,
         advertise,
         labels: worker.label.iter().cloned().collect::<BTreeMap<_, _>>(),
