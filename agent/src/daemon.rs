@@ -175,7 +175,8 @@ struct Events {
     ended: mpsc::UnboundedReceiver<Event>,
     assignments: mpsc::Receiver<Box<Assignment>>,
     assignments_in: mpsc::Sender<Box<Assignment>>,
-    exits: Watch,
+    /// `None` when the kernel tells no more, and looking again is all there is.
+    exits: Option<Watch>,
     network: watch::Receiver<network::State>,
 }
 
@@ -197,6 +198,8 @@ struct Daemon {
     meter: Option<node::Meter>,
     measured: Option<(Instant, HashMap<ReplicaId, Usage>)>,
     usage: HashMap<ReplicaId, (Bytes, MilliCpu)>,
+    exits_taken: Vec<(ReplicaId, ExitFile)>,
+    /// Being removed, or could not be: tried again with the next assignment.
     volumes_going: BTreeSet<String>,
     own_problems: BTreeMap<&'static str, String>,
     tasks: JoinSet<()>,
@@ -255,6 +258,7 @@ impl Daemon {
             meter: Some(node::Meter::default()),
             measured: None,
             usage: HashMap::new(),
+            exits_taken: Vec::new(),
             volumes_going: BTreeSet::new(),
             own_problems: BTreeMap::new(),
             tasks,
@@ -262,11 +266,11 @@ impl Daemon {
         daemon.clear_scratch();
         for (id, file) in buried {
             if let (Some(before), Some(after)) = (before.get(&id), daemon.node.observed.get(&id)) {
-                daemon.bury(before, after, &file);
+                daemon.bury(before, after, file.as_ref());
             }
         }
         daemon.step().await;
-        Ok((daemon, Events { ended, assignments, assignments_in, exits, network }))
+        Ok((daemon, Events { ended, assignments, assignments_in, exits: Some(exits), network }))
     }
 
     /// Sockets and files of commands that a killed agent left.
@@ -296,12 +300,12 @@ impl Daemon {
             };
             tokio::select! {
                 biased;
-                changed = events.exits.changed() => {
+                changed = changed(&mut events.exits) => {
                     if let Err(error) = changed {
                         warn!("cannot watch exit files any more, looking every {RESCAN:?}: {error}");
-                        rescan.tick().await;
+                        events.exits = None;
                     }
-                    self.exits().await;
+                    self.exits();
                 }
                 Some(event) = events.ended.recv() => {
                     self.take(event);
@@ -311,7 +315,7 @@ impl Daemon {
                 }
                 Some(assignment) = events.assignments.recv() => self.assign(*assignment).await,
                 Ok(()) = events.network.changed() => self.network = events.network.borrow_and_update().clone(),
-                _ = rescan.tick() => self.exits().await,
+                _ = rescan.tick() => self.exits(),
                 _ = audit.tick() => self.audit(),
                 _ = measure.tick() => self.measure(),
                 () = pause => {}
@@ -327,14 +331,16 @@ impl Daemon {
         for action in &actions {
             self.node.begin(action, now_ms);
         }
+        // Told before it is kept: whatever is told here is found again by looking.
+        self.publish();
         self.save().await;
+        self.forget_exits();
         for action in actions {
             self.spawn(action);
         }
         for volume in plan::volumes_to_remove(&self.node) {
             self.remove_volume(volume);
         }
-        self.publish();
     }
 
     async fn save(&mut self) {
@@ -404,35 +410,35 @@ impl Daemon {
             }
             Event::Missing(replicas) => {
                 for (id, started_ms) in replicas {
-                    if let Some(Seen { facts, .. }) = self.node.observed.get_mut(&id)
-                        && facts.busy.is_none()
-                        && facts.process == (Process::Running { started_ms })
+                    if let Some(seen) = self.node.observed.get_mut(&id)
+                        && seen.facts.busy.is_none()
+                        && seen.facts.process == (Process::Running { started_ms })
                     {
                         warn!("{id} is gone, and nobody wrote how it ended");
-                        facts.adopt(Found::Nothing, now_ms);
+                        let before = seen.clone();
+                        seen.facts.adopt(Found::Nothing, now_ms);
+                        let after = seen.clone();
+                        self.bury(&before, &after, None);
                     }
                 }
             }
             Event::Measured(measured) => self.measured(measured),
-            Event::VolumeRemoved(name, result) => {
-                self.volumes_going.remove(&name);
-                match result {
-                    Ok(()) => self.node.remove_volumes.retain(|other| *other != name),
-                    Err(message) => self.problem("volume", Some(message)),
+            Event::VolumeRemoved(name, result) => match result {
+                Ok(()) => {
+                    self.volumes_going.remove(&name);
+                    self.node.remove_volumes.retain(|other| *other != name);
                 }
-            }
+                Err(message) => self.problem("volume", Some(message)),
+            },
         }
     }
 
-    /// Takes in every exit file there is. A file goes when what it says is kept.
-    async fn exits(&mut self) {
+    /// Takes in every exit file there is.
+    fn exits(&mut self) {
         let found = match exits::scan(&self.paths.exits()) {
             Ok(found) => found,
             Err(error) => return self.problem("exits", Some(chain(&error))),
         };
-        if found.is_empty() {
-            return;
-        }
         let now_ms = self.clock.now_ms();
         for (id, file) in &found {
             let before = self.node.observed.get(id).cloned();
@@ -440,11 +446,15 @@ impl Daemon {
                 && let (Some(before), Some(after)) = (before, self.node.observed.get(id))
             {
                 info!("{id} ended: {}", ending(&file.exit));
-                self.bury(&before, after, file);
+                self.bury(&before, after, Some(file));
             }
         }
-        self.save().await;
-        for (id, file) in found {
+        self.exits_taken.extend(found);
+    }
+
+    /// Removes exit files whose news are kept.
+    fn forget_exits(&mut self) {
+        for (id, file) in std::mem::take(&mut self.exits_taken) {
             // A process that was started and ended meanwhile has left another one.
             let path = self.paths.exit_file(&id);
             let removed = exits::read(&path).and_then(|now| match now {
@@ -458,16 +468,17 @@ impl Daemon {
     }
 
     /// Leaves a record of an end.
-    fn bury(&self, before: &Seen, after: &Seen, file: &ExitFile) {
+    fn bury(&self, before: &Seen, after: &Seen, file: Option<&ExitFile>) {
         let replica = Arc::clone(&after.replica);
+        let Some(exit) = after.facts.last_exit.clone() else { return };
         let death = Death {
             replica: replica.id.clone(),
             name: replica.name.clone(),
             image: replica.template.image.clone(),
-            exit: after.facts.last_exit.clone().unwrap_or_else(|| file.exit.clone()),
-            started_at_ms: Some(file.started_at_ms),
+            exit,
+            started_at_ms: file.map(|file| file.started_at_ms),
             restarts: before.facts.restarts,
-            memory_peak: file.memory_peak,
+            memory_peak: file.and_then(|file| file.memory_peak),
             memory_limit: replica.template.resources.limit_memory,
             health_output: Some(before.facts.health.output.clone()).filter(|output| !output.is_empty()),
             last_lines: Vec::new(),
@@ -486,6 +497,8 @@ impl Daemon {
         if let Err(refused) = self.node.assign(&assignment, &self.me) {
             return warn!("{refused}; it is not carried out");
         }
+        self.volumes_going.clear();
+        self.problem("volume", None);
         let assignment = Arc::new(assignment);
         let (paths, kept) = (self.paths.clone(), Arc::clone(&assignment));
         let result = spawn_blocking(move || Ledger::save_assignment(&paths, &kept)).await;
@@ -613,6 +626,13 @@ impl Daemon {
     }
 }
 
+async fn changed(watch: &mut Option<Watch>) -> std::io::Result<()> {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
 fn empty_report() -> Report {
     Report {
         sequence: 0,
@@ -641,13 +661,13 @@ fn ending(exit: &gantry_api::wire::Exit) -> String {
     }
 }
 
-/// Brings what is kept in line with what runs; the ends that are news.
+/// Brings what is kept in line with what runs; the ends that are news, with their exit files where there are any.
 fn adopt(
     node: &mut Node,
     listed: &[crate::act::runtime::Listed],
     paths: &Paths,
     now_ms: u64,
-) -> Result<Vec<(ReplicaId, ExitFile)>, fsx::FileError> {
+) -> Result<Vec<(ReplicaId, Option<ExitFile>)>, fsx::FileError> {
     let runs: BTreeSet<&str> = listed.iter().filter(|c| c.runs()).map(|c| c.id.as_str()).collect();
     let mut ended = Vec::new();
     for (id, seen) in &mut node.observed {
@@ -660,15 +680,11 @@ fn adopt(
             facts.adopt(Found::Running(started_ms), now_ms);
             continue;
         }
-        match exits::read(&paths.exit_file(id))? {
-            Some(file) => {
-                let last = facts.last_exit.clone();
-                facts.adopt(Found::Exited(file.exit.clone()), now_ms);
-                if facts.last_exit != last {
-                    ended.push((id.clone(), file));
-                }
-            }
-            None => facts.adopt(Found::Nothing, now_ms),
+        let last = facts.last_exit.clone();
+        let file = exits::read(&paths.exit_file(id))?;
+        facts.adopt(file.clone().map_or(Found::Nothing, |file| Found::Exited(file.exit)), now_ms);
+        if facts.last_exit != last {
+            ended.push((id.clone(), file));
         }
     }
     Ok(ended)

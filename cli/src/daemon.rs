@@ -49,7 +49,9 @@ pub fn block_on(future: impl Future<Output = Outcome>) -> Outcome {
         .build()
         .map_err(|error| CliError::new(format!("cannot start threads: {error}")))?;
     let outcome = runtime.block_on(future);
-    runtime.shutdown_background();
+    // Threads that wait for a disk or a registry are ended by the process's end. Shutting the runtime down first would
+    // take its clock from under them.
+    std::mem::forget(runtime);
     outcome
 }
 

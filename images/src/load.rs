@@ -594,8 +594,10 @@ impl Loader<'_> {
             self.store.has_layer(spec.diff_id) && self.store.has_blob(spec.digest, spec.size);
         if reused {
             part.remove()?;
-        } else {
-            self.ingest(spec, &mut part)?;
+        } else if let Err(error) = self.ingest(spec, &mut part) {
+            // The source is at hand: there is nothing to go on with.
+            part.remove()?;
+            return Err(error);
         }
         self.progress.event(Event::LayerDone {
             digest: spec.digest,

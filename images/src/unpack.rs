@@ -640,7 +640,7 @@ impl CopyError {
 
 /// Open a directory below `root` without following any link.
 fn open_beneath(root: BorrowedFd<'_>, dir: &[u8]) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     sys::openat2(
         root,
         dir,

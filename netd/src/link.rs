@@ -8,7 +8,8 @@ use crate::netlink::{Batch, CREATE, EADDRNOTAVAIL, ENODEV, ENOENT, ESRCH, EXCLUS
 use gantry_api::network::Ipv4Net;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute, LinkExtentMask,
+    LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -295,13 +296,11 @@ fn named(name: &str, kind: InfoKind, data: Option<InfoData>) -> LinkMessage {
 }
 
 /// Create a bridge, up, with a hardware address that stays when ports come and go.
-pub(crate) fn create_bridge(batch: &mut Batch, name: &str, mac: Mac, mtu: u32, group: u32) {
+///
+/// Its MTU follows its ports until it is changed: one given here would not count as given.
+pub(crate) fn create_bridge(batch: &mut Batch, name: &str, mac: Mac, group: u32) {
     let mut message = named(name, InfoKind::Bridge, None);
-    message.attributes.extend([
-        LinkAttribute::Address(mac.0.to_vec()),
-        LinkAttribute::Mtu(mtu),
-        LinkAttribute::Group(group),
-    ]);
+    message.attributes.extend([LinkAttribute::Address(mac.0.to_vec()), LinkAttribute::Group(group)]);
     up(&mut message);
     let request = RouteNetlinkMessage::NewLink(message);
     batch.route(request, CREATE | EXCLUSIVE, "create bridge", name.to_owned());
@@ -363,6 +362,15 @@ pub(crate) fn create_pair(batch: &mut Batch, pair: Pair<'_>) {
     up(&mut outer);
     let request = RouteNetlinkMessage::NewLink(outer);
     batch.route(request, CREATE | EXCLUSIVE, "create veth", pair.host.to_owned());
+}
+
+/// Let a bridge send a frame back out of the port it came in by. Repeatable.
+pub(crate) fn allow_hairpin(batch: &mut Batch, port: &str) {
+    let mut message = LinkMessage::default();
+    let data = InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)]);
+    let info = vec![LinkInfo::PortKind(InfoPortKind::Bridge), LinkInfo::PortData(data)];
+    message.attributes = vec![LinkAttribute::IfName(port.into()), LinkAttribute::LinkInfo(info)];
+    batch.route(RouteNetlinkMessage::NewLink(message), 0, "allow hairpin on bridge port", port.to_owned());
 }
 
 /// Bring a link up, by index.

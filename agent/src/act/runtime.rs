@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
+use tracing::debug;
 
 /// No command of the runtime takes this long unless the kernel hangs.
 const COMMAND_MAX: Duration = Duration::from_secs(30);
@@ -147,6 +148,7 @@ impl Runtime {
 
     /// Runs a command to its end; its standard output.
     async fn run(&self, name: &'static str, mut command: Command) -> Result<Vec<u8>, RuntimeError> {
+        let begun = Instant::now();
         let mut child = self.spawn(&mut command)?;
         let words = child.stderr.take().map(collect);
         let answer = child.stdout.take().map(collect);
@@ -155,6 +157,7 @@ impl Runtime {
             return Err(RuntimeError::Stuck { command: name });
         };
         let status = ended.map_err(failed)?;
+        debug!("runtime {name}: {status} after {:?}", begun.elapsed());
         if status.success() {
             return Ok(collected(answer).await);
         }

@@ -38,7 +38,8 @@ pub enum VolumeError {
     Name(String),
 }
 
-/// One fill at a time: two replicas that share a new volume must not both fill it.
+/// One change at a time: two replicas that share a new volume must not both fill it, and one that is being removed
+/// must not be filled.
 static FILLING: Mutex<()> = Mutex::new(());
 
 /// The data directory of the volume at `dir`; made, and filled from `target` of the image, where it is new or empty.
@@ -69,6 +70,7 @@ pub(crate) fn remove(volumes: &Path, name: &str) -> Result<(), VolumeError> {
     if name.is_empty() || !name.bytes().all(plain) {
         return Err(VolumeError::Name(name.to_owned()));
     }
+    let _one = FILLING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     Ok(fsx::remove_tree(&volumes.join(name))?)
 }
 

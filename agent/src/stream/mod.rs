@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 /// First pause before dialling again.
@@ -29,6 +29,8 @@ const REDIAL_FIRST: Duration = Duration::from_millis(50);
 const REDIAL_MAX: Duration = Duration::from_secs(2);
 /// A peer that takes no bytes for longer is gone.
 const WRITE_MAX: Duration = Duration::from_secs(5);
+/// Between two reports of changes: in a storm of them, each report carries many.
+const GATHER: Duration = Duration::from_millis(10);
 /// Tunnels at once; one more is refused with words.
 const TUNNELS_MAX: usize = 128;
 
@@ -103,12 +105,14 @@ async fn converse(
     let (refusals, mut refused) = mpsc::channel::<ToScheduler>(TUNNELS_MAX);
     let mut tick = interval(Duration::from_millis(REPORT_INTERVAL_MS));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut quiet_until = Instant::now();
     loop {
         tokio::select! {
-            changed = stream.reports.changed() => {
+            changed = news(&mut stream.reports, quiet_until) => {
                 changed.map_err(|_| Broken::Over)?;
                 send_report(&mut write, stream, sequence).await?;
                 tick.reset();
+                quiet_until = Instant::now() + GATHER;
             }
             _ = tick.tick() => send_report(&mut write, stream, sequence).await?,
             Some(refusal) = refused.recv() => send(&mut write, &refusal).await?,
@@ -131,6 +135,11 @@ async fn converse(
             },
         }
     }
+}
+
+async fn news(reports: &mut watch::Receiver<Report>, not_before: Instant) -> Result<(), watch::error::RecvError> {
+    sleep_until(not_before).await;
+    reports.changed().await
 }
 
 async fn send_report(

@@ -49,7 +49,12 @@ fn trouble(service: &ServiceSummary, own: &[&Replica]) -> Option<String> {
     };
     let mut bad: Vec<&&Replica> = own.iter().filter(|replica| replica.current && !replica.ready).collect();
     bad.sort_by_key(|replica| (rank(replica), replica.name.number));
-    let replica = bad.into_iter().find_map(|replica| Some(format!("{}: {}", replica.name, replicas::why(replica)?)));
+    let told = bad.iter().find_map(|replica| Some(format!("{}: {}", replica.name, replicas::why(replica)?)));
+    let preparing = || {
+        let replica = bad.iter().find(|replica| replica.state == ReplicaState::Preparing && replica.node.is_some())?;
+        Some(format!("{}: preparing {}", replica.name, replica.image))
+    };
+    let replica = told.or_else(preparing);
     match (message, replica) {
         (Some(message), Some(replica)) if !replica.ends_with(&message) => Some(format!("{message}; {replica}")),
         (message, replica) => message.or(replica),
@@ -153,6 +158,11 @@ mod tests {
             (service("api", 2, 1), vec![old], "1/2 ready, 1/2 updated"),
             (service("api", 2, 1), vec![crashing.clone()], "1/2 ready: shop-api-2: it ended with exit code 1"),
             (service("db", 2, 1), vec![crashing.clone()], "1/2 ready"),
+            (
+                service("db", 1, 0),
+                vec![replica("db", 1, ReplicaState::Preparing)],
+                "0/1 ready: shop-db-1: preparing db:1",
+            ),
         ] {
             assert_eq!(service_line(&service, &replicas).text, want);
         }

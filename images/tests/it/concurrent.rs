@@ -5,16 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use gantry_images::{LoadSource, NoProgress, SnapshotOptions, Store};
+use gantry_images::{LoadSource, NoProgress, PullOptions, SnapshotOptions, Store};
 
 use crate::common::{Built, assert_tidy, count, noise, workplace};
 
-/// What a child process is to do: `load STORE LAYOUT` or `use STORE ID`.
+/// What a child process is to do: `load STORE LAYOUT`, `use STORE ID` or `pull STORE REFERENCE`.
 const TASK: &str = "GANTRY_IMAGES_TEST_TASK";
 
 /// The body of a child process; without a task it is an empty test.
 #[test]
-fn child() {
+fn task() {
     let Ok(task) = std::env::var(TASK) else {
         return;
     };
@@ -33,22 +33,36 @@ fn child() {
                 .unwrap();
             store.remove_snapshot(words[2]).unwrap();
         }
+        "pull" => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            let options = PullOptions::default();
+            runtime
+                .block_on(store.pull(&words[2].parse().unwrap(), &options, &NoProgress))
+                .unwrap();
+        }
         other => panic!("{other}"),
     }
 }
 
-/// In the mount namespace of this thread.
-fn start(task: &str) -> Child {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "concurrent::child", "--nocapture"])
+/// Another process of this test program, in the mount namespace of this thread.
+pub(crate) fn child(task: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "concurrent::task", "--nocapture"])
         .env(TASK, task)
         .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+        .stderr(Stdio::piped());
+    command
 }
 
-fn finish(child: Child) {
+fn start(task: &str) -> Child {
+    child(task).spawn().unwrap()
+}
+
+pub(crate) fn finish(child: Child) {
     let out = child.wait_with_output().unwrap();
     assert!(
         out.status.success(),

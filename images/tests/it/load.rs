@@ -534,16 +534,35 @@ fn a_directory_that_is_something_else_is_not_taken() {
     fs::write(work.join("home/letter"), "dear").unwrap();
     let error = Store::open(work.join("home")).unwrap_err();
     assert!(error.to_string().contains("letter"), "{error}");
-    assert_eq!(count(&work.join("home")), 2, "the letter and a lock");
+    assert_eq!(count(&work.join("home")), 1, "nothing is put there");
     let store = Store::open(work.join("store")).unwrap();
-    fs::write(store.root().join("index.json"), "{").unwrap();
+    let index = store.root().join("index.json");
+    fs::write(&index, "{").unwrap();
     assert!(matches!(
         Store::open(work.join("store")),
         Err(ImageError::BadImage { .. })
     ));
-    assert_eq!(
-        fs::read(store.root().join("index.json")).unwrap(),
-        b"{",
-        "never overwritten"
-    );
+    assert_eq!(fs::read(&index).unwrap(), b"{", "never overwritten");
+    fs::remove_file(&index).unwrap();
+    let error = Store::open(work.join("store")).unwrap_err().to_string();
+    assert!(error.contains("no index.json"), "{error}");
+    fs::write(
+        store.root().join("oci-layout"),
+        r#"{"imageLayoutVersion":"9"}"#,
+    )
+    .unwrap();
+    let error = Store::open(work.join("store")).unwrap_err().to_string();
+    assert!(error.contains("version 9"), "{error}");
+}
+
+#[test]
+fn a_store_that_was_half_made_is_completed() {
+    let work = workplace("1m");
+    let half = work.join("store");
+    fs::create_dir_all(half.join("blobs")).unwrap();
+    fs::write(half.join("index.json.tmp"), "{\"sche").unwrap();
+    fs::write(half.join("lock"), "").unwrap();
+    let store = Store::open(&half).unwrap();
+    assert!(store.images().unwrap().is_empty());
+    assert!(half.join("oci-layout").exists());
 }
