@@ -76,11 +76,21 @@ pub(crate) fn build(profile: Profile) -> Result<Binaries> {
     Ok(Binaries { gantry: find("gantry")?, runtime: find("gantry-runtime")? })
 }
 
-/// Where a release is, if one was built.
-pub(crate) fn built() -> Option<Binaries> {
+/// The programs to show or measure: those that `GANTRY_BIN` and `GANTRY_RUNTIME_BIN` name, else a fresh release.
+pub(crate) fn ready() -> Result<Binaries> {
+    match (std::env::var_os("GANTRY_BIN"), std::env::var_os("GANTRY_RUNTIME_BIN")) {
+        (Some(gantry), Some(runtime)) => Ok(Binaries { gantry: gantry.into(), runtime: runtime.into() }),
+        (None, None) => build(Profile::Release),
+        _ => Err(Error::Usage("set both of GANTRY_BIN and GANTRY_RUNTIME_BIN, or none".into())),
+    }
+}
+
+/// The same, without building when a release is there already.
+pub(crate) fn at_hand() -> Result<Binaries> {
     let place = files::target().join("release");
     let both = Binaries { gantry: place.join("gantry"), runtime: place.join("gantry-runtime") };
-    (both.gantry.exists() && both.runtime.exists()).then_some(both)
+    let there = both.gantry.exists() && both.runtime.exists() && std::env::var_os("GANTRY_BIN").is_none();
+    if there { Ok(both) } else { ready() }
 }
 
 /// The same file under a second name; a copy where that cannot be.

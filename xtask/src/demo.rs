@@ -3,7 +3,7 @@
 //! Everything goes through the commands a user has. What is promised is checked: a promise that is not kept ends the
 //! demo with exit code 1 (`--keep-going`: at its end).
 
-use crate::binaries::{self, Binaries, Profile};
+use crate::binaries::{self, Binaries};
 use crate::error::{Error, Result};
 use crate::hammer::{Hammer, Tally};
 use crate::lab::{self, Lab, Node, Replica};
@@ -36,7 +36,7 @@ pub(crate) fn task(args: &[String]) -> Result<()> {
     }
     host::check_root("demo")?;
     if down {
-        let binaries = binaries::built().map_or_else(|| binaries::build(Profile::Release), Ok)?;
+        let binaries = binaries::at_hand()?;
         Lab::new(&binaries, LAB, PORT).down()?;
         println!("the demo's lab is removed");
         return Ok(());
@@ -62,7 +62,7 @@ fn prepare() -> Result<Binaries> {
     })?;
     let mut built = None;
     show::step("Build gantry and gantry-runtime", || {
-        let binaries = built.insert(binaries::build(Profile::Release)?);
+        let binaries = built.insert(binaries::ready()?);
         Ok(format!("{}\n{}", binaries::shown(&binaries.gantry), binaries::shown(&binaries.runtime)))
     })?;
     show::step("Make images from Debian packages", || {

@@ -15,6 +15,9 @@ const LOOK: Duration = Duration::from_millis(10);
 /// The scheduler is on this machine.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
+/// No command takes this long but one that hangs: each has a limit of its own below it.
+const COMMAND_WITHIN: Duration = Duration::from_secs(150);
+
 /// One lab.
 #[derive(Debug)]
 pub(crate) struct Lab {
@@ -77,14 +80,14 @@ impl Lab {
 
     /// `gantry lab …`, done; what it says is kept for its failure.
     pub(crate) fn lab(&self, words: &[&str]) -> Result<String> {
-        process::text(&mut self.command(words))
+        process::text_within(&mut self.command(words), COMMAND_WITHIN)
     }
 
     /// `gantry …` that talks to this lab's scheduler.
     pub(crate) fn ask(&self, words: &[&str]) -> Result<String> {
         let mut command = self.gantry(words);
         command.env("GANTRY_HOST", format!("unix://{}", self.socket()?.display()));
-        process::text(&mut command)
+        process::text_within(&mut command, COMMAND_WITHIN)
     }
 
     /// What `lab status --json` says.

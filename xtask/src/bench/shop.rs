@@ -4,7 +4,7 @@
 //! the nodes before the first round.
 
 use super::{Figure, Options, Report, median};
-use crate::binaries::{self, Profile};
+use crate::binaries;
 use crate::error::{Error, Result};
 use crate::hammer::Hammer;
 use crate::lab::{self, Lab, Watch};
@@ -34,7 +34,7 @@ struct Samples {
 /// Runs the bench; its lab is removed, also after a failure.
 pub(crate) fn run(options: &Options) -> Result<Report> {
     host::check_root("bench shop")?;
-    let binaries = binaries::build(Profile::Release)?;
+    let binaries = binaries::ready()?;
     images::build(&[], false)?;
     let lab = Lab::new(&binaries, LAB, PORT);
     lab.fresh(3)?;
