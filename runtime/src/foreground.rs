@@ -52,13 +52,14 @@ impl Signals {
             ];
             poll(&mut fds)?;
             let (message, signal) = (fds[0].revents(), fds[1].revents());
+            // A message first: once the program runs, signals are for it.
+            if !message.is_empty() {
+                return channel.receive();
+            }
             if !signal.is_empty()
                 && let Some(signal @ (libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT)) = self.next()?
             {
                 return Err(Failure::new(format!("interrupted by signal {signal} before the start")));
-            }
-            if !message.is_empty() {
-                return channel.receive();
             }
         }
     }

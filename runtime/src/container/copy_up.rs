@@ -19,8 +19,10 @@ pub fn copy(root: RootDir<'_>, path: &str, target: BorrowedFd<'_>) -> Outcome<()
         result => result.because(|| format!("cannot read `{path}`"))?,
     };
     let stat = rustix::fs::fstat(&source).because(|| format!("cannot read `{path}`"))?;
-    copy_attributes(&stat, target)
-        .and_then(|()| copy_directory(source.as_fd(), target))
+    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let target = rustix::fs::openat(target, ".", flags, Mode::empty()).because(|| "cannot open the tmpfs".to_owned())?;
+    copy_directory(source.as_fd(), target.as_fd())
+        .and_then(|()| copy_attributes(&stat, target.as_fd()))
         .because(|| format!("cannot copy what is in `{path}`"))
 }
 

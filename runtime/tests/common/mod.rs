@@ -6,6 +6,7 @@
 
 use serde_json::{Value, json};
 use std::fs;
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -94,7 +95,7 @@ impl Bed {
     /// Run a command to its end.
     pub(crate) fn run(&self, args: &[&str]) -> Ran {
         self.save();
-        finish(self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the runtime"))
+        finish(&mut self.command(args))
     }
 
     /// Run a command that must succeed; returns its standard output.
@@ -165,7 +166,7 @@ impl Bed {
         }
         text += &fs::read_to_string(self.path("log")).unwrap_or_default();
         let mut output = String::new();
-        for line in text.lines() {
+        for line in text.split_terminator('\n') {
             let mut words = line.splitn(4, ' ');
             let (_, _, tag) = (words.next(), words.next(), words.next().expect("a tag"));
             output += words.next().unwrap_or("");
@@ -192,34 +193,35 @@ const APPLETS: &[&str] = &[
     "awk", "umount", "rm", "printf", "test", "setuidgid", "unshare",
 ];
 
-/// Wait for a command, killing it when it takes too long.
-pub(crate) fn finish(mut child: Child) -> Ran {
-    use std::io::Read;
-    use std::os::unix::process::ExitStatusExt;
-    let read = |stream: Option<Box<dyn Read + Send>>| {
-        std::thread::spawn(move || {
-            let mut bytes = Vec::new();
-            if let Some(mut stream) = stream {
-                let _ = stream.read_to_end(&mut bytes);
-            }
-            String::from_utf8_lossy(&bytes).into_owned()
-        })
+/// Run a command to its end, with output into files: a container it leaves behind keeps them open, and must not keep
+/// us waiting.
+pub(crate) fn finish(command: &mut Command) -> Ran {
+    let (mut out, mut err) = (tempfile::tempfile().expect("a file"), tempfile::tempfile().expect("a file"));
+    command.stdout(out.try_clone().expect("a file")).stderr(err.try_clone().expect("a file"));
+    let code = wait(command.spawn().expect("the runtime"));
+    let read = |file: &mut fs::File| {
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(0)).expect("the start");
+        file.read_to_end(&mut bytes).expect("the output");
+        String::from_utf8_lossy(&bytes).into_owned()
     };
-    let out = read(child.stdout.take().map(|stream| Box::new(stream) as _));
-    let err = read(child.stderr.take().map(|stream| Box::new(stream) as _));
+    Ran { code, out: read(&mut out), err: read(&mut err) }
+}
+
+/// Exit code of a child, or 128 + signal; kills it when it takes too long.
+pub(crate) fn wait(mut child: Child) -> i32 {
+    use std::os::unix::process::ExitStatusExt;
     let deadline = Instant::now() + PATIENCE;
-    let status = loop {
+    loop {
         if let Some(status) = child.try_wait().expect("waiting") {
-            break status;
+            return status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
         }
         if Instant::now() > deadline {
             let _ = child.kill();
             panic!("the command did not end: {:?}", child.wait());
         }
         std::thread::sleep(Duration::from_millis(2));
-    };
-    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
-    Ran { code, out: out.join().expect("stdout"), err: err.join().expect("stderr") }
+    }
 }
 
 /// Wait until something holds.
@@ -260,4 +262,16 @@ pub(crate) fn field<'a>(text: &'a str, name: &str) -> &'a str {
 /// A file the container must not have touched.
 pub(crate) fn assert_untouched(path: &Path, content: &str) {
     assert_eq!(fs::read_to_string(path).expect("the host's file"), content);
+}
+
+/// Try something until it returns true or patience ends; says whether it did.
+pub(crate) fn until_or(mut holds: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        if holds() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    false
 }
