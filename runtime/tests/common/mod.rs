@@ -6,6 +6,7 @@
 
 use serde_json::{Value, json};
 use std::fs;
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -37,19 +38,29 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// A container id nobody else has.
 pub(crate) fn id(word: &str) -> String {
-    format!("gt-{word}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+    format!(
+        "gt-{word}-{}-{}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    )
 }
 
 /// The static busybox of the host.
 fn busybox() -> PathBuf {
     let places = ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from);
-    places.into_iter().find(|path| path.exists()).expect("tests need busybox: apt-get install busybox-static")
+    places
+        .into_iter()
+        .find(|path| path.exists())
+        .expect("tests need busybox: apt-get install busybox-static")
 }
 
 impl Bed {
     /// A bundle that runs a shell script.
     pub(crate) fn new(script: &str) -> Self {
-        let dir = tempfile::Builder::new().prefix("gantry-runtime-test-").tempdir().expect("a directory");
+        let dir = tempfile::Builder::new()
+            .prefix("gantry-runtime-test-")
+            .tempdir()
+            .expect("a directory");
         let bin = dir.path().join("bundle/rootfs/bin");
         fs::create_dir_all(&bin).expect("the root filesystem");
         fs::copy(busybox(), bin.join("busybox")).expect("busybox");
@@ -87,14 +98,19 @@ impl Bed {
     /// A command of the runtime on this bed's state root, in the bundle.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gantry-runtime"));
-        command.arg("--root").arg(self.path("state")).args(args).current_dir(self.bundle()).stdin(Stdio::null());
+        command
+            .arg("--root")
+            .arg(self.path("state"))
+            .args(args)
+            .current_dir(self.bundle())
+            .stdin(Stdio::null());
         command
     }
 
     /// Run a command to its end.
     pub(crate) fn run(&self, args: &[&str]) -> Ran {
         self.save();
-        finish(self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the runtime"))
+        finish(&mut self.command(args))
     }
 
     /// Run a command that must succeed; returns its standard output.
@@ -124,19 +140,28 @@ impl Bed {
 
     /// State and cgroups of a container are gone.
     pub(crate) fn assert_gone(&self, id: &str) {
-        assert!(!self.path("state").join(id).exists(), "state of {id} is left");
-        assert_eq!(cgroups(id), Vec::<PathBuf>::new(), "cgroups of {id} are left");
+        assert!(
+            !self.path("state").join(id).exists(),
+            "state of {id} is left"
+        );
+        assert_eq!(
+            cgroups(id),
+            Vec::<PathBuf>::new(),
+            "cgroups of {id} are left"
+        );
     }
 
     /// Status of a container.
     pub(crate) fn status(&self, id: &str) -> String {
-        let state: Value = serde_json::from_str(&self.ok(&["state", id])).expect("the state is JSON");
+        let state: Value =
+            serde_json::from_str(&self.ok(&["state", id])).expect("the state is JSON");
         state["status"].as_str().expect("a status").to_owned()
     }
 
     /// Process number of a container.
     pub(crate) fn pid(&self, id: &str) -> i32 {
-        let state: Value = serde_json::from_str(&self.ok(&["state", id])).expect("the state is JSON");
+        let state: Value =
+            serde_json::from_str(&self.ok(&["state", id])).expect("the state is JSON");
         state["pid"].as_i64().expect("a pid") as i32
     }
 
@@ -147,8 +172,17 @@ impl Bed {
 
     /// Options for a supervised container.
     pub(crate) fn supervised(&self) -> [String; 5] {
-        let (log, exit) = (self.path("log").display().to_string(), self.path("exit").display().to_string());
-        ["--supervise".into(), "--container-log".into(), log, "--exit-file".into(), exit]
+        let (log, exit) = (
+            self.path("log").display().to_string(),
+            self.path("exit").display().to_string(),
+        );
+        [
+            "--supervise".into(),
+            "--container-log".into(),
+            log,
+            "--exit-file".into(),
+            exit,
+        ]
     }
 
     /// The exit file, once it is there.
@@ -165,7 +199,7 @@ impl Bed {
         }
         text += &fs::read_to_string(self.path("log")).unwrap_or_default();
         let mut output = String::new();
-        for line in text.lines() {
+        for line in text.split_terminator('\n') {
             let mut words = line.splitn(4, ' ');
             let (_, _, tag) = (words.next(), words.next(), words.next().expect("a tag"));
             output += words.next().unwrap_or("");
@@ -179,7 +213,11 @@ impl Bed {
 
 impl Drop for Bed {
     fn drop(&mut self) {
-        for entry in fs::read_dir(self.path("state")).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(self.path("state"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             let name = entry.file_name().into_string().unwrap_or_default();
             let _ = self.command(&["delete", "--force", &name]).output();
         }
@@ -187,39 +225,85 @@ impl Drop for Bed {
 }
 
 const APPLETS: &[&str] = &[
-    "sh", "ls", "cat", "echo", "sleep", "true", "id", "mount", "ps", "hostname", "mkdir", "touch", "head", "dd", "yes",
-    "kill", "env", "stat", "ip", "grep", "pwd", "seq", "tail", "wc", "chmod", "mknod", "readlink", "stty", "tty", "tr",
-    "awk", "umount", "rm", "printf", "test", "setuidgid", "unshare",
+    "sh",
+    "ls",
+    "cat",
+    "echo",
+    "sleep",
+    "true",
+    "id",
+    "mount",
+    "ps",
+    "hostname",
+    "mkdir",
+    "touch",
+    "head",
+    "dd",
+    "yes",
+    "kill",
+    "env",
+    "stat",
+    "ip",
+    "grep",
+    "pwd",
+    "seq",
+    "tail",
+    "wc",
+    "chmod",
+    "mknod",
+    "readlink",
+    "stty",
+    "tty",
+    "tr",
+    "awk",
+    "umount",
+    "rm",
+    "printf",
+    "test",
+    "setuidgid",
+    "unshare",
 ];
 
-/// Wait for a command, killing it when it takes too long.
-pub(crate) fn finish(mut child: Child) -> Ran {
-    use std::io::Read;
-    use std::os::unix::process::ExitStatusExt;
-    let read = |stream: Option<Box<dyn Read + Send>>| {
-        std::thread::spawn(move || {
-            let mut bytes = Vec::new();
-            if let Some(mut stream) = stream {
-                let _ = stream.read_to_end(&mut bytes);
-            }
-            String::from_utf8_lossy(&bytes).into_owned()
-        })
+/// Run a command to its end, with output into files: a container it leaves behind keeps them open, and must not keep
+/// us waiting.
+pub(crate) fn finish(command: &mut Command) -> Ran {
+    let (mut out, mut err) = (
+        tempfile::tempfile().expect("a file"),
+        tempfile::tempfile().expect("a file"),
+    );
+    command
+        .stdout(out.try_clone().expect("a file"))
+        .stderr(err.try_clone().expect("a file"));
+    let code = wait(command.spawn().expect("the runtime"));
+    let read = |file: &mut fs::File| {
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(0)).expect("the start");
+        file.read_to_end(&mut bytes).expect("the output");
+        String::from_utf8_lossy(&bytes).into_owned()
     };
-    let out = read(child.stdout.take().map(|stream| Box::new(stream) as _));
-    let err = read(child.stderr.take().map(|stream| Box::new(stream) as _));
+    Ran {
+        code,
+        out: read(&mut out),
+        err: read(&mut err),
+    }
+}
+
+/// Exit code of a child, or 128 + signal; kills it when it takes too long.
+pub(crate) fn wait(mut child: Child) -> i32 {
+    use std::os::unix::process::ExitStatusExt;
     let deadline = Instant::now() + PATIENCE;
-    let status = loop {
+    loop {
         if let Some(status) = child.try_wait().expect("waiting") {
-            break status;
+            return status
+                .code()
+                .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
         }
         if Instant::now() > deadline {
             let _ = child.kill();
             panic!("the command did not end: {:?}", child.wait());
         }
         std::thread::sleep(Duration::from_millis(2));
-    };
-    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
-    Ran { code, out: out.join().expect("stdout"), err: err.join().expect("stderr") }
+    }
 }
 
 /// Wait until something holds.
@@ -234,30 +318,62 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
 /// Every cgroup directory of a container, by its id.
 pub(crate) fn cgroups(id: &str) -> Vec<PathBuf> {
     let mut mounts: Vec<PathBuf> = vec![PathBuf::from("/sys/fs/cgroup")];
-    mounts.extend(fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path()));
-    mounts.into_iter().map(|mount| mount.join("gantry-runtime").join(id)).filter(|path| path.exists()).collect()
+    mounts.extend(
+        fs::read_dir("/sys/fs/cgroup")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path()),
+    );
+    mounts
+        .into_iter()
+        .map(|mount| mount.join("gantry-runtime").join(id))
+        .filter(|path| path.exists())
+        .collect()
 }
 
 /// Whether a process runs: there and no zombie.
 pub(crate) fn runs(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit(')').next().and_then(|rest| rest.trim().chars().next());
+    let state = stat
+        .rsplit(')')
+        .next()
+        .and_then(|rest| rest.trim().chars().next());
     state.is_some_and(|state| state != 'Z' && state != 'X')
 }
 
 /// Send a signal to a process the test started.
 pub(crate) fn signal(pid: i32, signal: i32) {
-    let status = Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).status().expect("kill");
+    let status = Command::new("kill")
+        .arg(format!("-{signal}"))
+        .arg(pid.to_string())
+        .status()
+        .expect("kill");
     assert!(status.success(), "signal {signal} to {pid}");
 }
 
 /// A line of a table such as `/proc/self/status`.
 pub(crate) fn field<'a>(text: &'a str, name: &str) -> &'a str {
-    let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {text}"));
+    let line = text
+        .lines()
+        .find(|line| line.starts_with(name))
+        .unwrap_or_else(|| panic!("no {name} in {text}"));
     line[name.len()..].trim_start_matches(':').trim()
 }
 
 /// A file the container must not have touched.
 pub(crate) fn assert_untouched(path: &Path, content: &str) {
     assert_eq!(fs::read_to_string(path).expect("the host's file"), content);
+}
+
+/// Try something until it returns true or patience ends; says whether it did.
+pub(crate) fn until_or(mut holds: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        if holds() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    false
 }
