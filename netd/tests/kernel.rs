@@ -470,6 +470,9 @@ fn damage_is_mended() {
             };
             wait_for(damage, || (works() && node.net.ip("route").contains("10.210.2.0/24")).then_some(()));
         }
+        node.net.ip("link delete gantry0");
+        node.attach("an-attach-mends-what-it-needs");
+        wait_for("and the check mends the rest", || works().then_some(()));
         node.net.ip(&format!("link delete {link}"));
         wait_for("a deleted veth is made again", || works().then_some(()));
     });
