@@ -226,8 +226,12 @@ impl Node {
             (place, record, new)
         };
         let mut route = Netlink::open(Family::Route)?;
-        let made = attach::ensure(&mut route, &place, &record);
+        let mut made = attach::ensure(&mut route, &place, &record);
         let mut inner = locked(&self.inner);
+        if made.is_err() && inner.converge(&self.config).is_ok_and(|written| written > 0) {
+            // Something that it builds on had been damaged since the last check.
+            made = inner.place(&self.config).and_then(|place| attach::ensure(&mut route, &place, &record));
+        }
         if let Err(error) = made.and_then(|()| inner.open_ports(&self.config, &record)) {
             if new {
                 let _ = attach::remove(&mut route, &self.config.run_dir, &record);
@@ -432,11 +436,12 @@ impl Inner {
         written += self.ensure_routes(&parameters, bridge.index, vxlan)?;
         self.bridge = Some((bridge.index, mtu));
         self.problems.extend(plan::strays(local.subnet, self.attachments.records.values()));
-        written += self.ensure_rules(wanted, &parameters)?;
+        // Names do not wait for rules, nor rules for names.
+        let rules = self.ensure_rules(wanted, &parameters);
         if let Err(error) = self.dns.listen(parameters.gateway) {
             self.problems.push(error.chain());
         }
-        Ok(written)
+        Ok(written + rules?)
     }
 
     fn ensure_rules(&mut self, wanted: &Wanted, parameters: &ruleset::NodeParameters) -> Result<usize, NetError> {

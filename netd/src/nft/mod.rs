@@ -15,6 +15,7 @@ pub(crate) use rule::Rule;
 
 use crate::error::NetError;
 use crate::netlink::{APPEND, Attributes, Batch, CREATE, ENOENT, Family, Netlink, text};
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -203,12 +204,24 @@ pub(crate) struct Diff {
     pub(crate) add: Vec<(Key, Value)>,
 }
 
-/// A changed value is a deletion and an addition: nf_tables does not overwrite.
+/// A changed value is a deletion and an addition: nf_tables does not overwrite. One walk over both, side by side.
 pub(crate) fn diff(have: &Elements, want: &Elements) -> Diff {
-    let missing = |from: &Elements, other: &Elements| {
-        from.iter().filter(|(key, value)| other.get(*key) != Some(value)).map(|(k, v)| (*k, *v)).collect()
-    };
-    Diff { delete: missing(have, want), add: missing(want, have) }
+    let mut diff = Diff::default();
+    let (mut have, mut want) = (have.iter().peekable(), want.iter().peekable());
+    loop {
+        let order = match (have.peek(), want.peek()) {
+            (None, None) => return diff,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((old, _)), Some((new, _))) => old.cmp(new),
+        };
+        let old = if order.is_le() { have.next() } else { None };
+        let new = if order.is_ge() { want.next() } else { None };
+        if old != new {
+            diff.delete.extend(old.map(|(key, value)| (*key, *value)));
+            diff.add.extend(new.map(|(key, value)| (*key, *value)));
+        }
+    }
 }
 
 fn write_elements(batch: &mut Batch, kind: u16, table: &str, set: &Set, elements: &[(Key, Value)]) {
