@@ -3,6 +3,7 @@
 use crate::client::{Client, block_on};
 use crate::error::{CliError, NOT_RUN, Outcome, REFUSED};
 use crate::global::Global;
+use crate::local;
 use crate::target;
 use crate::tunnel::{self, Input, Terminal};
 use gantry_api::ids::AppName;
@@ -45,6 +46,16 @@ pub(crate) struct Exec {
 
 /// Does it.
 pub(crate) fn run(args: Exec, global: &Global) -> Outcome {
+    if args.project_name.is_none() && local::knows(global, &args.target) {
+        let options = local::ExecOptions {
+            interactive: args.interactive,
+            tty: args.tty,
+            env: environment(args.env, |name| std::env::var(name).ok()),
+            user: args.user,
+            workdir: args.workdir,
+        };
+        return local::exec(global, &args.target, &options, &args.command);
+    }
     let outcome = Client::new(global).and_then(|client| block_on(execute(args, &client)));
     outcome.map_err(|error| if error.code == REFUSED { error.code(NOT_RUN) } else { error })
 }

@@ -3,6 +3,7 @@
 use crate::client::{Client, LogsQuery, block_on};
 use crate::error::{CliError, Outcome};
 use crate::global::Global;
+use crate::local;
 use crate::render::logs::{Prefix, Prefixer};
 use crate::render::style::Style;
 use crate::render::{out, time};
@@ -68,6 +69,17 @@ enum Scope {
 
 /// Does it.
 pub(crate) fn run(args: Logs, global: &Global) -> Outcome {
+    // A container of this host, made by `gantry run`; replicas of a cluster are asked for by the rest.
+    if let ([name], None) = (args.names.as_slice(), &args.project_name)
+        && local::knows(global, name)
+    {
+        let tail = match args.tail {
+            Tail::All => None,
+            Tail::Last(count) => Some(count as usize),
+        };
+        let options = local::LogOptions { follow: args.follow, tail, timestamps: args.timestamps };
+        return local::logs(global, name, &options);
+    }
     let client = Client::new(global)?;
     block_on(async {
         let (scope, known) = resolve(&client, &args).await?;

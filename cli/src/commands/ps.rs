@@ -16,6 +16,9 @@ use gantry_api::wire::ReplicaState;
 pub(crate) struct Ps {
     /// Only those of this app.
     app: Option<AppName>,
+    /// Containers of this host that `gantry run` made, instead of replicas.
+    #[arg(long, conflicts_with = "app")]
+    local: bool,
     /// Also those that ended well.
     #[arg(short, long)]
     all: bool,
@@ -29,6 +32,9 @@ pub(crate) struct Ps {
 
 /// Does it.
 pub(crate) fn run(args: Ps, global: &Global) -> Outcome {
+    if args.local {
+        return crate::local::ps(global, args.all, args.json, args.quiet);
+    }
     let client = Client::new(global)?;
     let mut list = block_on(async {
         match &args.app {

@@ -24,7 +24,6 @@ pub mod sys;
 
 use crate::error::Outcome;
 use crate::global::Global;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 /// The last byte of an address is 10 + the node's number.
@@ -190,13 +189,4 @@ impl LabForward {
     pub fn run(&self) -> Outcome {
         Ok(forward::run(&self.file))
     }
-}
-
-/// The scheduler's socket of the only lab that runs; `None` when there is none or more than one.
-pub fn default_socket(global: &Global) -> Option<PathBuf> {
-    let labs = std::fs::read_dir(global.run_dir.join("labs")).ok()?.flatten();
-    let sockets = labs.map(|lab| lab.path().join("n1/gantry.sock"));
-    let mut live = sockets.filter(|socket| UnixStream::connect(socket).is_ok());
-    let first = live.next()?;
-    live.next().is_none().then_some(first)
 }

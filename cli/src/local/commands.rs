@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 /// After SIGKILL, and for whoever clears up behind the container.
 const END_WITHIN: Duration = Duration::from_secs(15);
 const LOOK: Duration = Duration::from_millis(10);
+/// Characters of a command in a table.
+const COMMAND_SHOWN: usize = 40;
 
 /// Where a container of this host is in its life.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -97,6 +99,112 @@ impl From<Record> for LocalContainer {
 /// None today; the directory may become unreadable.
 pub fn list(global: &Global) -> Result<Vec<LocalContainer>, CliError> {
     Ok(Shelf::new(global).records().into_iter().map(LocalContainer::from).collect())
+}
+
+/// `gantry ps --local`: the containers of this host.
+///
+/// - `all`: also those that have ended.
+///
+/// # Errors
+/// As [`list`].
+pub fn ps(global: &Global, all: bool, json: bool, quiet: bool) -> Outcome {
+    let mut containers = list(global)?;
+    containers.retain(|container| all || !matches!(container.state, LocalState::Exited { .. }));
+    let text = if json {
+        format!("{}\n", serde_json::to_string_pretty(&containers).unwrap_or_default())
+    } else if quiet {
+        containers.iter().map(|container| format!("{}\n", container.id)).collect()
+    } else {
+        table(&containers, now_ms())
+    };
+    drop(io::stdout().write_all(text.as_bytes())); // nobody reads it
+    Ok(0)
+}
+
+fn table(containers: &[LocalContainer], now_ms: u64) -> String {
+    let ago = |ms: u64| age(now_ms.saturating_sub(ms));
+    let row = |container: &LocalContainer| {
+        let state = match &container.state {
+            LocalState::Created => "created".to_owned(),
+            LocalState::Running => format!("up {}", ago(container.started_ms.unwrap_or(container.created_ms))),
+            LocalState::Exited { oom_killed: true, at_ms, .. } => format!("out of memory {} ago", ago(*at_ms)),
+            LocalState::Exited { code: Some(code), at_ms, .. } => format!("exited ({code}) {} ago", ago(*at_ms)),
+            LocalState::Exited { code: None, .. } => "exited".to_owned(),
+        };
+        let ports: Vec<String> =
+            container.ports.iter().map(|port| format!("{}->{}", port.published, port.target)).collect();
+        let mut command = container.command.join(" ");
+        if command.chars().count() > COMMAND_SHOWN {
+            command = command.chars().take(COMMAND_SHOWN - 1).chain(['…']).collect();
+        }
+        [container.id.clone(), container.name.clone(), container.image.clone(), state, ports.join(", "), command]
+    };
+    let head = ["ID", "NAME", "IMAGE", "STATUS", "PORTS", "COMMAND"].map(str::to_owned);
+    let rows: Vec<[String; 6]> = std::iter::once(head).chain(containers.iter().map(row)).collect();
+    let wide: Vec<usize> = (0..6).map(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0)).collect();
+    let line = |row: &[String; 6]| {
+        let cells: Vec<String> = row.iter().zip(&wide).map(|(cell, wide)| format!("{cell:wide$}")).collect();
+        format!("{}\n", cells.join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+/// The largest unit is enough for a table.
+fn age(ms: u64) -> String {
+    let s = ms / 1000;
+    match s {
+        0..60 => format!("{s}s"),
+        60..3600 => format!("{}m", s / 60),
+        3600..86_400 => format!("{}h", s / 3600),
+        _ => format!("{}d", s / 86_400),
+    }
+}
+
+/// Run a command in a container of this host.
+#[derive(Debug, Clone, Default)]
+pub struct ExecOptions {
+    /// Pass standard input on.
+    pub interactive: bool,
+    /// Give it a terminal.
+    pub tty: bool,
+    /// `KEY=VALUE` on top of the container's.
+    pub env: Vec<String>,
+    /// `uid` or `uid:gid`.
+    pub user: Option<String>,
+    /// Directory to start in.
+    pub workdir: Option<String>,
+}
+
+/// Runs it; its exit code.
+///
+/// # Errors
+/// 125 when Gantry failed; the container does not run.
+pub fn exec(global: &Global, name: &str, options: &ExecOptions, command: &[String]) -> Outcome {
+    let act = || {
+        let host = Host::open(global, "exec")?;
+        let record = host.shelf.find(name)?;
+        if record.phase != Phase::Running || !record.owned() {
+            return Err(LocalError::NotRunning(record.name));
+        }
+        let number = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
+        if let Some(user) = options.user.as_ref().filter(|user| !user.splitn(2, ':').all(number)) {
+            return Err(LocalError::option("user", user, "write numbers, UID or UID:GID"));
+        }
+        let mut words: Vec<String> = options.env.iter().flat_map(|word| ["--env".to_owned(), word.clone()]).collect();
+        words.extend(options.tty.then(|| "--tty".to_owned()));
+        for (option, value) in [("--user", &options.user), ("--cwd", &options.workdir)] {
+            words.extend(value.iter().flat_map(|value| [option.to_owned(), value.clone()]));
+        }
+        words.push(record.id);
+        words.extend(command.iter().cloned());
+        let mut run = host.runtime.exec(&words);
+        if !options.interactive {
+            run.stdin(std::process::Stdio::null());
+        }
+        // The runtime takes this process's place: signals and terminal are its, and so is the exit code.
+        Err(LocalError::kernel("run the runtime")(std::os::unix::process::CommandExt::exec(&mut run)))
+    };
+    act().map_err(LocalError::of_run)
 }
 
 /// Whether `name` is a container of this host: for commands that take replicas of a cluster as well.
@@ -403,6 +511,17 @@ mod tests {
         assert_eq!(state(own, Phase::Running), LocalState::Running);
         assert_eq!(state(None, ended), LocalState::Exited { code: Some(3), oom_killed: true, at_ms: 7 });
         assert!(matches!(state(None, Phase::Running), LocalState::Exited { code: None, .. }), "its owner was killed");
+    }
+
+    #[test]
+    fn containers_are_a_table_for_people() {
+        let mut web = LocalContainer::from(record("aa11", "web"));
+        web.state = LocalState::Running;
+        web.ports = vec![Published { published: 8080, target: 80, protocol: gantry_api::spec::Protocol::Tcp }];
+        web.command = vec!["x".repeat(50)];
+        let mut old = LocalContainer::from(record("bb22", "old"));
+        old.state = LocalState::Exited { code: Some(3), oom_killed: false, at_ms: 1 };
+        insta::assert_snapshot!(table(&[web, old], 7_200_001), @"");
     }
 
     #[test]
