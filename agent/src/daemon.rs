@@ -51,8 +51,8 @@ pub struct Config {
     pub cgroup_parent: String,
     /// The runtime's binary.
     pub runtime: PathBuf,
-    /// Static program that is PID 1 of replicas with `init: true`; without one they cannot run here.
-    pub init: Option<PathBuf>,
+    /// Static program that is PID 1 of replicas with `init: true`.
+    pub init: PathBuf,
     /// Where netd listens.
     pub netd_socket: PathBuf,
     /// Where other hosts reach this one.

@@ -1,7 +1,7 @@
 //! The road of one layer: bytes from somewhere → verified blob and unpacked tree, both in the store.
 //!
 //! ```text
-//! source ─ chunk ─► hash, count, keep in ingest/<hex>.part ─ chunk ─► inflate ─► hash ─► unpack to <lease>/<diff>/fs
+//! source ─ chunk ─► hash, count, keep in ingest/<hex>.part ─ chunk ─► inflate ─► hash ─► unpack to <lease>/*.tree/fs
 //!  (this thread)                                             (a second thread)
 //! then, if digest, size and diff-id are right: sync, rename the blob, rename the tree
 //! ```
@@ -112,8 +112,10 @@ pub(crate) fn ingest(
     mut origin: Origin<'_>,
     source: &mut dyn Read,
 ) -> Result<()> {
-    let tree = lease.path(&spec.diff_id.hex());
-    let scratch = lease.path(&format!("{}.replaced", spec.diff_id.hex()));
+    // Two blobs of one image may unpack to the same tree, at the same time.
+    let name = files::unique();
+    let tree = lease.path(&format!("{name}.tree"));
+    let scratch = lease.path(&format!("{name}.replaced"));
     for dir in [&tree, &tree.join("fs"), &scratch] {
         files::ensure_dir(dir, if dir.ends_with("fs") { 0o755 } else { 0o700 })?;
     }

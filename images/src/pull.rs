@@ -284,7 +284,7 @@ impl Pull<'_> {
     async fn layers(&self, plan: &Plan, lease: &Arc<Lease>) -> Result<()> {
         let unique: BTreeMap<Digest, &LayerSpec> =
             plan.layers.iter().map(|spec| (spec.digest, spec)).collect();
-        let mut specs: Vec<&LayerSpec> = unique.into_values().collect();
+        let mut specs: Vec<LayerSpec> = unique.into_values().cloned().collect();
         specs.sort_by_key(|spec| std::cmp::Reverse(spec.size));
         let mut all = stream::iter(specs)
             .map(|spec| self.layer(spec, lease))
@@ -306,14 +306,14 @@ impl Pull<'_> {
         ImageError::Stopped
     }
 
-    async fn layer(&self, spec: &LayerSpec, lease: &Arc<Lease>) -> Result<()> {
+    async fn layer(&self, spec: LayerSpec, lease: &Arc<Lease>) -> Result<()> {
         let (digest, total) = (spec.digest, spec.size);
         if *self.stop.borrow() {
             return Err(ImageError::Stopped);
         }
         self.progress.event(Event::LayerStart { digest, total });
         let mut part = self.lock_part(digest).await?;
-        let reused = self.reuse(spec, lease).await?;
+        let reused = self.reuse(&spec, lease).await?;
         if reused {
             part.remove()?;
         } else {
@@ -321,12 +321,12 @@ impl Pull<'_> {
             if resumed > total {
                 part.clear()?;
             }
-            match self.fetch(spec, lease, part).await {
+            match self.fetch(&spec, lease, part).await {
                 // What an earlier attempt left may be what is damaged: begin again, once.
                 Err(ImageError::Damaged { .. } | ImageError::BadArchive { .. }) if resumed > 0 => {
                     part = self.lock_part(digest).await?;
                     part.clear()?;
-                    self.fetch(spec, lease, part).await?;
+                    self.fetch(&spec, lease, part).await?;
                 }
                 other => other?,
             }

@@ -121,7 +121,7 @@ pub(crate) fn remove(route: &mut Netlink, run_dir: &Path, record: &Record) -> Re
     netns::remove(&netns_path(run_dir, &record.request.id))?;
     let start = Instant::now();
     let mut pause = Duration::from_micros(500);
-    while link::find(route, &record.link)?.is_some() {
+    while link::exists(&record.link)? {
         if start.elapsed() > PATIENCE {
             let mut batch = Batch::new();
             link::delete(&mut batch, &record.link);

@@ -130,6 +130,16 @@ pub(crate) fn find(socket: &mut Netlink, name: &str) -> Result<Option<Link>, Net
     Ok(link.and_then(|message| if let RouteNetlinkMessage::NewLink(m) = message { Some(read_link(&m)) } else { None }))
 }
 
+/// Whether the calling thread's namespace has a link of this name.
+///
+/// Read from proc: netlink waits for the kernel's big lock, which a dying namespace holds for long, and the older calls by
+/// name make the kernel look for a module of that name.
+pub(crate) fn exists(name: &str) -> Result<bool, NetError> {
+    const LINKS: &str = "/proc/thread-self/net/dev";
+    let text = std::fs::read_to_string(LINKS).map_err(|e| NetError::io("read", LINKS, e))?;
+    Ok(text.lines().any(|line| line.split_once(':').is_some_and(|(found, _)| found.trim() == name)))
+}
+
 /// All links, or the ports of one bridge.
 pub(crate) fn links(socket: &mut Netlink, of: Option<u32>) -> Result<Vec<Link>, NetError> {
     let mut message = LinkMessage::default();

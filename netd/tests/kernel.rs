@@ -312,6 +312,46 @@ fn many_at_once() {
 }
 
 #[test]
+fn a_thousand_services() {
+    apart(|| {
+        let (_switch, nodes) = cluster(1);
+        let node = &nodes[0];
+        node.set_table(&table(1, 1, &underlay(1), vec![]));
+        let (a, b) = (node.attach("shop-api-1-a"), node.attach("shop-api-2-b"));
+        let (net_a, net_b) = (Net::open(&a.netns), Net::open(&b.netns));
+        let _servers = [net_a.serve(80, "a"), net_b.serve(80, "b")];
+        let address = |n: u32| Ipv4Addr::from(0x0ad3_0000 + n);
+        let services = |changed| -> Vec<_> {
+            (1..=1000)
+                .map(|n| {
+                    let mut service = service(1, &format!("s{n}"), None, &[if n == 500 { changed } else { &a }]);
+                    service.address = address(n);
+                    service
+                })
+                .collect()
+        };
+        let time = |revision, services| {
+            let table = table(revision, 1, &underlay(1), services);
+            let start = std::time::Instant::now();
+            node.set_table(&table);
+            start.elapsed()
+        };
+        // 64,000 elements: more than one transaction holds.
+        let whole = time(2, services(&a));
+        for n in [1, 250, 500, 1000] {
+            assert_eq!(net_b.who(&format!("{}:80", address(n))), ["a"], "service {n}");
+        }
+        let one = time(3, services(&b));
+        assert_eq!(net_b.who(&format!("{}:80", address(500))), ["b"]);
+        assert_eq!(net_b.who(&format!("{}:80", address(499))), ["a"]);
+        let none = time(4, vec![]);
+        assert!(refused(&net_b.ask(&format!("{}:80", address(500)))));
+        assert!(!node.net.nft("list table ip gantry").contains("elements"));
+        println!("1,000 services: all {whole:?}, one changed {one:?}, all gone {none:?}");
+    });
+}
+
+#[test]
 fn a_container_gets_all_its_ports_or_none() {
     apart(|| {
         let (switch, nodes) = cluster(1);

@@ -22,14 +22,11 @@ pub(crate) struct Parts<'a> {
     pub(crate) network: &'a Attachment,
     pub(crate) cgroup: String,
     /// Static program for `init: true`.
-    pub(crate) init: Option<&'a Path>,
+    pub(crate) init: &'a Path,
 }
 
 /// Makes volumes and files, and writes the bundle.
 pub(crate) fn write(parts: &Parts<'_>, paths: &Paths) -> Result<(), String> {
-    if parts.replica.template.init && parts.init.is_none() {
-        return Err("`init: true` needs an init program, and this node has none".to_owned());
-    }
     let own = paths.replica(&parts.replica.id);
     let mut mounts = mounts(parts, paths, &own)?;
     let hostname = hostname(parts.replica);
@@ -163,7 +160,7 @@ fn overrides(parts: &Parts<'_>, hostname: String, mounts: Vec<Mount>) -> Overrid
         user: user.clone(),
         group_add: group_add.clone(),
         tty: *tty,
-        init: parts.init.filter(|_| *init).map(Path::to_owned),
+        init: init.then(|| parts.init.to_owned()),
         hostname: Some(hostname),
         mounts,
         read_only: *read_only,

@@ -31,7 +31,7 @@ const CHECKING_MAX: usize = 16;
 pub(crate) struct Actor {
     paths: Paths,
     cgroup_parent: String,
-    init: Option<PathBuf>,
+    init: PathBuf,
     runtime: Arc<Runtime>,
     images: Arc<Images>,
     network: Network,
@@ -43,7 +43,7 @@ impl Actor {
     pub(crate) fn new(
         paths: Paths,
         cgroup_parent: String,
-        init: Option<PathBuf>,
+        init: PathBuf,
         runtime: Arc<Runtime>,
         images: Images,
         network: Network,
@@ -117,7 +117,7 @@ impl Actor {
                 snapshot: &snapshot,
                 network: &network,
                 cgroup,
-                init: init.as_deref(),
+                init: &init,
             };
             bundle::write(&parts, &paths)
         })

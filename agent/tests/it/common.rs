@@ -465,7 +465,7 @@ impl World {
             run_dir: self.run_dir(),
             cgroup_parent: self.cgroup_parent.clone(),
             runtime: self.runtime.clone(),
-            init: None,
+            init: "/none".into(),
             netd_socket: self.run_dir().join("netd.sock"),
             advertise: Ipv4Addr::LOCALHOST,
             labels: [("disk".to_owned(), "ssd".to_owned())].into(),

@@ -94,7 +94,7 @@ async fn an_agent_that_has_not_joined_says_so() {
         run_dir: dir.path().join("run"),
         cgroup_parent: "/none".to_owned(),
         runtime: "/none".into(),
-        init: None,
+        init: "/none".into(),
         netd_socket: "/none".into(),
         advertise: Ipv4Addr::LOCALHOST,
         labels: Default::default(),

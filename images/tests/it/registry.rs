@@ -49,6 +49,28 @@ pub(crate) struct State {
     pub(crate) log: Vec<String>,
 }
 
+impl State {
+    /// Bytes of layers of this image that were asked for.
+    pub(crate) fn layer_bytes(&self, built: &Built) -> u64 {
+        let asked = |digest: Digest| {
+            let digest = digest.to_string();
+            self.log.iter().filter(move |line| line.contains(&digest))
+        };
+        let left = |line: &String, size: u64| {
+            let range = line
+                .split_once("bytes=")
+                .and_then(|(_, range)| range.strip_suffix('-'));
+            size - range
+                .and_then(|start| start.parse::<u64>().ok())
+                .unwrap_or(0)
+        };
+        let layers = built.layers.iter();
+        layers
+            .flat_map(|layer| asked(layer.digest).map(move |line| left(line, layer.size)))
+            .sum()
+    }
+}
+
 /// See the module. The listening thread ends with the process.
 pub(crate) struct Registry {
     pub(crate) address: SocketAddr,

@@ -303,9 +303,12 @@ impl Node {
 
     /// Everything in the kernel that could be ours: links but the host's own, routes but the host's own, rules.
     pub fn leftovers(&self) -> Vec<String> {
-        let mut left: Vec<String> = self.net.ip("-o link").lines().map(str::to_owned).collect();
-        left.extend(self.net.ip("-o route").lines().map(str::to_owned));
-        left.retain(|line| !line.contains("eth0") && !line.contains(" lo:"));
+        let name = |line: &str| line.split(' ').nth(1).unwrap_or_default().to_owned();
+        let mut left: Vec<String> = self.net.ip("-o link").lines().map(name).collect();
+        left.retain(|name| !name.starts_with("eth0") && name != "lo:");
+        // Whether a bridge has a carrier is noticed with a delay.
+        let routes = self.net.ip("-o route").replace("linkdown", "");
+        left.extend(routes.lines().filter(|line| !line.contains("eth0")).map(|line| line.trim_end().to_owned()));
         left.extend(self.net.nft("list ruleset").lines().map(str::to_owned));
         left
     }
