@@ -4,7 +4,8 @@ use super::error::LocalError;
 use super::images;
 use super::life::{Host, now_ms};
 use super::record::{Phase, Record, Shelf};
-use super::run::{EXIT_FILE_WITHIN, start_detached};
+use super::run::{EXIT_FILE_WITHIN, Signals, exit_code, start_detached};
+use super::runtime::foreground_trouble;
 use crate::error::{CliError, Outcome};
 use crate::global::Global;
 use crate::lab::state::{Process, boot_id};
@@ -160,7 +161,7 @@ fn age(ms: u64) -> String {
     }
 }
 
-/// Run a command in a container of this host.
+/// How a command is run in a container of this host.
 #[derive(Debug, Clone, Default)]
 pub struct ExecOptions {
     /// Pass standard input on.
@@ -180,7 +181,7 @@ pub struct ExecOptions {
 /// # Errors
 /// 125 when Gantry failed; the container does not run.
 pub fn exec(global: &Global, name: &str, options: &ExecOptions, command: &[String]) -> Outcome {
-    let act = || {
+    let act = || -> Result<u8, LocalError> {
         let host = Host::open(global, "exec")?;
         let record = host.shelf.find(name)?;
         if record.phase != Phase::Running || !record.owned() {
@@ -195,14 +196,15 @@ pub fn exec(global: &Global, name: &str, options: &ExecOptions, command: &[Strin
         for (option, value) in [("--user", &options.user), ("--cwd", &options.workdir)] {
             words.extend(value.iter().flat_map(|value| [option.to_owned(), value.clone()]));
         }
-        words.push(record.id);
+        words.push(record.id.clone());
         words.extend(command.iter().cloned());
-        let mut run = host.runtime.exec(&words);
-        if !options.interactive {
-            run.stdin(std::process::Stdio::null());
-        }
-        // The runtime takes this process's place: signals and terminal are its, and so is the exit code.
-        Err(LocalError::kernel("run the runtime")(std::os::unix::process::CommandExt::exec(&mut run)))
+        let log = host.shelf.place(&record.id).dir.join(format!("exec-{}.log", std::process::id()));
+        let signals = Signals::hold()?;
+        let status = signals.attend(host.runtime.exec(&words, options.interactive, &log)?);
+        let trouble = foreground_trouble(&log);
+        drop(std::fs::remove_file(&log)); // there only after a complaint
+        // The runtime has told it already, so only its code is left.
+        trouble.map_or_else(|| status.map(exit_code), |trouble| Ok(trouble.of_run().code))
     };
     act().map_err(LocalError::of_run)
 }

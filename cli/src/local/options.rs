@@ -306,7 +306,7 @@ fn env_lines(text: &str) -> Vec<String> {
 }
 
 fn absolute_target(target: &str) -> Result<String, LocalError> {
-    if target.starts_with('/') && target.trim_matches('/') != "" {
+    if target.starts_with('/') && !target.trim_matches('/').is_empty() {
         return Ok(target.to_owned());
     }
     Err(LocalError::option("mount target", target, "it must be an absolute path, and not `/`"))

@@ -231,17 +231,26 @@ fn foreground(host: &Host, mut record: Record, place: &Place, signals: &Signals)
         clear(host, &record);
         return Ok(trouble.of_run().code);
     }
-    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
+    let code = exit_code(status);
     let _lock = place.lock();
-    host.end(&mut record, Ended { code: Some(code), oom_killed: false, at_ms: now_ms() })?;
-    Ok(code as u8)
+    host.end(&mut record, Ended { code: Some(code.into()), oom_killed: false, at_ms: now_ms() })?;
+    Ok(code)
+}
+
+/// As a shell has it: 128 + the signal that ended it.
+pub fn exit_code(status: ExitStatus) -> u8 {
+    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1) as u8
 }
 
 /// Signals, held until somebody looks.
-struct Signals(SignalFd);
+pub struct Signals(SignalFd);
 
 impl Signals {
-    fn hold() -> Result<Self, LocalError> {
+    /// Holds them from now on.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn hold() -> Result<Self, LocalError> {
         let mut mask = SigSet::empty();
         PASSED.iter().chain([&Signal::SIGCHLD]).for_each(|signal| mask.add(*signal));
         mask.thread_block().map_err(LocalError::kernel("hold signals"))?;
@@ -260,7 +269,10 @@ impl Signals {
     }
 
     /// Passes signals to the runtime, which passes them to the container, until it ends.
-    fn attend(&self, mut child: Child) -> Result<ExitStatus, LocalError> {
+    ///
+    /// # Errors
+    /// It cannot be waited for.
+    pub fn attend(&self, mut child: Child) -> Result<ExitStatus, LocalError> {
         loop {
             if let Some(status) = child.try_wait().map_err(LocalError::kernel("wait for the runtime"))? {
                 return Ok(status);

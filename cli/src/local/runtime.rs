@@ -141,11 +141,20 @@ impl Runtime {
         self.quiet("delete", &["--force", id]).map(drop)
     }
 
-    /// `exec`, with this process's streams.
-    pub fn exec(&self, arguments: &[String]) -> Command {
-        let mut command = self.command("exec");
-        command.args(arguments);
-        command
+    /// Begins a command in a container, with this process's streams (standard input only if wanted).
+    ///
+    /// - `log`: gets what the runtime complains of.
+    ///
+    /// # Errors
+    /// The binary cannot be run.
+    pub fn exec(&self, arguments: &[String], interactive: bool, log: &Path) -> Result<Child, LocalError> {
+        let mut command = self.command("");
+        command.arg("--log").arg(log).args(["--log-format", "json", "exec"]).args(arguments);
+        if !interactive {
+            command.stdin(Stdio::null());
+        }
+        crate::lab::sys::prepare(&mut command, false);
+        command.spawn().map_err(LocalError::file("run", &self.program))
     }
 }
 
