@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// The demo's lab; one that is there already is replaced.
 const LAB: &str = "demo";
 const NODES: u32 = 3;
-/// As in examples/shop/compose.yaml.
+/// As in examples/shop/compose.yaml, which takes another one from `PORT` too.
 const PORT: u16 = 8080;
 const APP: &str = "shop";
 const MANIFEST: &str = "examples/shop/compose.yaml";
@@ -35,23 +35,31 @@ pub(crate) fn task(args: &[String]) -> Result<()> {
         }
     }
     host::check_root("demo")?;
+    let port = port(std::env::var("PORT").ok().as_deref())?;
     if down {
         let binaries = binaries::at_hand()?;
-        Lab::new(&binaries, LAB, PORT).down()?;
+        Lab::new(&binaries, LAB, port).down()?;
         println!("the demo's lab is removed");
         return Ok(());
     }
     host::check_debian()?;
     let begun = Instant::now();
     let binaries = prepare()?;
-    let mut demo = Demo { lab: Lab::new(&binaries, LAB, PORT), keep_going, broken: 0, visits: 0 };
+    let mut demo = Demo { lab: Lab::new(&binaries, LAB, port), port, keep_going, broken: 0, visits: 0 };
     demo.run()?;
-    println!("\n{}", look_around(&binaries));
+    println!("\n{}", look_around(&binaries, port));
     if demo.broken > 0 {
         return Err(Error::broken("every step of the demo to succeed", format!("{} did not", demo.broken)));
     }
     println!("\nEverything held. The whole demo took {}.", show::time(begun.elapsed()));
     Ok(())
+}
+
+/// The port that a person wants instead.
+fn port(given: Option<&str>) -> Result<u16> {
+    let Some(given) = given else { return Ok(PORT) };
+    let number = given.parse().ok().filter(|port| *port > 0);
+    number.ok_or_else(|| Error::Usage(format!("PORT={given} is not a port")))
 }
 
 /// All that comes before the lab.
@@ -77,6 +85,7 @@ fn prepare() -> Result<Binaries> {
 
 struct Demo {
     lab: Lab,
+    port: u16,
     keep_going: bool,
     /// Promises that were not kept.
     broken: usize,
@@ -146,13 +155,13 @@ impl Demo {
             let visits = self.lab.visits_through(&node, EACH)?.into_iter().collect::<Result<Vec<_>>>()?;
             let counts = visits.iter().map(|visit| visit.visits).collect::<Vec<_>>();
             let by: BTreeSet<String> = visits.into_iter().map(|visit| visit.served_by).collect();
-            rows.push(self.counted(format!("{}:{PORT}", node.address), &counts, &by)?);
+            rows.push(self.counted(format!("{}:{}", node.address, self.port), &counts, &by)?);
             names.extend(by);
         }
         let visits = (0..EACH).map(|_| self.lab.wait_served(LIMIT)).collect::<Result<Vec<_>>>()?;
         let counts = visits.iter().map(|visit| visit.visits).collect::<Vec<_>>();
         let by: BTreeSet<String> = visits.into_iter().map(|visit| visit.served_by).collect();
-        rows.push(self.counted(format!("127.0.0.1:{PORT}"), &counts, &by)?);
+        rows.push(self.counted(format!("127.0.0.1:{}", self.port), &counts, &by)?);
         names.extend(by);
         if names.len() < 2 {
             return Err(Error::broken("both replicas of the back end to answer", format!("only {names:?} did")));
@@ -347,12 +356,12 @@ fn spread_table(nodes: &[Node], replicas: &[Replica]) -> String {
     show::table(&rows)
 }
 
-fn look_around(binaries: &Binaries) -> String {
+fn look_around(binaries: &Binaries, port: u16) -> String {
     let folder = binaries.gantry.parent().unwrap_or(&binaries.gantry);
     format!(
         "The lab is still up. Look around:\n\
          \x20 export PATH={}:$PATH\n\
-         \x20 curl http://127.0.0.1:{PORT}/api/visit\n\
+         \x20 curl http://127.0.0.1:{port}/api/visit\n\
          \x20 gantry ps                     where replicas run, how they are\n\
          \x20 gantry events                 what happened, and why\n\
          \x20 gantry logs -f {APP}           what they say\n\
@@ -443,9 +452,16 @@ mod tests {
     }
 
     #[test]
+    fn another_port_is_a_number() {
+        assert_eq!(port(None).unwrap(), 8080);
+        assert_eq!(port(Some("18081")).unwrap(), 18081);
+        assert!(port(Some("0")).is_err() && port(Some("x")).is_err() && port(Some("70000")).is_err());
+    }
+
+    #[test]
     fn a_counter_that_falls_breaks_the_demo() {
         let binaries = Binaries { gantry: "/x".into(), runtime: "/y".into() };
-        let mut demo = Demo { lab: Lab::new(&binaries, "t", 1), keep_going: false, broken: 0, visits: 10 };
+        let mut demo = Demo { lab: Lab::new(&binaries, "t", 1), port: 1, keep_going: false, broken: 0, visits: 10 };
         let tally = |asked, failed, visits| Tally { asked, failed, visits, ..Tally::default() };
         assert!(demo.check(&tally(5, 0, 15), 0).is_ok());
         assert!(demo.check(&tally(5, 0, 14), 0).is_err(), "lower than before");

@@ -108,7 +108,10 @@ impl Lab {
         let address = format!("127.0.0.1:{}", self.port);
         if std::net::TcpStream::connect(&address).is_ok() {
             let what = format!("{address} is in use by another program, and the shop wants it");
-            return Err(Error::Host { what, hint: format!("find it with: ss -ltnp 'sport = :{}'", self.port) });
+            return Err(Error::Host {
+                what,
+                hint: format!("find it with `ss -ltnp 'sport = :{}'`, or set PORT to another port", self.port),
+            });
         }
         self.lab(&["up", "--nodes", &nodes.to_string()]).map(drop)
     }
