@@ -73,7 +73,7 @@ fn agent_config(global: &Global, worker: &Worker, advertise: Ipv4Addr) -> Result
         run_dir: global.run_dir.clone(),
         cgroup_parent: global.cgroup_parent.clone(),
         runtime: host::runtime(global.runtime.as_deref())?,
-        init: Some(own),
+        init: own,
         netd_socket: netd_config(global).socket,
         advertise,
         labels: worker.label.iter().cloned().collect::<BTreeMap<_, _>>(),
