@@ -195,6 +195,25 @@ fn the_daemons_run_apart_and_a_host_joins_once() {
 }
 
 #[test]
+fn systemd_is_told_of_readiness_and_of_the_end() {
+    let host = Host::new();
+    let path = host.folder.path().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = host.command(&["netd"]);
+    command.env("NOTIFY_SOCKET", &path);
+    let netd = Daemon::new(command);
+    let told = || {
+        let mut message = [0; 64];
+        let length = socket.recv(&mut message).unwrap();
+        String::from_utf8_lossy(&message[..length]).trim().to_owned()
+    };
+    assert_eq!(told(), "READY=1");
+    assert_eq!(netd.stop(nix::sys::signal::Signal::SIGTERM), Some(0));
+    assert_eq!(told(), "STOPPING=1");
+}
+
+#[test]
 fn daemons_need_root() {
     for name in ["server", "scheduler", "agent", "netd"] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gantry"));
