@@ -523,7 +523,11 @@ mod tests {
         web.command = vec!["x".repeat(50)];
         let mut old = LocalContainer::from(record("bb22", "old"));
         old.state = LocalState::Exited { code: Some(3), oom_killed: false, at_ms: 1 };
-        insta::assert_snapshot!(table(&[web, old], 7_200_001), @"");
+        insta::assert_snapshot!(table(&[web, old], 7_200_001), @r"
+        ID    NAME  IMAGE    STATUS             PORTS     COMMAND
+        aa11  web   busybox  up 2h              8080->80  xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…
+        bb22  old   busybox  exited (3) 2h ago            sh
+        ");
     }
 
     #[test]
