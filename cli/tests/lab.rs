@@ -390,6 +390,39 @@ fn two_labs_live_side_by_side() {
 }
 
 #[test]
+fn a_real_cluster_is_ready_and_outlives_its_first_node() {
+    let bed = Bed::new();
+    let up = |words: &str| bed.lab(words).env("GANTRY_RUNTIME", runtime()).output().unwrap();
+    let made = up("up --nodes 2");
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let ready = || bed.status("")["nodes"].as_array().unwrap().iter().all(|node| node["scheduler"] == "ready");
+    assert!(ready(), "`up` is done when all are ready: {}", bed.status(""));
+    let inside = bed.ok("exec n1 -- gantry node ls --json");
+    assert!(inside.contains("\"n2\""), "inside, `gantry` is found and finds its scheduler: {inside}");
+    bed.ok("kill n2");
+    eventually("n2 is lost", 20 * SECONDS, || bed.status("")["nodes"][1]["scheduler"] == "lost");
+    assert!(up("start n2").status.success());
+    eventually("n2 is back", 20 * SECONDS, ready);
+    bed.ok("kill n1");
+    assert!(bed.status("")["nodes"][1]["running"] == true, "the other goes on");
+    assert!(up("up --nodes 3").status.success(), "completes and grows it");
+    assert!(ready() && bed.status("")["nodes"].as_array().unwrap().len() == 3);
+    bed.ok("down");
+    bed.nothing_left();
+}
+
+/// The runtime's binary, built if it is not.
+fn runtime() -> PathBuf {
+    if let Some(given) = std::env::var_os("GANTRY_RUNTIME") {
+        return given.into();
+    }
+    let cargo = std::env::var_os("CARGO").unwrap_or("cargo".into());
+    let built = Command::new(cargo).args(["build", "--quiet", "--locked", "-p", "gantry-runtime"]).status().unwrap();
+    assert!(built.success(), "the runtime builds");
+    Path::new(env!("CARGO_BIN_EXE_gantry")).with_file_name("gantry-runtime")
+}
+
+#[test]
 fn wrong_use_says_what_to_do() {
     let bed = Bed::new();
     for (words, code, part) in [

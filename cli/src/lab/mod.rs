@@ -190,3 +190,22 @@ impl LabForward {
         Ok(forward::run(&self.file))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_manual_names_every_command_and_option() {
+        let manual = include_str!("../../../docs/lab.md");
+        let lab = <super::Lab as clap::Args>::augment_args(clap::Command::new("lab"));
+        for command in std::iter::once(&lab).chain(lab.get_subcommands()) {
+            let name = command.get_name();
+            assert!(name == "lab" || manual.contains(&format!("| `{name}")), "{name} is not in docs/lab.md");
+            for option in command.get_arguments().filter(|option| !option.is_hide_set()) {
+                let long = option.get_long().map(|long| format!("--{long}"));
+                let short = option.get_short().map(|short| format!("-{short}"));
+                let named = [&long, &short].into_iter().flatten().any(|word| manual.contains(word.as_str()));
+                assert!(named || long.is_none(), "{name} {long:?} is not in docs/lab.md");
+            }
+        }
+    }
+}

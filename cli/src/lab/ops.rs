@@ -414,6 +414,8 @@ impl Ops {
     pub fn exec(&self, node: &str, argv: &[String]) -> Result<u8, LabError> {
         let state = State::need(&self.paths)?;
         let folder = std::env::current_dir().ok();
+        // Asked now: in the node's /proc this process is not to be seen.
+        let own = std::env::current_exe().map_err(LabError::kernel("find this program's file"))?;
         if node == "switch" {
             let namespace = switch::open(&self.paths, &state)?;
             nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET)
@@ -427,7 +429,7 @@ impl Ops {
         if folder.is_none_or(|folder| std::env::set_current_dir(folder).is_err()) {
             std::env::set_current_dir("/").map_err(LabError::file("change to", "/"))?;
         }
-        self.run_inside(node, argv)
+        self.run_inside(node, argv, &own)
     }
 
     fn enter(&self, node: &str, pidfd: &OwnedFd) -> Result<(), LabError> {
@@ -441,10 +443,9 @@ impl Ops {
     }
 
     /// As a child: the PID namespace that was entered is one for children.
-    fn run_inside(&self, node: &str, argv: &[String]) -> Result<u8, LabError> {
+    fn run_inside(&self, node: &str, argv: &[String], own: &Path) -> Result<u8, LabError> {
         let (program, arguments) = argv.split_first().unwrap_or_else(|| unreachable!("clap requires a command"));
-        let own = std::env::current_exe().ok();
-        let folder = own.as_deref().and_then(Path::parent).unwrap_or(Path::new("/usr/bin"));
+        let folder = own.parent().unwrap_or(Path::new("/usr/bin"));
         let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
         let mut command = Command::new(program);
         command.args(arguments).env("PATH", format!("{}:{path}", folder.display()));

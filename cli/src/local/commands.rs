@@ -430,8 +430,8 @@ fn start(host: &Host, record: &Record) -> Result<(), LocalError> {
         return Ok(());
     }
     let before = record.clone();
-    let image = images::ensure(&host.store, &record.digest, PullPolicy::Never)
-        .or_else(|_| images::ensure(&host.store, &record.image, PullPolicy::Never))?;
+    let image = images::ensure(&host.store, &record.digest, PullPolicy::Never, &[])
+        .or_else(|_| images::ensure(&host.store, &record.image, PullPolicy::Never, &[]))?;
     record.detached = true;
     record.phase = Phase::Creating;
     record.owner = Process::now(std::process::id() as i32);

@@ -32,9 +32,11 @@ fn open(global: &Global, command: &'static str) -> Result<Store, LocalError> {
 
 /// An image by any of its names, from the store or from its registry.
 ///
+/// - `insecure`: registries that are spoken to over plain HTTP.
+///
 /// # Errors
 /// It is nowhere, or the registry cannot be reached.
-pub fn ensure(store: &Store, name: &str, policy: PullPolicy) -> Result<Image, LocalError> {
+pub fn ensure(store: &Store, name: &str, policy: PullPolicy, insecure: &[String]) -> Result<Image, LocalError> {
     if policy != PullPolicy::Always
         && let Some(image) = store.image(name)?
     {
@@ -44,14 +46,15 @@ pub fn ensure(store: &Store, name: &str, policy: PullPolicy) -> Result<Image, Lo
     if policy == PullPolicy::Never {
         return Err(ImageError::NotFound(reference.familiar()).into());
     }
-    pull(store, &reference, policy)
+    pull(store, &reference, policy, insecure)
 }
 
 /// In a runtime that ends with it: afterwards this process has no threads again.
-fn pull(store: &Store, reference: &Reference, policy: PullPolicy) -> Result<Image, LocalError> {
+fn pull(store: &Store, reference: &Reference, policy: PullPolicy, insecure: &[String]) -> Result<Image, LocalError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(LocalError::kernel("start the downloader"))?;
-    let options = PullOptions { policy, auth_file: default_auth_file(), ..PullOptions::default() };
+    let insecure_registries = insecure.to_vec();
+    let options = PullOptions { policy, insecure_registries, auth_file: default_auth_file(), ..PullOptions::default() };
     let show = Show::new();
     let pulled = runtime.block_on(store.pull(reference, &options, &show));
     show.end();
@@ -64,6 +67,9 @@ pub struct Pull {
     /// Images.
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
+    /// Registry that is spoken to over plain HTTP.
+    #[arg(long, value_name = "HOST[:PORT]")]
+    insecure_registry: Vec<String>,
     /// Print nothing but the digests.
     #[arg(long, short)]
     quiet: bool,
@@ -78,7 +84,7 @@ impl Pull {
         let store = open(global, "pull")?;
         for name in &self.images {
             let reference: Reference = name.parse().map_err(LocalError::from)?;
-            let image = pull(&store, &reference, PullPolicy::Always)?;
+            let image = pull(&store, &reference, PullPolicy::Always, &self.insecure_registry)?;
             print(&format!("{}\n", if self.quiet { image.digest.to_string() } else { image.display_name() }));
         }
         Ok(0)

@@ -62,7 +62,7 @@ impl Run {
             ));
         }
         let host = Host::open(global, "run")?;
-        let image = images::ensure(&host.store, &self.image, self.pull.into())?;
+        let image = images::ensure(&host.store, &self.image, self.pull.into(), &self.insecure_registry)?;
         let signals = Signals::hold()?;
         let mut record = self.reserve(&host, wish, &image)?;
         let place = host.shelf.place(&record.id);
