@@ -471,6 +471,40 @@ mod tests {
         }
     }
 
+    /// The number in a comment is made of every byte of the rule: a change of a rule must be meant.
+    #[test]
+    fn the_rules_of_a_node() {
+        let rules = ruleset::node(&ruleset::NodeParameters {
+            bridge: "gantry0".into(),
+            subnet: "10.210.1.0/24".parse().unwrap(),
+            gateway: std::net::Ipv4Addr::new(10, 210, 1, 1),
+            replica_net: "10.210.0.0/16".parse().unwrap(),
+            service_net: "10.211.0.0/16".parse().unwrap(),
+        });
+        let fingerprint = rules.fingerprint();
+        let text: Vec<String> =
+            fingerprint.rules.iter().map(|(chain, comment)| format!("{chain}: {comment}")).collect();
+        assert_eq!(
+            text,
+            [
+                "forward: service without replica cc66ba93",
+                "forward: service without replica e77d37f5",
+                "local_in: published port without replica 42161c49",
+                "local_in: published port without replica 9989ca57",
+                "local_out: service without replica b766d44c",
+                "local_out: service without replica a608022a",
+                "output: service address to a replica c2553fd2",
+                "output: published port to a replica 92c97722",
+                "postrouting: back through the bridge ccd4d295",
+                "postrouting: back through this node 8f09dfa8",
+                "postrouting: replicas to the outside b5979ba8",
+                "prerouting: service address to a replica a07f6771",
+                "prerouting: published port to a replica 2085bf39",
+            ]
+        );
+        assert_eq!(fingerprint.sets, ["held", "published", "services"]);
+    }
+
     #[test]
     fn elements_on_the_wire() {
         let set = Set { name: "s", key: &[Part::Address, Part::Slot], value: &[Part::Address] };
