@@ -682,7 +682,12 @@ fn a_container_without_a_daemon() {
         let taken = publish("b", 8081).unwrap_err();
         assert_eq!(taken.to_string(), "port 8081/tcp cannot be published: another program on this host holds it");
         drop(foreign);
-        let b = publish("b", 8082).unwrap().attachment;
+        host.net.nft("add table ip filter");
+        host.net.nft("add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }");
+        let local = publish("b", 8082).unwrap();
+        assert!(local.warnings[0].contains("(table ip filter, chain FORWARD)"), "{:?}", local.warnings);
+        host.net.nft("delete table ip filter");
+        let b = local.attachment;
         assert_eq!(publish("b", 8082).unwrap().attachment, b);
         assert_eq!(net.ask("10.209.0.3:80").map(|_| ()), Err(ErrorKind::ConnectionRefused), "they see each other");
         drop((server, net));

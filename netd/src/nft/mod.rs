@@ -24,6 +24,7 @@ const SUBSYSTEM: u16 = 10 << 8;
 const NEW_TABLE: u16 = SUBSYSTEM;
 const DELETE_TABLE: u16 = SUBSYSTEM | 2;
 const NEW_CHAIN: u16 = SUBSYSTEM | 3;
+const GET_CHAIN: u16 = SUBSYSTEM | 4;
 const NEW_RULE: u16 = SUBSYSTEM | 6;
 const GET_RULE: u16 = SUBSYSTEM | 7;
 const NEW_SET: u16 = SUBSYSTEM | 9;
@@ -410,6 +411,17 @@ impl Nft {
         Ok(elements)
     }
 
+    /// Chains of other tables that drop what they do not know of the packets on their way through this host. Only to
+    /// tell people: what one table drops no other can let pass, and their rules may let ours pass already.
+    pub(crate) fn forward_drops(&mut self) -> Result<Vec<String>, NetError> {
+        const ANY_FAMILY: [u8; 4] = [0; 4];
+        let found = self.socket.dump(|batch, flags| {
+            batch.begin(GET_CHAIN, flags, &ANY_FAMILY, "list nftables", "chains");
+            batch.end();
+        })?;
+        Ok(found.iter().filter_map(|(_, payload)| forward_drop(payload)).collect())
+    }
+
     /// Delete the table; fine when it is absent.
     pub(crate) fn remove(&mut self, table: &str) -> Result<(), NetError> {
         self.known = None;
@@ -418,6 +430,22 @@ impl Nft {
         delete_table(&mut batch, table);
         self.socket.transaction(batch)
     }
+}
+
+/// `table ip filter, chain FORWARD`, if the chain is one that drops by default.
+fn forward_drop(chain: &[u8]) -> Option<String> {
+    const DROP: u32 = 0;
+    let number = |value: &[u8]| Some(u32::from_be_bytes(value.try_into().ok()?));
+    let family = match chain.first()? {
+        1 => "inet",
+        2 => "ip",
+        _ => return None,
+    };
+    let attributes = Attributes(chain.get(HEADER_LENGTH..)?);
+    let hook = Attributes(attributes.value(4)?).value(1).and_then(number)?;
+    let policy = attributes.value(5).and_then(number)?;
+    let (table, name) = (attributes.value(1).map(text)?, attributes.value(3).map(text)?);
+    (hook == Hook::Forward as u32 && policy == DROP).then(|| format!("table {family} {table}, chain {name}"))
 }
 
 fn parse_element(element: &[u8]) -> Option<(Key, Value)> {
