@@ -24,7 +24,7 @@ Tasks of this repository. Those that need root or packages of the system say so.
     cargo xtask demo [--keep-going]            build, make images, bring up a lab, deploy a shop, break things
                                                (on port 8080 of this host, or on the one in PORT)
     cargo xtask demo --down                    remove the demo's lab
-    cargo xtask test [--quick]                 format, lints and every test; --quick: neither system tests nor root
+    cargo xtask test [--quick]                 format, lints and every test; --quick: unit tests only
     cargo xtask build                          target/release/gantry and target/release/gantry-runtime
     cargo xtask images [--refresh] [NAME...]   OCI images from Debian packages, in .cache/images/NAME.tar;
                                                --refresh takes the newest packages

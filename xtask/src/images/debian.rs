@@ -269,20 +269,47 @@ fn recall(record: &Path) -> Option<Vec<Package>> {
 
 /// All that the package lists say of packages that could be needed.
 fn lookup(roots: &[String]) -> Result<Vec<Package>> {
-    let mut names = Command::new("apt-cache");
-    names.args(["depends", "--recurse", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks"]);
-    names.args(["--no-replaces", "--no-enhances"]).args(roots);
-    let names = process::text(&mut names).map_err(|error| Error::Host {
+    let mut names = needed(roots)?;
+    // A name that is only provided by others (`libssl3` where it is called `libssl3t64`) leads nowhere by itself.
+    let unreal: Vec<&String> = roots.iter().filter(|root| !names.contains(*root)).collect();
+    if !unreal.is_empty() {
+        let shown = process::text(Command::new("apt-cache").arg("showpkg").args(unreal))?;
+        names.extend(needed(&providers(&shown))?);
+    }
+    let mut show = Command::new("apt-cache");
+    show.args(["show", "--no-all-versions"]).args(names.iter().filter(|name| !never(name))).args(roots);
+    let lists = process::output(&mut show)?; // names of virtual packages make it fail, and print what is there
+    Ok(parse(&String::from_utf8_lossy(&lists.stdout)))
+}
+
+/// Names of packages that these could need, however indirectly.
+fn needed(roots: &[String]) -> Result<BTreeSet<String>> {
+    if roots.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let mut command = Command::new("apt-cache");
+    command.args(["depends", "--recurse", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks"]);
+    command.args(["--no-replaces", "--no-enhances"]).args(roots);
+    let text = process::text(&mut command).map_err(|error| Error::Host {
         what: format!("apt does not know the packages {}: {}", roots.join(", "), error.chain()),
         hint: "apt-get update".into(),
     })?;
-    let names: BTreeSet<&str> =
-        names.lines().filter(|line| !line.starts_with([' ', '<', '|'])).filter_map(|l| l.split(':').next()).collect();
-    let mut show = Command::new("apt-cache");
-    show.args(["show", "--no-all-versions"]).args(names.iter().filter(|name| !never(name)));
-    show.args(roots);
-    let lists = process::output(&mut show)?; // names of virtual packages make it fail, and print what is there
-    Ok(parse(&String::from_utf8_lossy(&lists.stdout)))
+    let heads = text.lines().filter(|line| !line.starts_with([' ', '<', '|']));
+    Ok(heads.filter_map(|line| line.split(':').next()).map(str::to_owned).collect())
+}
+
+/// Who provides the packages that `apt-cache showpkg` was asked for.
+fn providers(shown: &str) -> Vec<String> {
+    let mut names = BTreeSet::new();
+    let mut listed = false;
+    for line in shown.lines() {
+        if line.starts_with("Package: ") || line.starts_with("Reverse Provides:") {
+            listed = line.starts_with("Reverse");
+        } else if listed {
+            names.extend(line.split_whitespace().next().map(str::to_owned));
+        }
+    }
+    names.into_iter().collect()
 }
 
 #[cfg(test)]
@@ -367,6 +394,15 @@ Version: 4
         let error = closure(&["a".into()], &known).unwrap_err();
         assert_eq!(error.to_string(), "no package `gone`, which a needs");
         assert!(error.hint().is_some());
+    }
+
+    #[test]
+    fn providers_are_listed_after_their_head() {
+        let shown = "Package: libssl3\nVersions: \n\nReverse Depends: \n  web,libssl3\nDependencies: \nProvides: \n\
+                     Reverse Provides: \nlibssl3t64 3.0.13 (= 3.0.13)\nPackage: awk\nVersions: \nReverse Provides: \n\
+                     mawk 1.3 (= )\ngawk 5 (= )\n";
+        assert_eq!(providers(shown), ["gawk", "libssl3t64", "mawk"]);
+        assert!(providers("").is_empty());
     }
 
     #[test]
