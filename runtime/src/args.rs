@@ -227,7 +227,7 @@ Commands:
   --root DIR              where states are kept [default: /run/gantry-runtime]
   --log FILE              also write errors to this file
   --log-format text|json  its format [default: text]
-  --debug                 say more in the log
+  --debug                 also log exit code and duration of every command
   --help, -h              this text, or that of a command
   --version, -v           the version
 

@@ -229,3 +229,24 @@ fn a_created_container_that_is_never_started_ends_with_a_record() {
     assert_eq!(bed.exit_record()["signal"], json!(9));
     bed.assert_gone(&name);
 }
+
+#[test]
+fn started_at_is_when_start_came() {
+    let bed = Bed::new("true");
+    let name = create(&bed, "when", &[]);
+    let state: Value = serde_json::from_str(&bed.ok(&["state", &name])).expect("JSON");
+    let between = gantry_runtime::time::rfc3339(std::time::SystemTime::now());
+    bed.ok(&["start", &name]);
+    let record = bed.exit_record();
+    let times = [
+        &state["created"],
+        &json!(between),
+        &record["started_at"],
+        &record["finished_at"],
+    ];
+    let times: Vec<&str> = times
+        .iter()
+        .map(|time| time.as_str().expect("a time"))
+        .collect();
+    assert!(times.is_sorted(), "{times:?}");
+}
