@@ -42,7 +42,12 @@ impl fmt::Display for Failure {
 impl Failure {
     /// A failure without a deeper cause.
     pub fn new(what: impl Into<String>) -> Self {
-        Self { step: Cow::Borrowed(""), what: what.into(), cause: None, hint: None }
+        Self {
+            step: Cow::Borrowed(""),
+            what: what.into(),
+            cause: None,
+            hint: None,
+        }
     }
 
     /// Name the step, unless a deeper layer did.
@@ -73,11 +78,18 @@ impl Failure {
 
     /// The reverse of [`Failure::encode`]; parts that are missing are empty.
     pub fn decode(bytes: &[u8]) -> Self {
-        let mut parts = bytes.split(|&byte| byte == 0).map(|part| String::from_utf8_lossy(part).into_owned());
+        let mut parts = bytes
+            .split(|&byte| byte == 0)
+            .map(|part| String::from_utf8_lossy(part).into_owned());
         let mut next = || parts.next().unwrap_or_default();
         let (step, what, cause, hint) = (next(), next(), next(), next());
         let some = |text: String| (!text.is_empty()).then_some(text);
-        Self { step: Cow::Owned(step), what, cause: some(cause), hint: some(hint) }
+        Self {
+            step: Cow::Owned(step),
+            what,
+            cause: some(cause),
+            hint: some(hint),
+        }
     }
 }
 

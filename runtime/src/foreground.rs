@@ -24,7 +24,9 @@ impl Signals {
     pub fn hold() -> Outcome<Self> {
         let all = SignalSet::all_but_faults();
         signal::set_mask(&all).because(|| "cannot block signals".to_owned())?;
-        signal::signalfd(&all).because(|| "cannot watch signals".to_owned()).map(Self)
+        signal::signalfd(&all)
+            .because(|| "cannot watch signals".to_owned())
+            .map(Self)
     }
 
     /// The descriptor, to poll on.
@@ -52,13 +54,17 @@ impl Signals {
             ];
             poll(&mut fds)?;
             let (message, signal) = (fds[0].revents(), fds[1].revents());
-            if !signal.is_empty()
-                && let Some(signal @ (libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT)) = self.next()?
-            {
-                return Err(Failure::new(format!("interrupted by signal {signal} before the start")));
-            }
+            // A message first: once the program runs, signals are for it.
             if !message.is_empty() {
                 return channel.receive();
+            }
+            if !signal.is_empty()
+                && let Some(signal @ (libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT)) =
+                    self.next()?
+            {
+                return Err(Failure::new(format!(
+                    "interrupted by signal {signal} before the start"
+                )));
             }
         }
     }
@@ -112,13 +118,20 @@ impl Relay {
         if let Ok(flags) = rustix::fs::fcntl_getfl(&master) {
             let _ = rustix::fs::fcntl_setfl(&master, flags | rustix::fs::OFlags::NONBLOCK);
         }
-        let relay = Self { master, pending: Vec::new(), input_open: true, output_open: true };
+        let relay = Self {
+            master,
+            pending: Vec::new(),
+            input_open: true,
+            output_open: true,
+        };
         relay.copy_size();
         relay
     }
 
     fn copy_size(&self) {
-        let ours = [0, 1, 2].into_iter().find_map(|number| tty::size(process::inherited(number)?).ok());
+        let ours = [0, 1, 2]
+            .into_iter()
+            .find_map(|number| tty::size(process::inherited(number)?).ok());
         if let Some(size) = ours.filter(|size| size.rows > 0) {
             let _ = tty::set_size(self.master.as_fd(), size);
         }
@@ -172,7 +185,9 @@ impl Relay {
 
 /// Write to one of our own streams; a reader that has gone is not the container's fault.
 fn write_all(number: i32, mut bytes: &[u8]) {
-    let Some(output) = process::inherited(number) else { return };
+    let Some(output) = process::inherited(number) else {
+        return;
+    };
     while !bytes.is_empty() {
         match rustix::io::write(output, bytes) {
             Ok(count) => bytes = &bytes[count..],
@@ -192,7 +207,11 @@ fn write_all(number: i32, mut bytes: &[u8]) {
 ///
 /// # Errors
 /// Waiting fails.
-pub fn attend(pidfd: BorrowedFd<'_>, signals: &Signals, terminal: Option<OwnedFd>) -> Outcome<Exit> {
+pub fn attend(
+    pidfd: BorrowedFd<'_>,
+    signals: &Signals,
+    terminal: Option<OwnedFd>,
+) -> Outcome<Exit> {
     let raw = terminal.as_ref().map(|_| RawMode::enter());
     let mut relay = terminal.map(Relay::new);
     let mut interrupts = 0;
@@ -256,10 +275,19 @@ fn pass_on(signal: i32, pidfd: BorrowedFd<'_>, relay: Option<&Relay>, interrupts
             return;
         }
         // About us or our terminal, not the container.
-        libc::SIGCHLD | libc::SIGPIPE | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU | libc::SIGURG => return,
+        libc::SIGCHLD
+        | libc::SIGPIPE
+        | libc::SIGTSTP
+        | libc::SIGTTIN
+        | libc::SIGTTOU
+        | libc::SIGURG => return,
         libc::SIGINT | libc::SIGTERM => {
             *interrupts += 1;
-            if *interrupts >= INTERRUPTS_TO_KILL { libc::SIGKILL } else { signal }
+            if *interrupts >= INTERRUPTS_TO_KILL {
+                libc::SIGKILL
+            } else {
+                signal
+            }
         }
         other => other,
     };

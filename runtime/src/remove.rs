@@ -11,7 +11,10 @@ use std::fs;
 use std::os::fd::AsFd;
 
 /// How long a killed process or a supervisor may take to end.
-const END_WITHIN: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+const END_WITHIN: Timespec = Timespec {
+    tv_sec: 10,
+    tv_nsec: 0,
+};
 
 /// Kill what still runs and remove everything. Hooks that fail are returned as warnings.
 ///
@@ -61,10 +64,19 @@ fn wait(process: &ProcessId) {
 }
 
 fn run_hooks(dir: &StateDir, record: Option<&Record>) -> Vec<String> {
-    let Some(record) = record else { return Vec::new() };
-    let Ok(text) = fs::read(dir.file("config.json")) else { return Vec::new() };
-    let Ok(config) = serde_json::from_slice::<Config>(&text) else { return Vec::new() };
-    let line = dir.state(record).with(Status::Stopped, record.init.map(|_| 0)).to_line();
+    let Some(record) = record else {
+        return Vec::new();
+    };
+    let Ok(text) = fs::read(dir.file("config.json")) else {
+        return Vec::new();
+    };
+    let Ok(config) = serde_json::from_slice::<Config>(&text) else {
+        return Vec::new();
+    };
+    let line = dir
+        .state(record)
+        .with(Status::Stopped, record.init.map(|_| 0))
+        .to_line();
     config
         .hooks
         .poststop

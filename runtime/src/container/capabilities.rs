@@ -1,7 +1,7 @@
 //! The five capability sets, exactly as the bundle says.
 
-use crate::config::check::ConfigError;
 use crate::config::Capabilities;
+use crate::config::check::ConfigError;
 use crate::error::{Because, Failure, Outcome};
 use crate::sys::process;
 
@@ -69,13 +69,22 @@ pub struct Sets {
 pub fn bit(name: &str) -> Option<u64> {
     let upper = name.to_ascii_uppercase();
     let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
-    NAMES.iter().position(|known| *known == short).map(|number| 1 << number)
+    NAMES
+        .iter()
+        .position(|known| *known == short)
+        .map(|number| 1 << number)
 }
 
 /// Names of the bits of a set.
 fn names(set: u64) -> String {
-    let named = NAMES.iter().enumerate().filter(|(number, _)| set >> number & 1 == 1);
-    named.map(|(_, name)| format!("CAP_{name}")).collect::<Vec<_>>().join(", ")
+    let named = NAMES
+        .iter()
+        .enumerate()
+        .filter(|(number, _)| set >> number & 1 == 1);
+    named
+        .map(|(_, name)| format!("CAP_{name}"))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 impl Sets {
@@ -85,13 +94,15 @@ impl Sets {
     /// A name that is no capability.
     pub fn from_config(config: &Capabilities, at: &str) -> Result<Self, ConfigError> {
         let read = |list: &[String], key: &str| -> Result<u64, ConfigError> {
-            list.iter().enumerate().try_fold(0, |set, (index, name)| match bit(name) {
-                Some(bit) => Ok(set | bit),
-                None => Err(ConfigError::Invalid {
-                    path: format!("{at}.capabilities.{key}[{index}]"),
-                    problem: format!("`{name}` is not a capability"),
-                }),
-            })
+            list.iter()
+                .enumerate()
+                .try_fold(0, |set, (index, name)| match bit(name) {
+                    Some(bit) => Ok(set | bit),
+                    None => Err(ConfigError::Invalid {
+                        path: format!("{at}.capabilities.{key}[{index}]"),
+                        problem: format!("`{name}` is not a capability"),
+                    }),
+                })
         };
         Ok(Self {
             bounding: read(&config.bounding, "bounding")?,
@@ -115,7 +126,9 @@ impl Sets {
                 Ok(()) => {}
                 // Beyond the last capability of this kernel.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
-                Err(error) => return Err(error).because(|| format!("cannot drop capability {number}")),
+                Err(error) => {
+                    return Err(error).because(|| format!("cannot drop capability {number}"));
+                }
             }
         }
         Ok(())
@@ -126,11 +139,17 @@ impl Sets {
     /// # Errors
     /// The runtime itself lacks one that is asked for, or the sets contradict each other.
     pub fn apply(&self) -> Outcome<()> {
-        let [_, ours, _] = process::capget().because(|| "cannot read the capabilities".to_owned())?;
+        let [_, ours, _] =
+            process::capget().because(|| "cannot read the capabilities".to_owned())?;
         let lacking = (self.permitted | self.effective | self.inheritable) & !ours;
         if lacking != 0 {
-            return Err(Failure::new(format!("the runtime itself does not have {}", names(lacking)))
-                .hint("remove them from `process.capabilities`, or run the runtime with more privilege"));
+            return Err(Failure::new(format!(
+                "the runtime itself does not have {}",
+                names(lacking)
+            ))
+            .hint(
+                "remove them from `process.capabilities`, or run the runtime with more privilege",
+            ));
         }
         process::capset(self.effective, self.permitted, self.inheritable)
             .because(|| "cannot set the capabilities".to_owned())?;

@@ -6,7 +6,7 @@
 use crate::error::{Because, Outcome};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// Remove `.`, `..` and double slashes from an absolute path, without looking at any file.
 pub fn clean(path: &str) -> String {
@@ -40,7 +40,11 @@ impl Links {
     /// Paths below `/proc`, `/sys` and `/dev` may not go through a link: an image could redirect what is mounted there.
     pub fn for_path(clean: &str) -> Self {
         let first = clean.split('/').nth(1).unwrap_or("");
-        if matches!(first, "proc" | "sys" | "dev") { Self::Refuse } else { Self::Follow }
+        if matches!(first, "proc" | "sys" | "dev") {
+            Self::Refuse
+        } else {
+            Self::Follow
+        }
     }
 
     fn resolve(self) -> ResolveFlags {
@@ -80,7 +84,10 @@ impl RootDir<'_> {
         let path = clean(path);
         match self.open(&path, OFlags::PATH | OFlags::DIRECTORY, links) {
             Err(Errno::NOENT) => {}
-            result => return result.because(|| format!("cannot open directory `{path}` in the root filesystem")),
+            result => {
+                return result
+                    .because(|| format!("cannot open directory `{path}` in the root filesystem"));
+            }
         }
         let (parent, name) = self.parent(&path, links)?;
         let what = || format!("cannot make directory `{path}` in the root filesystem");
@@ -100,11 +107,14 @@ impl RootDir<'_> {
         let path = clean(path);
         match self.open(&path, OFlags::PATH, links) {
             Err(Errno::NOENT) => {}
-            result => return result.because(|| format!("cannot open `{path}` in the root filesystem")),
+            result => {
+                return result.because(|| format!("cannot open `{path}` in the root filesystem"));
+            }
         }
         let (parent, name) = self.parent(&path, links)?;
         let what = || format!("cannot make file `{path}` in the root filesystem");
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
+        let flags =
+            OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
         match rustix::fs::openat(&parent, name.as_str(), flags, Mode::from_raw_mode(0o644)) {
             Ok(_) | Err(Errno::EXIST) => {}
             Err(error) => return Err(error).because(what),
@@ -129,6 +139,7 @@ impl RootDir<'_> {
 mod tests {
     use super::*;
     use std::fs;
+    use std::os::fd::AsFd;
     use std::os::unix::fs::symlink;
 
     #[test]
@@ -160,16 +171,23 @@ mod tests {
         assert!(root.make_dir("/etc", Links::Follow).is_err());
         assert!(root.make_dir("/etc/x", Links::Follow).is_err());
         assert!(root.make_file("/etc", Links::Follow).is_ok_and(|fd| {
-            rustix::fs::fstat(fd).is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_symlink())
+            rustix::fs::fstat(fd)
+                .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_symlink())
         }));
         assert!(root.make_dir("/proc", Links::for_path("/proc")).is_err());
         assert!(root.make_dir("/alias/deep/er", Links::Follow).is_ok());
         assert!(inside.path().join("real/deep/er").is_dir());
         assert!(root.make_dir("/alias/other", Links::Refuse).is_err());
-        root.make_dir("/../../up", Links::Follow).expect("`..` stops at the root");
+        root.make_dir("/../../up", Links::Follow)
+            .expect("`..` stops at the root");
         assert!(inside.path().join("up").is_dir());
-        root.make_file("/a/b/file", Links::Follow).expect("a file with its parents");
+        root.make_file("/a/b/file", Links::Follow)
+            .expect("a file with its parents");
         assert!(inside.path().join("a/b/file").is_file());
-        assert_eq!(fs::read_dir(outside.path()).expect("outside").count(), 0, "nothing was made outside");
+        assert_eq!(
+            fs::read_dir(outside.path()).expect("outside").count(),
+            0,
+            "nothing was made outside"
+        );
     }
 }

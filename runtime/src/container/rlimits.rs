@@ -25,7 +25,7 @@ pub fn resource(name: &str) -> Option<u32> {
         "RTTIME" => libc::RLIMIT_RTTIME,
         _ => return None,
     };
-    Some(number as u32)
+    Some(number)
 }
 
 /// Set all limits.
@@ -34,9 +34,16 @@ pub fn resource(name: &str) -> Option<u32> {
 /// Raising a hard limit without `CAP_SYS_RESOURCE`.
 pub fn apply(limits: &[Rlimit]) -> Outcome<()> {
     for limit in limits {
-        let Some(resource) = resource(&limit.kind) else { continue };
+        let Some(resource) = resource(&limit.kind) else {
+            continue;
+        };
         process::set_rlimit(resource, limit.soft, limit.hard)
-            .because(|| format!("cannot set {} to {} (hard {})", limit.kind, limit.soft, limit.hard))
+            .because(|| {
+                format!(
+                    "cannot set {} to {} (hard {})",
+                    limit.kind, limit.soft, limit.hard
+                )
+            })
             .map_err(|failure| match process::get_rlimit(resource) {
                 Ok((_, hard)) if limit.hard > hard => failure.hint(format!(
                     "the hard limit of the runtime is {hard}; raising it takes CAP_SYS_RESOURCE"
@@ -49,8 +56,8 @@ pub fn apply(limits: &[Rlimit]) -> Outcome<()> {
 
 /// Let this process open as many files as it may, returning the former limit: one descriptor per bind mount is held.
 pub fn raise_open_files() -> Option<(u64, u64)> {
-    let (soft, hard) = process::get_rlimit(libc::RLIMIT_NOFILE as u32).ok()?;
-    process::set_rlimit(libc::RLIMIT_NOFILE as u32, hard, hard).ok()?;
+    let (soft, hard) = process::get_rlimit(libc::RLIMIT_NOFILE).ok()?;
+    process::set_rlimit(libc::RLIMIT_NOFILE, hard, hard).ok()?;
     Some((soft, hard))
 }
 
@@ -61,7 +68,7 @@ pub fn raise_open_files() -> Option<(u64, u64)> {
 pub fn restore_open_files(before: Option<(u64, u64)>) -> Outcome<()> {
     match before {
         None => Ok(()),
-        Some((soft, hard)) => process::set_rlimit(libc::RLIMIT_NOFILE as u32, soft, hard)
+        Some((soft, hard)) => process::set_rlimit(libc::RLIMIT_NOFILE, soft, hard)
             .because(|| "cannot restore the limit of open files".to_owned()),
     }
 }
