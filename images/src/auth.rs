@@ -232,7 +232,9 @@ mod tests {
 
     #[test]
     fn challenges_of_real_registries_are_understood() {
-        let table: &[(&str, &[(&str, &[(&str, &str)])])] = &[
+        type Parameters<'a> = &'a [(&'a str, &'a str)];
+        type Expected<'a> = &'a [(&'a str, Parameters<'a>)];
+        let table: &[(&str, Expected<'_>)] = &[
             (
                 r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:library/busybox:pull""#,
                 &[(

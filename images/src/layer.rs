@@ -1,7 +1,7 @@
 //! The road of one layer: bytes from somewhere → verified blob and unpacked tree, both in the store.
 //!
 //! ```text
-//! source ─ chunk ─► hash, count, keep in ingest/<hex>.part ─ chunk ─► inflate ─► hash ─► unpack to <lease>/<diff>/fs
+//! source ─ chunk ─► hash, count, keep in ingest/<hex>.part ─ chunk ─► inflate ─► hash ─► unpack to <lease>/*.tree/fs
 //!  (this thread)                                             (a second thread)
 //! then, if digest, size and diff-id are right: sync, rename the blob, rename the tree
 //! ```
@@ -50,15 +50,24 @@ impl Part {
                 .mode(0o600);
             let file = options.open(&path).map_err(at("open", &path))?;
             files::lock(&file, &path)?;
+            let part = Self {
+                file,
+                path: path.clone(),
+            };
             // The one who had the lock may have renamed or removed the file: then it is not ours to write.
-            let inode = file.metadata().map_err(at("read", &path))?.ino();
-            if path
-                .symlink_metadata()
-                .is_ok_and(|meta| meta.ino() == inode)
-            {
-                return Ok(Self { file, path });
+            if part.is_in_place()? {
+                return Ok(part);
             }
         }
+    }
+
+    /// Whether the path still means the locked file. Only who holds the lock of a file changes that.
+    fn is_in_place(&self) -> Result<bool> {
+        let inode = self.file.metadata().map_err(at("read", &self.path))?.ino();
+        Ok(self
+            .path
+            .symlink_metadata()
+            .is_ok_and(|meta| meta.ino() == inode))
     }
 
     /// Bytes that an earlier attempt left.
@@ -73,7 +82,11 @@ impl Part {
 
     /// Not needed any more.
     pub(crate) fn remove(&self) -> Result<()> {
-        files::remove_all(&self.path)
+        if self.is_in_place()? {
+            files::remove_all(&self.path)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -99,8 +112,10 @@ pub(crate) fn ingest(
     mut origin: Origin<'_>,
     source: &mut dyn Read,
 ) -> Result<()> {
-    let tree = lease.path(&spec.diff_id.hex());
-    let scratch = lease.path(&format!("{}.replaced", spec.diff_id.hex()));
+    // Two blobs of one image may unpack to the same tree, at the same time.
+    let name = files::unique();
+    let tree = lease.path(&format!("{name}.tree"));
+    let scratch = lease.path(&format!("{name}.replaced"));
     for dir in [&tree, &tree.join("fs"), &scratch] {
         files::ensure_dir(dir, if dir.ends_with("fs") { 0o755 } else { 0o700 })?;
     }

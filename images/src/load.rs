@@ -30,6 +30,9 @@ const JSON_MAX: u64 = 16 << 20;
 /// Most members of an archive: blobs of many images, not files of a root file system.
 const MEMBERS_MAX: usize = 100_000;
 
+/// Longest name of a member; those of images are a hundred bytes.
+const NAME_MAX: usize = 4096;
+
 /// How deep indexes may be nested.
 const NESTING_MAX: u32 = 3;
 
@@ -176,6 +179,9 @@ impl Archive {
         let mut tar = TarReader::new(layer::decoder(compression, packed).map_err(bad)?);
         let (mut files, mut links) = (BTreeMap::new(), BTreeMap::new());
         while let Some(member) = tar.next_member().map_err(bad)? {
+            if member.path.len() > NAME_MAX || member.link.len() > NAME_MAX {
+                return Err(bad(io::Error::other("a name in it is too long")));
+            }
             let name = normal(&String::from_utf8_lossy(&member.path), "");
             match member.kind {
                 Kind::File if member.sparse.is_none() => {
@@ -594,8 +600,10 @@ impl Loader<'_> {
             self.store.has_layer(spec.diff_id) && self.store.has_blob(spec.digest, spec.size);
         if reused {
             part.remove()?;
-        } else {
-            self.ingest(spec, &mut part)?;
+        } else if let Err(error) = self.ingest(spec, &mut part) {
+            // The source is at hand: there is nothing to go on with.
+            part.remove()?;
+            return Err(error);
         }
         self.progress.event(Event::LayerDone {
             digest: spec.digest,

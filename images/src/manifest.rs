@@ -55,7 +55,7 @@ pub(crate) struct Descriptor {
 #[derive(Debug)]
 pub(crate) enum Document {
     Index(Vec<Descriptor>),
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
 }
 
 /// One image for one platform.
@@ -200,7 +200,7 @@ fn manifest(what: &str, value: Value) -> Result<Document> {
             ),
         ));
     }
-    Ok(Document::Manifest(manifest))
+    Ok(Document::Manifest(Box::new(manifest)))
 }
 
 impl Manifest {

@@ -3,6 +3,9 @@
 //! A layer may hold `etc/app/config` without saying what `etc` is. Unpacked alone, its `etc` is an ordinary directory,
 //! and overlayfs shows the attributes of the topmost one: a private directory would open up. Because a layer is
 //! unpacked once for all images, the right attributes go into a small extra layer of the image, on top.
+//!
+//! The same layer helps with another gap: overlayfs hides the marks of deletions only in directories that it merges from
+//! several layers. In a directory that one layer alone has they would be listed, as names that cannot be opened.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, Metadata};
@@ -77,25 +80,26 @@ pub(crate) fn stack(layers: &[Tree], fix: &Path) -> Result<Stack> {
     })
 }
 
-/// Directories that would show other attributes than those of the layer that declared them.
-fn wrong_directories(layers: &[&Tree]) -> Result<Vec<PathBuf>> {
-    let undeclared: BTreeSet<&String> = layers
-        .iter()
-        .flat_map(|tree| &tree.meta.undeclared)
+/// Directories that would show other attributes than those of the layer that declared them, or marks of deletions.
+fn wrong_directories(layers: &[&Tree]) -> Result<BTreeSet<PathBuf>> {
+    let mut wrong = BTreeSet::new();
+    let undeclared = layers.iter().flat_map(|tree| &tree.meta.undeclared);
+    for path in undeclared
         .filter(|path| !path.is_empty())
-        .collect();
-    let mut wrong = Vec::new();
-    for path in undeclared {
+        .map(|path| unescape(path))
+    {
+        if let Some(top) = stacked(layers, &path)?.first() {
+            let shown = top.fs.join(&path).symlink_metadata();
+            let shown = shown.map_err(at("read", &path))?;
+            if effective(layers, &path)?.is_some_and(|meta| !same_attributes(&meta, &shown)) {
+                wrong.insert(path);
+            }
+        }
+    }
+    for path in layers.iter().flat_map(|tree| &tree.meta.deletes_in) {
         let path = unescape(path);
-        let stacked = stacked(layers, &path)?;
-        let Some(top) = stacked.first() else { continue };
-        let shown = top
-            .fs
-            .join(&path)
-            .symlink_metadata()
-            .map_err(at("read", &path))?;
-        if effective(layers, &path)?.is_some_and(|meta| !same_attributes(&meta, &shown)) {
-            wrong.push(path);
+        if stacked(layers, &path)?.len() == 1 {
+            wrong.insert(path);
         }
     }
     Ok(wrong)
@@ -154,8 +158,15 @@ fn effective(layers: &[&Tree], path: &Path) -> Result<Option<Metadata>> {
 
 fn correct(layers: &[&Tree], path: &Path, fix: &Path) -> Result<()> {
     let target = fix.join(path);
-    let Some(meta) = effective(layers, path)? else {
-        return Ok(());
+    // Declared nowhere: as it is shown.
+    let shown =
+        || stacked(layers, path).map(|stacked| stacked.first().map(|tree| tree.fs.join(path)));
+    let meta = match effective(layers, path)? {
+        Some(meta) => meta,
+        None => match shown()? {
+            Some(full) => full.symlink_metadata().map_err(at("read", &full))?,
+            None => return Ok(()),
+        },
     };
     std::os::unix::fs::chown(&target, Some(meta.uid()), Some(meta.gid()))
         .map_err(at("set the owner of", &target))?;

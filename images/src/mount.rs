@@ -42,6 +42,9 @@ enum Way {
     OldCall,
 }
 
+/// Best first.
+const WAYS: [Way; 3] = [Way::Descriptors, Way::Names, Way::OldCall];
+
 /// Mount at `target`, which must be a directory.
 pub(crate) fn mount(overlay: &Overlay<'_>, target: &Path) -> Result<()> {
     let opened = Opened {
@@ -55,12 +58,8 @@ pub(crate) fn mount(overlay: &Overlay<'_>, target: &Path) -> Result<()> {
         volatile: overlay.volatile,
     };
     let mut failure = None;
-    for way in [Way::Descriptors, Way::Names, Way::OldCall] {
-        let done = match way {
-            Way::Descriptors | Way::Names => new_api(&opened, target, way),
-            Way::OldCall => old_api(&opened, target),
-        };
-        match done {
+    for way in WAYS {
+        match mount_by(way, &opened, target) {
             Ok(()) => return Ok(()),
             Err((errno, detail)) => {
                 // The first refusal with words of the kernel is the one that explains.
@@ -85,6 +84,13 @@ pub(crate) fn mount(overlay: &Overlay<'_>, target: &Path) -> Result<()> {
         detail,
         source: errno.into(),
     })
+}
+
+fn mount_by(way: Way, opened: &Opened, target: &Path) -> Result<(), (Errno, String)> {
+    match way {
+        Way::Descriptors | Way::Names => new_api(opened, target, way),
+        Way::OldCall => old_api(opened, target),
+    }
 }
 
 fn open(dir: &Path) -> Result<OwnedFd> {
@@ -183,4 +189,87 @@ pub(crate) fn unmount(path: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sched::{CloneFlags, unshare};
+
+    /// All ways work on this kernel, so that the older ones are known to work before an older kernel needs them.
+    #[test]
+    fn every_way_mounts_the_same() {
+        unshare(CloneFlags::CLONE_NEWNS).expect("needs root");
+        mount::mount_change(
+            "/",
+            mount::MountPropagationFlags::REC | mount::MountPropagationFlags::PRIVATE,
+        )
+        .unwrap();
+        mount::mount("tmpfs", "/mnt", "tmpfs", MountFlags::empty(), None).unwrap();
+        for way in WAYS {
+            let base = Path::new("/mnt").join(format!("{way:?}"));
+            let dir = |name: &str| {
+                let dir = base.join(name);
+                std::fs::create_dir_all(&dir).unwrap();
+                dir
+            };
+            let (top, bottom, target) = (dir("top,a:b"), dir("bottom"), dir("target"));
+            std::fs::write(top.join("file"), "top").unwrap();
+            std::fs::write(bottom.join("file"), "bottom").unwrap();
+            let opened = Opened {
+                lowers: vec![open(&top).unwrap(), open(&bottom).unwrap()],
+                upper: open(&dir("upper")).unwrap(),
+                work: open(&dir("work")).unwrap(),
+                volatile: true,
+            };
+            mount_by(way, &opened, &target).unwrap_or_else(|e| panic!("{way:?}: {e:?}"));
+            assert!(is_mounted(&target).unwrap(), "{way:?}");
+            assert_eq!(
+                std::fs::read_to_string(target.join("file")).unwrap(),
+                "top",
+                "{way:?}"
+            );
+            unmount(&target).unwrap();
+            assert!(!is_mounted(&target).unwrap(), "{way:?}");
+            assert!(!target.join("file").exists(), "{way:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_the_kernel_is_told_in_its_words() {
+        unshare(CloneFlags::CLONE_NEWNS).expect("needs root");
+        mount::mount_change(
+            "/",
+            mount::MountPropagationFlags::REC | mount::MountPropagationFlags::PRIVATE,
+        )
+        .unwrap();
+        mount::mount("tmpfs", "/mnt", "tmpfs", MountFlags::empty(), None).unwrap();
+        let dir = |name: &str| {
+            let dir = Path::new("/mnt").join(name);
+            std::fs::create_dir_all(&dir).unwrap();
+            dir
+        };
+        let lowers = [dir("lower")];
+        let (upper, work, target) = (dir("upper"), dir("work"), dir("target"));
+        let good = Overlay {
+            lowers: &lowers,
+            upper: &upper,
+            work: &work,
+            volatile: false,
+        };
+        super::mount(&good, &target).unwrap();
+        // overlayfs cannot write to an overlay.
+        let (upper, work) = (dir("target/upper"), dir("target/work"));
+        let bad = Overlay {
+            upper: &upper,
+            work: &work,
+            ..good
+        };
+        let error = super::mount(&bad, &dir("other")).unwrap_err();
+        assert!(
+            matches!(&error, ImageError::Mount { detail, .. } if detail.contains("upperdir")),
+            "{error}"
+        );
+        assert!(error.hint().unwrap().contains("not on an overlay"));
+    }
 }

@@ -43,23 +43,26 @@ impl Platform {
         if self.os != host.os || self.architecture != host.architecture {
             return None;
         }
-        let level = level(self);
-        (level <= self::level(host)).then_some(level)
+        // An image that does not say needs the least; a wish that does not say means what is common.
+        let (least, common) = match self.architecture.as_str() {
+            "arm64" => (8, 8),
+            "arm" => (5, 7),
+            _ => (1, 1),
+        };
+        let level = self.level().unwrap_or(least);
+        (level <= host.level().unwrap_or(common)).then_some(level)
     }
-}
 
-/// Variants in order: `v2` needs more of the processor than `v1`. What we do not know as a number needs nothing.
-fn level(platform: &Platform) -> u32 {
-    let least = match platform.architecture.as_str() {
-        "arm64" => 8,
-        "arm" => 5,
-        _ => 1,
-    };
-    let number = platform
-        .variant
-        .as_deref()
-        .and_then(|text| text.strip_prefix('v')?.split('.').next()?.parse().ok());
-    number.unwrap_or(least)
+    /// Variants in order: `v2` needs more of the processor than `v1`.
+    fn level(&self) -> Option<u32> {
+        self.variant
+            .as_deref()?
+            .strip_prefix('v')?
+            .split('.')
+            .next()?
+            .parse()
+            .ok()
+    }
 }
 
 /// The level of the x86-64 psABI that this processor has; the features checked are those that set it apart.
@@ -147,6 +150,8 @@ mod tests {
             ("linux/arm64/v8", "linux/arm64", Some(8)),
             ("linux/arm/v6", "linux/arm/v7", Some(6)),
             ("linux/arm/v7", "linux/arm/v6", None),
+            ("linux/arm/v7", "linux/arm", Some(7)),
+            ("linux/arm", "linux/arm/v6", Some(5)),
             ("linux/arm64", "linux/amd64", None),
             ("windows/amd64", "linux/amd64", None),
         ] {

@@ -12,8 +12,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, stream};
-use tokio::sync::mpsc;
+use futures_util::{StreamExt, stream};
+use tokio::sync::{mpsc, watch};
 
 use crate::auth::{self, Credentials};
 use crate::digest::Digest;
@@ -91,7 +91,7 @@ impl Store {
         progress: &dyn Progress,
     ) -> Result<Image> {
         let platform = options.platform.clone().unwrap_or_else(Platform::host);
-        let present = self.find(reference)?.filter(|image| {
+        let present = self.find_meant(reference)?.filter(|image| {
             let own = image.platform();
             own.architecture.is_empty() || own.fits(&platform).is_some()
         });
@@ -116,6 +116,7 @@ impl Store {
             reference,
             platform,
             progress,
+            stop: watch::Sender::new(false),
         };
         let image = pull.run().await.map_err(|e| e.in_store(self.root()))?;
         progress.event(Event::Done {
@@ -131,6 +132,8 @@ struct Pull<'a> {
     reference: &'a Reference,
     platform: Platform,
     progress: &'a dyn Progress,
+    /// Set when one layer has failed: the others need not go on.
+    stop: watch::Sender<bool>,
 }
 
 impl Pull<'_> {
@@ -181,7 +184,7 @@ impl Pull<'_> {
             first.content_type.as_deref(),
             &first.bytes,
         )? {
-            Document::Manifest(manifest) => (first, manifest),
+            Document::Manifest(manifest) => (first, *manifest),
             Document::Index(parts) => self.chosen(&title, &parts).await?,
         };
         let what = format!("configuration of {title}");
@@ -244,7 +247,7 @@ impl Pull<'_> {
         }
         verify(&what, &fetched.bytes, Some(descriptor.digest))?;
         match manifest::parse(&what, Some(&descriptor.media_type), &fetched.bytes)? {
-            Document::Manifest(manifest) => Ok((fetched, manifest)),
+            Document::Manifest(manifest) => Ok((fetched, *manifest)),
             Document::Index(_) => Err(ImageError::BadImage {
                 what,
                 why: "it is an index inside an index".into(),
@@ -281,21 +284,36 @@ impl Pull<'_> {
     async fn layers(&self, plan: &Plan, lease: &Arc<Lease>) -> Result<()> {
         let unique: BTreeMap<Digest, &LayerSpec> =
             plan.layers.iter().map(|spec| (spec.digest, spec)).collect();
-        let mut specs: Vec<&LayerSpec> = unique.into_values().collect();
+        let mut specs: Vec<LayerSpec> = unique.into_values().cloned().collect();
         specs.sort_by_key(|spec| std::cmp::Reverse(spec.size));
-        stream::iter(specs)
+        let mut all = stream::iter(specs)
             .map(|spec| self.layer(spec, lease))
-            .buffer_unordered(LAYERS_AT_ONCE)
-            .try_collect()
-            .await
+            .buffer_unordered(LAYERS_AT_ONCE);
+        let mut failure = None;
+        // All are waited for, so that nothing is still writing when the caller is told.
+        while let Some(done) = all.next().await {
+            if let Err(error) = done {
+                self.stop.send_replace(true);
+                failure.get_or_insert(error);
+            }
+        }
+        failure.map_or(Ok(()), Err)
     }
 
-    async fn layer(&self, spec: &LayerSpec, lease: &Arc<Lease>) -> Result<()> {
+    async fn stopped(&self) -> ImageError {
+        // Fails only without a sender, which is ourselves.
+        let _ = self.stop.subscribe().wait_for(|stop| *stop).await;
+        ImageError::Stopped
+    }
+
+    async fn layer(&self, spec: LayerSpec, lease: &Arc<Lease>) -> Result<()> {
         let (digest, total) = (spec.digest, spec.size);
+        if *self.stop.borrow() {
+            return Err(ImageError::Stopped);
+        }
         self.progress.event(Event::LayerStart { digest, total });
-        let store = self.store.clone();
-        let mut part = blocking(move || Part::lock(&store, digest)).await?;
-        let reused = self.reuse(spec, lease).await?;
+        let mut part = self.lock_part(digest).await?;
+        let reused = self.reuse(&spec, lease).await?;
         if reused {
             part.remove()?;
         } else {
@@ -303,19 +321,26 @@ impl Pull<'_> {
             if resumed > total {
                 part.clear()?;
             }
-            match self.fetch(spec, lease, part).await {
+            match self.fetch(&spec, lease, part).await {
                 // What an earlier attempt left may be what is damaged: begin again, once.
                 Err(ImageError::Damaged { .. } | ImageError::BadArchive { .. }) if resumed > 0 => {
-                    let store = self.store.clone();
-                    part = blocking(move || Part::lock(&store, digest)).await?;
+                    part = self.lock_part(digest).await?;
                     part.clear()?;
-                    self.fetch(spec, lease, part).await?;
+                    self.fetch(&spec, lease, part).await?;
                 }
                 other => other?,
             }
         }
         self.progress.event(Event::LayerDone { digest, reused });
         Ok(())
+    }
+
+    async fn lock_part(&self, digest: Digest) -> Result<Part> {
+        let store = self.store.clone();
+        tokio::select! {
+            part = blocking(move || Part::lock(&store, digest)) => part,
+            stopped = self.stopped() => Err(stopped),
+        }
     }
 
     /// Whether the store has the layer, after unpacking it again if only its blob is there.
@@ -359,7 +384,10 @@ impl Pull<'_> {
             let sender = &sender;
             async move { sender.send(bytes).await.is_ok() }
         };
-        let sent = self.registry.layer(spec, offset, sink).await;
+        let sent = tokio::select! {
+            sent = self.registry.layer(spec, offset, sink) => sent,
+            stopped = self.stopped() => Err(stopped),
+        };
         drop(sender);
         if sent.is_ok() {
             self.progress.event(Event::Unpacking { digest });

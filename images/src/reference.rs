@@ -112,54 +112,46 @@ impl FromStr for Reference {
 }
 
 fn parse(text: &str) -> Result<Reference, String> {
-    if text.is_empty() {
-        return Err("it is empty".into());
-    }
-    if text.len() > 1024 {
-        return Err("it is longer than 1024 characters".into());
-    }
-    if text.contains("://") {
-        return Err("it must not start with a scheme such as https://".into());
-    }
+    check_whole(text)?;
     let (rest, digest) = match text.split_once('@') {
-        Some((rest, digest)) => (
-            rest,
-            Some(digest.parse::<Digest>().map_err(|e| e.to_string())?),
-        ),
+        Some((rest, digest)) => (rest, Some(digest)),
         None => (text, None),
     };
+    let digest = digest.map(str::parse::<Digest>).transpose();
+    let digest = digest.map_err(|error| error.to_string())?;
     let (registry, path) = split_registry(rest);
     let (path, tag) = match path.rsplit_once(':') {
         Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
         _ => (path, None),
     };
     check_registry(registry)?;
-    if let Some(tag) = tag {
-        check_tag(tag)?;
-    }
+    tag.map_or(Ok(()), check_tag)?;
     check_repository(path)?;
-    if registry == DEFAULT_REGISTRY
-        && digest.is_none()
-        && tag.is_none()
-        && Digest::from_hex(path).is_some()
-    {
+    let official = registry == DEFAULT_REGISTRY && !path.contains('/');
+    if official && Digest::from_hex(path).is_some() {
         return Err("64 hexadecimal digits are an id, not a name".into());
     }
-    let repository = if registry == DEFAULT_REGISTRY && !path.contains('/') {
-        format!("library/{path}")
-    } else {
-        path.to_owned()
-    };
     let tag = match (tag, digest) {
-        (None, None) => Some(DEFAULT_TAG.to_owned()),
-        (tag, _) => tag.map(str::to_owned),
+        (None, None) => Some(DEFAULT_TAG),
+        (tag, _) => tag,
     };
     Ok(Reference {
         registry: registry.to_owned(),
-        repository,
-        tag,
+        repository: format!("{}{path}", if official { "library/" } else { "" }),
+        tag: tag.map(str::to_owned),
         digest,
     })
+}
+
+fn check_whole(text: &str) -> Result<(), String> {
+    match text {
+        "" => Err("it is empty".into()),
+        text if text.len() > 1024 => Err("it is longer than 1024 characters".into()),
+        text if text.contains("://") => {
+            Err("it must not start with a scheme such as https://".into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The first part is a host if it looks like one: it has a dot or a port, or is `localhost`.

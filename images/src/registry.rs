@@ -15,7 +15,7 @@ use reqwest::header::{
     ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, RANGE,
     RETRY_AFTER, WWW_AUTHENTICATE,
 };
-use reqwest::{Client, Method, Response, StatusCode, Url};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 
 use crate::auth::{self, Challenge, Credentials};
@@ -272,7 +272,7 @@ impl Registry {
         }
     }
 
-    /// Send a request until it is answered with something other than "later" or "who are you".
+    /// Send a request to the repository; log in if that is asked for.
     async fn send(
         &self,
         method: Method,
@@ -281,8 +281,7 @@ impl Registry {
         range: Option<&str>,
     ) -> Result<Response> {
         let url = format!("{}/{path}", self.base);
-        let (mut failures, mut asked) = (0, false);
-        loop {
+        let request = || {
             let mut request = self
                 .client
                 .request(method.clone(), &url)
@@ -290,33 +289,36 @@ impl Registry {
             if let Some(value) = self.authorization() {
                 request = request.header(AUTHORIZATION, value);
             }
-            if let Some(range) = range {
-                request = request.header(RANGE, range);
+            match range {
+                Some(range) => request.header(RANGE, range),
+                None => request,
             }
-            let wait = match request.send().await {
-                Ok(response) if response.status() == StatusCode::UNAUTHORIZED && !asked => {
-                    asked = true;
-                    self.log_in(&method, path, response).await?;
-                    continue;
-                }
+        };
+        let response = self.attempts(&format!("{method} {path}"), request).await?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return Ok(response);
+        }
+        self.log_in(&method, path, response).await?;
+        self.attempts(&format!("{method} {path}"), request).await
+    }
+
+    /// Send a request until it is answered with something other than "later".
+    async fn attempts(&self, what: &str, request: impl Fn() -> RequestBuilder) -> Result<Response> {
+        let mut failures = 0;
+        loop {
+            let done = request().send().await;
+            failures += 1;
+            let wait = match &done {
                 Ok(response) if may_pass(response.status()) => {
-                    failures += 1;
-                    let wait = retry_after(response.headers()).unwrap_or_else(|| pause(failures));
-                    if failures >= ATTEMPTS || wait > PAUSE_MAX {
-                        return Ok(response);
-                    }
-                    wait
+                    retry_after(response.headers()).unwrap_or_else(|| pause(failures))
                 }
-                Ok(response) => return Ok(response),
-                Err(source) => {
-                    failures += 1;
-                    if failures >= ATTEMPTS || source.is_builder() || source.is_redirect() {
-                        return Err(self.network(format!("{method} {path}"), source));
-                    }
-                    pause(failures)
-                }
+                Err(error) if !error.is_builder() && !error.is_redirect() => pause(failures),
+                _ => Duration::MAX,
             };
-            tracing::debug!(registry = self.name, path, failures, "trying again");
+            if failures >= ATTEMPTS || wait > PAUSE_MAX {
+                return done.map_err(|source| self.network(what.to_owned(), source));
+            }
+            tracing::debug!(registry = self.name, what, failures, "trying again");
             tokio::time::sleep(wait).await;
         }
     }
@@ -358,53 +360,51 @@ impl Registry {
             token: Option<String>,
             access_token: Option<String>,
         }
-        let realm = challenge
-            .parameters
-            .get("realm")
-            .map(String::as_str)
-            .unwrap_or_default();
-        let unusable = || self.unauthorized(format!("its token service `{realm}` cannot be used"));
-        let mut url = Url::parse(realm).map_err(|_| unusable())?;
-        // Name and password go over TLS, or to a registry that is itself allowed to be without.
-        if url.scheme() != "https" && !(self.plain && url.scheme() == "http") {
-            return Err(unusable());
-        }
-        let scope = challenge
-            .parameters
-            .get("scope")
-            .cloned()
-            .unwrap_or_else(|| format!("repository:{}:pull", self.repository));
-        if let Some(service) = challenge.parameters.get("service") {
-            url.query_pairs_mut().append_pair("service", service);
-        }
-        url.query_pairs_mut().append_pair("scope", &scope);
-        let mut request = self.client.get(url);
-        if let Some(credentials) = &self.credentials {
-            request = request.header(AUTHORIZATION, credentials.basic());
-        }
-        let response = request
-            .send()
-            .await
-            .map_err(|source| self.network("a token".to_owned(), source))?;
-        if !response.status().is_success() {
-            let status = response.status().as_u16();
-            return Err(match self.body("token", response, SMALL_MAX).await {
-                Ok(bytes) if matches!(status, 400..=403) => self.unauthorized(detail(&bytes)),
-                _ => ImageError::Registry {
+        let url = self.token_url(challenge)?;
+        let request = || {
+            let request = self.client.get(url.clone());
+            match &self.credentials {
+                Some(credentials) => request.header(AUTHORIZATION, credentials.basic()),
+                None => request,
+            }
+        };
+        let response = self.attempts("a token", request).await?;
+        let status = response.status();
+        let bytes = self.body("a token request", response, SMALL_MAX).await?;
+        match status.as_u16() {
+            200..300 => {}
+            400..=403 => return Err(self.unauthorized(detail(&bytes))),
+            status => {
+                return Err(ImageError::Registry {
                     registry: self.name.clone(),
                     status,
                     request: "a token request".into(),
-                    detail: String::new(),
-                },
-            });
+                    detail: detail(&bytes),
+                });
+            }
         }
-        let bytes = self.body("token", response, SMALL_MAX).await?;
-        let token: Token = serde_json::from_slice(&bytes).map_err(|_| unusable())?;
-        let token = token
-            .token
-            .or(token.access_token)
-            .filter(|token| !token.is_empty() && token.is_ascii());
-        token.ok_or_else(unusable)
+        let token = serde_json::from_slice::<Token>(&bytes).ok();
+        token
+            .and_then(|token| token.token.or(token.access_token))
+            .filter(|token| !token.is_empty() && token.is_ascii())
+            .ok_or_else(|| self.unauthorized("its token service sends no token".into()))
+    }
+
+    fn token_url(&self, challenge: &Challenge) -> Result<Url> {
+        let parameter = |key: &str| challenge.parameters.get(key);
+        let realm = parameter("realm").map_or("", String::as_str);
+        // Name and password go over TLS, or to a registry that is itself allowed to be without.
+        let allowed = |url: &Url| url.scheme() == "https" || self.plain && url.scheme() == "http";
+        let url = Url::parse(realm).ok().filter(allowed);
+        let unusable = || self.unauthorized(format!("its token service `{realm}` cannot be used"));
+        let mut url = url.ok_or_else(unusable)?;
+        let own_scope = format!("repository:{}:pull", self.repository);
+        if let Some(service) = parameter("service") {
+            url.query_pairs_mut().append_pair("service", service);
+        }
+        let scope = parameter("scope").unwrap_or(&own_scope);
+        url.query_pairs_mut().append_pair("scope", scope);
+        Ok(url)
     }
 
     fn unauthorized(&self, detail: String) -> ImageError {

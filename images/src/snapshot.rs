@@ -80,23 +80,12 @@ impl Store {
         };
         let rootfs = dir.join("rootfs");
         if !mount::is_mounted(&rootfs)? {
-            if volatile {
+            // overlayfs marks a volatile directory when it mounts it.
+            if volatile && dir.join("work/work/incompat").exists() {
                 self.renew_volatile(&lease, &dir, image.digest, &stack)?;
             }
-            let lowers: Vec<PathBuf> = stack
-                .fix
-                .then(|| stack_dir.join("fix"))
-                .into_iter()
-                .chain(stack.layers.iter().map(|l| self.layer(*l).join("fs")))
-                .collect();
-            // An image without layers still needs something below.
-            let lowers = if lowers.is_empty() {
-                vec![empty(&dir)?]
-            } else {
-                lowers
-            };
             let overlay = Overlay {
-                lowers: &lowers,
+                lowers: &self.lowers(&dir, &stack_dir, &stack)?,
                 upper: &dir.join("upper"),
                 work: &dir.join("work"),
                 volatile,
@@ -109,6 +98,26 @@ impl Store {
             image: image.digest,
             volatile,
         })
+    }
+
+    /// Directories to stack, topmost first. An image without layers still needs something below.
+    fn lowers(&self, dir: &Path, stack_dir: &Path, stack: &Stack) -> Result<Vec<PathBuf>> {
+        let mut lowers = Vec::new();
+        if stack.fix {
+            lowers.push(stack_dir.join("fix"));
+        }
+        lowers.extend(
+            stack
+                .layers
+                .iter()
+                .map(|layer| self.layer(*layer).join("fs")),
+        );
+        if lowers.is_empty() {
+            let empty = dir.join("empty");
+            files::ensure_dir(&empty, 0o755)?;
+            lowers.push(empty);
+        }
+        Ok(lowers)
     }
 
     fn create(
@@ -129,7 +138,11 @@ impl Store {
         // A directory without a record is what a removal left that was killed.
         self.to_trash(dir)?;
         fs::rename(&new, dir).map_err(at("replace", dir))?;
-        files::sync_parent(dir)
+        if options.volatile {
+            Ok(())
+        } else {
+            files::sync_parent(dir)
+        }
     }
 
     /// overlayfs refuses a volatile directory a second time, because it may have lost data. It has not if the host has
@@ -172,16 +185,19 @@ impl Store {
         self.record_in(&self.containers().join(id))
     }
 
+    /// None too if a crash has lost what it says: the snapshot is then made anew.
     fn record_in(&self, dir: &Path) -> Result<Option<Record>> {
         let path = dir.join("snapshot.json");
         let Some(bytes) = files::read_limited(&path, 1 << 20)? else {
             return Ok(None);
         };
-        let parsed = serde_json::from_slice(&bytes);
-        parsed.map(Some).map_err(|e| ImageError::BadImage {
-            what: path.display().to_string(),
-            why: e.to_string(),
-        })
+        match serde_json::from_slice(&bytes) {
+            Ok(record) => Ok(Some(record)),
+            Err(error) => {
+                tracing::warn!(file = %path.display(), %error, "a snapshot is damaged");
+                Ok(None)
+            }
+        }
     }
 
     /// Unmount and delete the root file system of container `id`, and collect its image if nothing needs it any more.
@@ -194,15 +210,17 @@ impl Store {
         let lock = self.lock()?;
         let dir = self.containers().join(id);
         if dir.symlink_metadata().is_ok() {
-            let image = self.record(id).ok().flatten().map(|record| record.image);
+            let record = self.record(id)?;
             mount::unmount(&dir.join("rootfs"))?;
             self.to_trash(&dir)?;
-            files::sync_parent(&dir)?;
+            if record.as_ref().is_none_or(|record| !record.volatile) {
+                files::sync_parent(&dir)?;
+            }
             drop(lock);
             self.empty_trash();
-            if let Some(image) = image
+            if let Some(record) = record
                 && self
-                    .by_digest(image)
+                    .by_digest(record.image)
                     .is_ok_and(|image| image.names.is_empty())
             {
                 self.collect()?;
@@ -251,12 +269,6 @@ fn make_upper(dir: &Path, stack: &Stack) -> Result<()> {
         .map_err(at("set the mode of", &upper))
 }
 
-fn empty(dir: &Path) -> Result<PathBuf> {
-    let path = dir.join("empty");
-    files::ensure_dir(&path, 0o755)?;
-    Ok(path)
-}
-
 fn write_record(dir: &Path, image: Digest, volatile: bool) -> Result<()> {
     let path = dir.join("snapshot.json");
     let record = Record {
@@ -265,6 +277,10 @@ fn write_record(dir: &Path, image: Digest, volatile: bool) -> Result<()> {
         boot: boot_id(),
     };
     let text = serde_json::to_vec(&record).map_err(|e| ImageError::io("write", &path, e))?;
+    if volatile {
+        // Not worth a sync: after a crash it starts anew anyway.
+        return fs::write(&path, text).map_err(at("write", &path));
+    }
     files::write_atomic(&path, &dir.join("snapshot.tmp"), &text, 0o600)
 }
 

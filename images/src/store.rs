@@ -27,10 +27,35 @@ use crate::index::{Entry, Index};
 use crate::lease::{self, Lease};
 use crate::manifest::{self, CONFIG_MAX, ConfigFile, Document, LayerSpec, MANIFEST_MAX, Manifest};
 use crate::merge::{self, Stack, Tree};
-use crate::reference::Reference;
+use crate::reference::{DEFAULT_REGISTRY, Reference};
 use crate::unpack::{LayerMeta, Limits};
 
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+
+const DIRECTORIES: [&str; 7] = [
+    "blobs",
+    "blobs/sha256",
+    "layers",
+    "images",
+    "containers",
+    "ingest",
+    "trash",
+];
+
+/// What may be in the directory before it is a whole store.
+const OWN_NAMES: [&str; 11] = [
+    "blobs",
+    "layers",
+    "images",
+    "containers",
+    "ingest",
+    "trash",
+    "lock",
+    "index.json",
+    "index.json.tmp",
+    "oci-layout.tmp",
+    "lost+found",
+];
 
 /// Largest `meta.json`: a path for each of the most files that a layer may have would be larger, but is no real layer.
 const META_MAX: u64 = 256 << 20;
@@ -91,63 +116,39 @@ impl Store {
         Ok(store)
     }
 
+    /// Make what is missing. A process that is killed here leaves only parts that the next one completes.
     fn prepare(&self) -> Result<()> {
         let root = self.root();
-        let lock = self.lock()?;
         let layout = root.join("oci-layout");
-        match files::read_limited(&layout, 4096)? {
-            None => {
-                let names = files::names(root)?;
-                if let Some(other) = names
-                    .iter()
-                    .find(|name| !["lock", "lost+found"].contains(&name.as_str()))
-                {
-                    return Err(bad_store(
-                        root,
-                        format!("it has `{other}`, but no oci-layout"),
-                    ));
-                }
-                for dir in [
-                    "blobs",
-                    "blobs/sha256",
-                    "layers",
-                    "images",
-                    "containers",
-                    "ingest",
-                    "trash",
-                ] {
-                    files::ensure_dir(&root.join(dir), 0o700)?;
-                }
-                Index::default().write(root)?;
-                // Last, because it says that the rest is there.
-                files::write_atomic(&layout, &root.join("ingest/oci-layout.tmp"), LAYOUT, 0o644)?;
-            }
-            Some(bytes) => {
-                let version = serde_json::from_slice::<serde_json::Value>(&bytes).ok();
-                let version = version
-                    .as_ref()
-                    .and_then(|v| v["imageLayoutVersion"].as_str());
-                if version != Some("1.0.0") {
-                    return Err(bad_store(
-                        root,
-                        format!("its layout has version {}", version.unwrap_or("unknown")),
-                    ));
-                }
-                for dir in [
-                    "blobs",
-                    "blobs/sha256",
-                    "layers",
-                    "images",
-                    "containers",
-                    "ingest",
-                    "trash",
-                ] {
-                    files::ensure_dir(&root.join(dir), 0o700)?;
-                }
-            }
+        let names = files::names(root)?;
+        let foreign = names
+            .iter()
+            .find(|name| !OWN_NAMES.contains(&name.as_str()));
+        if let Some(other) = foreign
+            && !layout.exists()
+        {
+            let why = format!("it has `{other}`, but no oci-layout");
+            return Err(bad_store(root, why));
         }
-        drop(lock);
-        self.index().map(|_| ())
+        let _lock = self.lock()?;
+        let made = files::read_limited(&layout, 4096)?;
+        if let Some(bytes) = &made {
+            check_layout(root, bytes)?;
+        }
+        for dir in DIRECTORIES {
+            files::ensure_dir(&root.join(dir), 0o700)?;
+        }
+        match (Index::read(root)?, &made) {
+            (Some(_), _) => {}
+            (None, None) => Index::default().write(root)?,
+            // Not made anew: without names all content would be collected.
+            (None, Some(_)) => return Err(bad_store(root, "it has no index.json".into())),
+        }
+        if made.is_none() {
+            // Last, because it says that the rest is there.
+            files::write_atomic(&layout, &root.join("oci-layout.tmp"), LAYOUT, 0o644)?;
+        }
+        Ok(())
     }
 
     /// Remove what dead processes left.
@@ -319,7 +320,7 @@ impl Store {
         let config = self.read_blob("configuration", manifest.config.digest, CONFIG_MAX)?;
         let config = ConfigFile::parse(&what, &config)?;
         let layers = manifest.layer_specs(&what, &config)?;
-        Ok((manifest, config, layers))
+        Ok((*manifest, config, layers))
     }
 
     pub(crate) fn layer_meta(&self, diff_id: Digest) -> Result<LayerMeta> {
@@ -497,26 +498,38 @@ impl Store {
     /// # Errors
     /// Several images fit, or the list of names cannot be read.
     pub fn image(&self, name: &str) -> Result<Option<Image>> {
-        let images = self.images()?;
         if let Ok(reference) = name.parse::<Reference>()
-            && let Some(image) = find(&images, &reference)
+            && let Some(image) = self.find_meant(&reference)?
         {
-            return Ok(Some(image.clone()));
+            return Ok(Some(image));
         }
-        if let Ok(local) = format!("localhost/{name}").parse::<Reference>()
-            && let Some(image) = find(&images, &local)
-        {
-            return Ok(Some(image.clone()));
-        }
-        by_prefix(&images, name)
+        by_prefix(&self.images()?, name)
     }
 
-    /// Find an image by its full name.
+    /// Find an image by its full name; only that image is read.
     ///
     /// # Errors
-    /// The list of names cannot be read.
+    /// The list of names, or the image, cannot be read.
     pub fn find(&self, reference: &Reference) -> Result<Option<Image>> {
-        Ok(find(&self.images()?, reference).cloned())
+        let entries = self.index()?.manifests;
+        let means = |entry: &&Entry| match reference.digest() {
+            // A digest says it all; the repository only tells where to fetch it.
+            Some(digest) => entry.digest == digest || entry.source_digest() == Some(digest),
+            None => entry.reference().as_ref() == Some(reference),
+        };
+        let found = entries.iter().find(means).map(|entry| entry.digest);
+        found.map(|digest| self.by_digest(digest)).transpose()
+    }
+
+    /// Find what a person means: the name itself, or `localhost/NAME` for a name without registry, as podman calls what
+    /// it builds.
+    pub(crate) fn find_meant(&self, reference: &Reference) -> Result<Option<Image>> {
+        let found = self.find(reference)?;
+        let local = format!("localhost/{}", reference.familiar()).parse();
+        match (found, local) {
+            (None, Ok(local)) if reference.registry() == DEFAULT_REGISTRY => self.find(&local),
+            (found, _) => Ok(found),
+        }
     }
 
     /// Take a name from an image; with its last name goes the image, and all content that no other image needs.
@@ -677,20 +690,21 @@ impl Store {
     }
 }
 
+fn check_layout(root: &Path, bytes: &[u8]) -> Result<()> {
+    let parsed = serde_json::from_slice::<serde_json::Value>(bytes).unwrap_or_default();
+    match parsed["imageLayoutVersion"].as_str() {
+        Some("1.0.0") => Ok(()),
+        other => {
+            let version = other.unwrap_or("unknown");
+            Err(bad_store(root, format!("its layout has version {version}")))
+        }
+    }
+}
+
 fn bad_store(dir: &Path, why: String) -> ImageError {
     ImageError::BadStore {
         dir: dir.to_path_buf(),
         why,
-    }
-}
-
-fn find<'a>(images: &'a [Image], reference: &Reference) -> Option<&'a Image> {
-    match reference.digest() {
-        // A digest says it all; the repository only tells where to fetch it.
-        Some(digest) => images
-            .iter()
-            .find(|i| i.digest == digest || i.source_digests.contains(&digest)),
-        None => images.iter().find(|image| image.names.contains(reference)),
     }
 }
 

@@ -111,8 +111,8 @@ impl<R: Read> TarReader<R> {
                 b'x' | b'X' => extended.apply(&self.extension(size)?)?,
                 b'g' => {
                     let body = self.extension(size)?;
-                    self.global.apply(&body)?;
-                    extended.apply(&body)?;
+                    self.global.apply_global(&body)?;
+                    extended.apply_global(&body)?;
                 }
                 b'L' => extended.path = Some(until_nul(&self.extension(size)?).to_vec()),
                 b'K' => extended.link = Some(until_nul(&self.extension(size)?).to_vec()),
@@ -453,6 +453,16 @@ impl Extended {
             self.set(&record[..equals], &record[equals + 1..])?;
             body = &body[length..];
         }
+        Ok(())
+    }
+
+    /// Of what is said once for all members only owner and time make sense.
+    fn apply_global(&mut self, body: &[u8]) -> io::Result<()> {
+        let mut all = Self::default();
+        all.apply(body)?;
+        self.uid = all.uid.or(self.uid);
+        self.gid = all.gid.or(self.gid);
+        self.mtime = all.mtime.or(self.mtime);
         Ok(())
     }
 

@@ -36,6 +36,9 @@ const DEPTH_MAX: usize = 256;
 const PATH_MAX: usize = 4095;
 const NAME_MAX: usize = 255;
 
+/// Names of directories are remembered until the end: real layers have a few MiB of them.
+const REMEMBERED_MAX: u64 = 256 << 20;
+
 /// Read and written at once.
 const CHUNK: usize = 256 << 10;
 
@@ -59,11 +62,12 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The limits for a layer of `packed` bytes: real files shrink to a hundredth at best, a bomb to a thousandth.
+    /// The limits for a layer of `packed` bytes: real files shrink to a hundredth at best, a bomb to a thousandth; and
+    /// no member takes less than a byte.
     pub(crate) fn for_packed(self, packed: u64) -> Self {
         Self {
             bytes: self.bytes.min(packed.saturating_mul(250).max(1 << 30)),
-            ..self
+            inodes: self.inodes.min(packed.max(100_000)),
         }
     }
 }
@@ -78,6 +82,8 @@ pub(crate) struct LayerMeta {
     /// Directories that the layer has only as parents of something: their owner and mode come from below.
     /// Escaped as `escape` does it; the empty path is the root directory.
     pub(crate) undeclared: BTreeSet<String>,
+    /// Directories in which the layer deletes something, escaped too.
+    pub(crate) deletes_in: BTreeSet<String>,
     /// Nothing of the layers below is to be seen.
     pub(crate) opaque_root: bool,
 }
@@ -164,6 +170,7 @@ pub(crate) fn unpack<R: Read>(
         parent: None,
         directories: Vec::new(),
         undeclared: BTreeSet::from([Vec::new()]),
+        remembered: 0,
         meta: LayerMeta::default(),
         limits,
         buffer: vec![0; CHUNK],
@@ -224,6 +231,8 @@ struct Unpacker {
     /// Times are set last, when nothing more is made inside.
     directories: Vec<(Vec<u8>, Timestamps)>,
     undeclared: BTreeSet<Vec<u8>>,
+    /// Bytes of names in the two.
+    remembered: u64,
     meta: LayerMeta,
     limits: Limits,
     buffer: Vec<u8>,
@@ -322,6 +331,12 @@ impl Unpacker {
                 unit: "bytes unpacked",
             });
         }
+        if self.remembered > REMEMBERED_MAX {
+            return Err(UnpackError::TooBig {
+                limit: REMEMBERED_MAX,
+                unit: "bytes of names of directories",
+            });
+        }
         Ok(())
     }
 
@@ -336,11 +351,15 @@ impl Unpacker {
 
     fn declare_directory(&mut self, path: Vec<u8>, member: &Member) {
         self.undeclared.remove(&path);
+        self.remembered += path.len() as u64;
         self.directories.push((path, times(member)));
     }
 
     fn whiteout(&mut self, dir: &[u8], target: &[u8], path: &[u8]) -> Result<()> {
         let parent = self.parent(dir)?;
+        if !dir.is_empty() && self.meta.deletes_in.insert(escape(dir)) {
+            self.remembered += dir.len() as u64;
+        }
         match sys::mknodat(
             parent.as_fd(),
             target,
@@ -417,6 +436,7 @@ impl Unpacker {
                     )
                     .map_err(|e| Write("make", so_far).failed(e))?;
                     self.meta.inodes += 1;
+                    self.remembered += so_far.len() as u64;
                     self.undeclared.insert(so_far.to_vec());
                 }
                 Err(Errno::EXIST) => {}
@@ -640,7 +660,7 @@ impl CopyError {
 
 /// Open a directory below `root` without following any link.
 fn open_beneath(root: BorrowedFd<'_>, dir: &[u8]) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     sys::openat2(
         root,
         dir,

@@ -190,9 +190,13 @@ pub fn config(image: &ImageConfig, rootfs: &Path, overrides: &Overrides) -> Resu
     config.insert("process".into(), process);
     config.insert(
         "root".into(),
-        json!({ "path": rootfs, "readonly": overrides.read_only }),
+        json!({ "path": text("root file system", rootfs)?, "readonly": overrides.read_only }),
     );
     if let Some(hostname) = &overrides.hostname {
+        // The kernel's limit for `sethostname(2)`.
+        if hostname.is_empty() || hostname.len() > 64 || hostname.contains('\0') {
+            return Err(bad("hostname", hostname, "must be 1 to 64 characters"));
+        }
         config.insert("hostname".into(), json!(hostname));
     }
     if let Some(domainname) = &overrides.domainname {
@@ -214,6 +218,12 @@ pub fn write(dir: &Path, config: &Value) -> Result<()> {
     let path = dir.join("config.json");
     let text = serde_json::to_vec_pretty(config).map_err(|e| ImageError::io("write", &path, e))?;
     files::write_atomic(&path, &dir.join("config.json.tmp"), &text, 0o600)
+}
+
+/// JSON has only text.
+fn text<'a>(field: &'static str, path: &'a Path) -> Result<&'a str> {
+    let not = || bad(field, path.display().to_string(), "is not UTF-8");
+    path.to_str().ok_or_else(not)
 }
 
 fn bad(field: &'static str, value: impl Into<String>, why: impl Into<String>) -> ImageError {
@@ -250,7 +260,7 @@ fn annotations(image: &ImageConfig, overrides: &Overrides) -> BTreeMap<String, S
 
 fn linux(capabilities: &capabilities::Set, overrides: &Overrides) -> Result<Value> {
     let mut linux = Map::new();
-    linux.insert("namespaces".into(), namespaces(&overrides.network));
+    linux.insert("namespaces".into(), namespaces(&overrides.network)?);
     let (devices, rules) = devices::devices(overrides)?;
     linux.insert("resources".into(), resources(rules, overrides)?);
     if !devices.is_empty() {
@@ -273,70 +283,71 @@ fn linux(capabilities: &capabilities::Set, overrides: &Overrides) -> Result<Valu
     Ok(Value::Object(linux))
 }
 
-fn namespaces(network: &Network) -> Value {
+fn namespaces(network: &Network) -> Result<Value> {
     let mut all: Vec<Value> = ["pid", "ipc", "uts", "mount", "cgroup"]
         .iter()
         .map(|kind| json!({ "type": kind }))
         .collect();
     match network {
         Network::New => all.push(json!({ "type": "network" })),
-        Network::Path(path) => all.push(json!({ "type": "network", "path": path })),
+        Network::Path(path) => {
+            let path = text("network", path)?;
+            all.push(json!({ "type": "network", "path": path }));
+        }
         Network::Host => {}
     }
-    Value::Array(all)
+    Ok(Value::Array(all))
 }
 
 fn resources(device_rules: Value, overrides: &Overrides) -> Result<Value> {
     let mut resources = Map::new();
     resources.insert("devices".into(), device_rules);
-    let mut memory = Map::new();
-    if let Some(limit) = overrides.memory_bytes {
-        let limit =
-            i64::try_from(limit).map_err(|_| bad("memory", limit.to_string(), "is too large"))?;
-        memory.insert("limit".into(), json!(limit));
-        if let Some(swap) = overrides
-            .memory_swap
-            .filter(|swap| *swap >= 0 && *swap < limit)
-        {
-            return Err(bad(
-                "memory_swap",
-                swap.to_string(),
-                format!("is memory and swap together, so at least the {limit} of memory"),
-            ));
-        }
-    }
-    match (overrides.memory_swap, overrides.memory_bytes) {
-        (Some(swap), Some(_)) => drop(memory.insert("swap".into(), json!(swap))),
-        (Some(swap), None) if swap >= 0 => {
-            return Err(bad(
-                "memory_swap",
-                swap.to_string(),
-                "needs a limit for memory too",
-            ));
-        }
-        _ => {}
-    }
+    let memory = memory(overrides.memory_bytes, overrides.memory_swap)?;
     if !memory.is_empty() {
         resources.insert("memory".into(), Value::Object(memory));
     }
     if let Some(millis) = overrides.cpu_millis {
-        if millis == 0 {
-            return Err(bad("cpu", "0", "must be more than nothing"));
-        }
-        let quota = millis
-            .saturating_mul(CPU_PERIOD_US / 1000)
-            .clamp(CPU_QUOTA_MIN_US, i64::MAX as u64);
-        // 1024 is one processor; the kernel takes 2 to 262144.
-        let shares = (millis.saturating_mul(1024) / 1000).clamp(2, 262_144);
-        resources.insert(
-            "cpu".into(),
-            json!({ "shares": shares, "quota": quota, "period": CPU_PERIOD_US }),
-        );
+        resources.insert("cpu".into(), cpu(millis)?);
     }
     if let Some(limit) = overrides.pids_max {
         resources.insert("pids".into(), json!({ "limit": limit }));
     }
     Ok(Value::Object(resources))
+}
+
+/// `swap` is memory and swap together, as in the specification.
+fn memory(limit: Option<u64>, swap: Option<i64>) -> Result<Map<String, Value>> {
+    let too_large = |limit: u64| bad("memory", limit.to_string(), "is too large");
+    let limit = limit.map(|limit| i64::try_from(limit).map_err(|_| too_large(limit)));
+    let limit = limit.transpose()?;
+    let mut memory = Map::new();
+    if let Some(limit) = limit {
+        memory.insert("limit".into(), json!(limit));
+    }
+    match (swap, limit) {
+        (Some(swap), Some(limit)) if swap >= 0 && swap < limit => {
+            let why = format!("is memory and swap together, so at least the {limit} of memory");
+            return Err(bad("memory_swap", swap.to_string(), why));
+        }
+        (Some(swap), None) if swap >= 0 => {
+            let why = "needs a limit for memory too";
+            return Err(bad("memory_swap", swap.to_string(), why));
+        }
+        (Some(swap), Some(_)) => drop(memory.insert("swap".into(), json!(swap))),
+        _ => {}
+    }
+    Ok(memory)
+}
+
+fn cpu(millis: u64) -> Result<Value> {
+    if millis == 0 {
+        return Err(bad("cpu", "0", "must be more than nothing"));
+    }
+    let quota = millis.saturating_mul(CPU_PERIOD_US / 1000);
+    let quota = quota.clamp(CPU_QUOTA_MIN_US, i64::MAX as u64);
+    // 1024 is one processor; the kernel takes 2 to 262144.
+    let shares = (millis.saturating_mul(1024) / 1000).clamp(2, 262_144);
+    Ok(json!({ "shares": shares, "quota": quota, "period": CPU_PERIOD_US }))
 }
 
 /// Only what belongs to a namespace of the container; anything else would change the host.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{INIT_PATH, Mount, MountKind, Overrides, bad};
+use super::{INIT_PATH, Mount, MountKind, Overrides, bad, text};
 use crate::error::Result;
 
 /// Docker's size of `/dev/shm`.
@@ -97,6 +97,7 @@ pub(super) fn mounts(overrides: &Overrides) -> Result<Value> {
         .map(entry)
         .collect::<Result<Vec<_>>>()?;
     if let Some(program) = &overrides.init {
+        let program = text("init", program)?;
         own.push(json!({ "destination": INIT_PATH, "type": "bind", "source": program, "options": ["bind", "ro", "nosuid", "nodev"] }));
     }
     let place = |mount: &Value| mount["destination"].as_str().unwrap_or_default().to_owned();
@@ -144,14 +145,7 @@ fn entry(mount: &Mount) -> Result<Value> {
             }) {
                 options.push("rprivate".into());
             }
-            let source = mount.source.to_str().ok_or_else(|| {
-                bad(
-                    "mount source",
-                    mount.source.display().to_string(),
-                    "is not UTF-8",
-                )
-            })?;
-            ("bind", source.to_owned())
+            ("bind", text("mount source", &mount.source)?.to_owned())
         }
     };
     options.extend(mount.options.iter().cloned());

@@ -3,6 +3,7 @@
 //! # Source
 //! `passwd(5)`, `group(5)`; the rules of `USER` in the Dockerfile reference.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
@@ -146,33 +147,21 @@ fn resolve(
         (None, Some(number)) => number,
         (None, None) => return Err(unknown("user", who, PASSWD)),
     };
-    let mut extra = Vec::new();
     let gid = match which {
         Some(which) => group_id(which, groups)?,
-        None => {
-            let name = known.map(|user| user.name);
-            extra.extend(
-                groups
-                    .iter()
-                    .filter(|group| name.is_some_and(|name| group.members.contains(&name)))
-                    .map(|group| group.gid),
-            );
-            known.map_or(0, |user| user.gid)
-        }
+        None => known.map_or(0, |user| user.gid),
     };
     // The group of the process is among the others too: else giving it up would get around a refusal for a group.
     let mut all = vec![gid];
-    for id in extra {
-        if !all.contains(&id) {
-            all.push(id);
-        }
+    if let (Some(user), None) = (known, which) {
+        let member = |group: &&Group<'_>| group.members.contains(&user.name);
+        all.extend(groups.iter().filter(member).map(|group| group.gid));
     }
     for name in more {
-        let id = group_id(name, groups)?;
-        if !all.contains(&id) {
-            all.push(id);
-        }
+        all.push(group_id(name, groups)?);
     }
+    let mut seen = BTreeSet::new();
+    all.retain(|gid| seen.insert(*gid));
     let home = known
         .map(|user| user.home)
         .filter(|home| home.starts_with('/'))

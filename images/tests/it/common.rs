@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tar::EntryType;
 
 /// A `tmpfs` of `size` in a mount namespace of this thread and the threads and processes that it starts.
-pub fn workplace(size: &str) -> PathBuf {
+pub(crate) fn workplace(size: &str) -> PathBuf {
     unshare(CloneFlags::CLONE_NEWNS).expect("needs root");
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
@@ -31,17 +31,17 @@ pub fn workplace(size: &str) -> PathBuf {
 }
 
 /// The time of everything that is packed here.
-pub const TIME: u64 = 1_700_000_000;
+pub(crate) const TIME: u64 = 1_700_000_000;
 
 /// A tar archive in the making. Names are written as they are, also those that a sane writer refuses.
-pub struct Tar(tar::Builder<Vec<u8>>);
+pub(crate) struct Tar(tar::Builder<Vec<u8>>);
 
 impl Tar {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tar::Builder::new(Vec::new()))
     }
 
-    pub fn entry(
+    pub(crate) fn entry(
         mut self,
         kind: EntryType,
         path: &str,
@@ -70,15 +70,15 @@ impl Tar {
         self
     }
 
-    pub fn file(self, path: &str, data: &str) -> Self {
+    pub(crate) fn file(self, path: &str, data: &str) -> Self {
         self.entry(EntryType::Regular, path, data.as_bytes(), |_| {})
     }
 
-    pub fn dir(self, path: &str, mode: u32) -> Self {
+    pub(crate) fn dir(self, path: &str, mode: u32) -> Self {
         self.entry(EntryType::Directory, path, b"", |h| h.set_mode(mode))
     }
 
-    pub fn owned(self, kind: EntryType, path: &str, mode: u32, uid: u64, gid: u64) -> Self {
+    pub(crate) fn owned(self, kind: EntryType, path: &str, mode: u32, uid: u64, gid: u64) -> Self {
         self.entry(kind, path, b"", |h| {
             h.set_mode(mode);
             h.set_uid(uid);
@@ -86,21 +86,21 @@ impl Tar {
         })
     }
 
-    pub fn link(self, kind: EntryType, path: &str, target: &str) -> Self {
+    pub(crate) fn link(self, kind: EntryType, path: &str, target: &str) -> Self {
         self.entry(kind, path, b"", |h| {
             h.as_old_mut().linkname[..target.len()].copy_from_slice(target.as_bytes())
         })
     }
 
-    pub fn symlink(self, path: &str, target: &str) -> Self {
+    pub(crate) fn symlink(self, path: &str, target: &str) -> Self {
         self.link(EntryType::Symlink, path, target)
     }
 
-    pub fn hardlink(self, path: &str, target: &str) -> Self {
+    pub(crate) fn hardlink(self, path: &str, target: &str) -> Self {
         self.link(EntryType::Link, path, target)
     }
 
-    pub fn device(self, kind: EntryType, path: &str, major: u32, minor: u32) -> Self {
+    pub(crate) fn device(self, kind: EntryType, path: &str, major: u32, minor: u32) -> Self {
         self.entry(kind, path, b"", |h| {
             h.set_device_major(major).unwrap();
             h.set_device_minor(minor).unwrap();
@@ -108,17 +108,17 @@ impl Tar {
     }
 
     /// For the next entry.
-    pub fn pax(mut self, key: &str, value: &[u8]) -> Self {
+    pub(crate) fn pax(mut self, key: &str, value: &[u8]) -> Self {
         self.0.append_pax_extensions([(key, value)]).unwrap();
         self
     }
 
-    pub fn bytes(self) -> Vec<u8> {
+    pub(crate) fn bytes(self) -> Vec<u8> {
         self.0.into_inner().unwrap()
     }
 }
 
-pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
@@ -126,27 +126,27 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
 
 /// A layer as packed, with what its manifest and configuration say of it.
 #[derive(Clone)]
-pub struct Layer {
-    pub blob: Vec<u8>,
-    pub media_type: String,
-    pub digest: Digest,
-    pub size: u64,
-    pub diff_id: Digest,
+pub(crate) struct Layer {
+    pub(crate) blob: Vec<u8>,
+    pub(crate) media_type: String,
+    pub(crate) digest: Digest,
+    pub(crate) size: u64,
+    pub(crate) diff_id: Digest,
 }
 
 impl Layer {
-    pub fn plain(tar: Tar) -> Self {
+    pub(crate) fn plain(tar: Tar) -> Self {
         let blob = tar.bytes();
         Self::raw(Digest::of(&blob), blob, "tar")
     }
 
-    pub fn gzip(tar: Tar) -> Self {
+    pub(crate) fn gzip(tar: Tar) -> Self {
         let bytes = tar.bytes();
         Self::raw(Digest::of(&bytes), gzip(&bytes), "tar+gzip")
     }
 
     /// Two frames, as some writers make them.
-    pub fn zstd(tar: Tar) -> Self {
+    pub(crate) fn zstd(tar: Tar) -> Self {
         let bytes = tar.bytes();
         let (a, b) = bytes.split_at(bytes.len() / 2);
         let frames = [a, b]
@@ -155,7 +155,7 @@ impl Layer {
         Self::raw(Digest::of(&bytes), frames, "tar+zstd")
     }
 
-    pub fn raw(diff_id: Digest, blob: Vec<u8>, kind: &str) -> Self {
+    pub(crate) fn raw(diff_id: Digest, blob: Vec<u8>, kind: &str) -> Self {
         let media_type = format!("application/vnd.oci.image.layer.v1.{kind}");
         Self {
             digest: Digest::of(&blob),
@@ -168,7 +168,7 @@ impl Layer {
 }
 
 /// A layer of incompressible noise: `files` of `size` bytes.
-pub fn noise(seed: u64, files: usize, size: usize) -> Layer {
+pub(crate) fn noise(seed: u64, files: usize, size: usize) -> Layer {
     let mut state = seed.wrapping_mul(2) + 1;
     let mut tar = Tar::new().dir("noise", 0o755);
     for at in 0..files {
@@ -192,13 +192,13 @@ pub fn noise(seed: u64, files: usize, size: usize) -> Layer {
 
 /// One image with all its blobs.
 #[derive(Clone)]
-pub struct Built {
-    pub manifest: Vec<u8>,
-    pub config: Vec<u8>,
-    pub layers: Vec<Layer>,
+pub(crate) struct Built {
+    pub(crate) manifest: Vec<u8>,
+    pub(crate) config: Vec<u8>,
+    pub(crate) layers: Vec<Layer>,
 }
 
-pub fn architecture() -> &'static str {
+pub(crate) fn architecture() -> &'static str {
     if cfg!(target_arch = "aarch64") {
         "arm64"
     } else {
@@ -207,7 +207,7 @@ pub fn architecture() -> &'static str {
 }
 
 impl Built {
-    pub fn new(layers: &[Layer]) -> Self {
+    pub(crate) fn new(layers: &[Layer]) -> Self {
         Self::with(
             layers,
             json!({ "Cmd": ["/bin/true"], "Env": ["A=1"] }),
@@ -215,7 +215,7 @@ impl Built {
         )
     }
 
-    pub fn with(layers: &[Layer], config: Value, architecture: &str) -> Self {
+    pub(crate) fn with(layers: &[Layer], config: Value, architecture: &str) -> Self {
         let diff_ids: Vec<String> = layers
             .iter()
             .map(|layer| layer.diff_id.to_string())
@@ -227,7 +227,7 @@ impl Built {
         Self::assemble(layers, config.to_string().into_bytes())
     }
 
-    pub fn assemble(layers: &[Layer], config: Vec<u8>) -> Self {
+    pub(crate) fn assemble(layers: &[Layer], config: Vec<u8>) -> Self {
         let descriptor =
             |l: &Layer| json!({ "mediaType": l.media_type, "digest": l.digest, "size": l.size });
         let manifest = json!({
@@ -243,20 +243,20 @@ impl Built {
         }
     }
 
-    pub fn digest(&self) -> Digest {
+    pub(crate) fn digest(&self) -> Digest {
         Digest::of(&self.manifest)
     }
 
-    pub fn id(&self) -> Digest {
+    pub(crate) fn id(&self) -> Digest {
         Digest::of(&self.config)
     }
 
-    pub fn descriptor(&self) -> Value {
+    pub(crate) fn descriptor(&self) -> Value {
         json!({ "mediaType": MANIFEST, "digest": self.digest(), "size": self.manifest.len() })
     }
 
     /// All content by digest; layers under the digest that the manifest says, be it right or not.
-    pub fn blobs(&self) -> BTreeMap<Digest, Vec<u8>> {
+    pub(crate) fn blobs(&self) -> BTreeMap<Digest, Vec<u8>> {
         let own = [
             (self.digest(), self.manifest.clone()),
             (self.id(), self.config.clone()),
@@ -271,14 +271,14 @@ impl Built {
     }
 
     /// An OCI layout in `dir`.
-    pub fn write_layout(&self, dir: &Path, name: &str) {
+    pub(crate) fn write_layout(&self, dir: &Path, name: &str) {
         let mut entry = self.descriptor();
         entry["annotations"] = json!({ "org.opencontainers.image.ref.name": name });
         write_layout(dir, &self.blobs(), &[entry]);
     }
 
     /// What `docker save` makes.
-    pub fn docker_archive(&self, tags: &[&str]) -> Vec<u8> {
+    pub(crate) fn docker_archive(&self, tags: &[&str]) -> Vec<u8> {
         let config = format!("{}.json", self.id().hex());
         let mut layers: Vec<String> = Vec::new();
         let mut tar = Tar::new().entry(EntryType::Regular, &config, &self.config, |_| {});
@@ -299,10 +299,10 @@ impl Built {
     }
 }
 
-pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(crate) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
-pub fn write_layout(dir: &Path, blobs: &BTreeMap<Digest, Vec<u8>>, entries: &[Value]) {
+pub(crate) fn write_layout(dir: &Path, blobs: &BTreeMap<Digest, Vec<u8>>, entries: &[Value]) {
     let folder = dir.join("blobs/sha256");
     fs::create_dir_all(&folder).unwrap();
     for (digest, bytes) in blobs {
@@ -314,14 +314,14 @@ pub fn write_layout(dir: &Path, blobs: &BTreeMap<Digest, Vec<u8>>, entries: &[Va
 }
 
 /// A directory as one archive.
-pub fn pack(dir: &Path) -> Vec<u8> {
+pub(crate) fn pack(dir: &Path) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     builder.append_dir_all(".", dir).unwrap();
     builder.into_inner().unwrap()
 }
 
 /// Every file below `root`, one line each: `path kind mode owner …`.
-pub fn tree(root: &Path) -> Vec<String> {
+pub(crate) fn tree(root: &Path) -> Vec<String> {
     let mut lines = Vec::new();
     visit(root, Path::new(""), &mut lines);
     lines.sort();
@@ -373,7 +373,7 @@ fn visit(root: &Path, path: &Path, lines: &mut Vec<String>) {
 
 /// Keeps all events.
 #[derive(Default)]
-pub struct Events(Mutex<Vec<Event>>);
+pub(crate) struct Events(Mutex<Vec<Event>>);
 
 impl Progress for Events {
     fn event(&self, event: Event) {
@@ -382,7 +382,7 @@ impl Progress for Events {
 }
 
 impl Events {
-    pub fn reused(&self) -> Vec<bool> {
+    pub(crate) fn reused(&self) -> Vec<bool> {
         let one = |event: &Event| match event {
             Event::LayerDone { reused, .. } => Some(*reused),
             _ => None,
@@ -391,7 +391,7 @@ impl Events {
     }
 
     /// Of each layer, the last count of bytes that was told.
-    pub fn last_progress(&self) -> BTreeMap<Digest, (u64, u64)> {
+    pub(crate) fn last_progress(&self) -> BTreeMap<Digest, (u64, u64)> {
         let mut last = BTreeMap::new();
         for event in self.0.lock().unwrap().iter() {
             if let Event::LayerProgress {
@@ -406,13 +406,13 @@ impl Events {
         last
     }
 
-    pub fn done(&self) -> bool {
+    pub(crate) fn done(&self) -> bool {
         matches!(self.0.lock().unwrap().last(), Some(Event::Done { .. }))
     }
 }
 
 /// What a store must have when nothing is under way: no work, no trash.
-pub fn assert_tidy(store: &Path) {
+pub(crate) fn assert_tidy(store: &Path) {
     for dir in ["ingest", "trash"] {
         let left: Vec<_> = fs::read_dir(store.join(dir))
             .unwrap()
@@ -422,6 +422,6 @@ pub fn assert_tidy(store: &Path) {
     }
 }
 
-pub fn count(dir: &Path) -> usize {
+pub(crate) fn count(dir: &Path) -> usize {
     fs::read_dir(dir).unwrap().count()
 }

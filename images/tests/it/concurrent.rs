@@ -5,16 +5,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use gantry_images::{LoadSource, NoProgress, SnapshotOptions, Store};
+use gantry_images::{LoadSource, NoProgress, PullOptions, SnapshotOptions, Store};
 
 use crate::common::{Built, assert_tidy, count, noise, workplace};
+use crate::registry::Registry;
 
-/// What a child process is to do: `load STORE LAYOUT` or `use STORE ID`.
+/// What a child process is to do: `load STORE LAYOUT`, `use STORE ID` or `pull STORE REFERENCE`.
 const TASK: &str = "GANTRY_IMAGES_TEST_TASK";
 
 /// The body of a child process; without a task it is an empty test.
 #[test]
-fn child() {
+fn task() {
     let Ok(task) = std::env::var(TASK) else {
         return;
     };
@@ -33,22 +34,36 @@ fn child() {
                 .unwrap();
             store.remove_snapshot(words[2]).unwrap();
         }
+        "pull" => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            let options = PullOptions::default();
+            runtime
+                .block_on(store.pull(&words[2].parse().unwrap(), &options, &NoProgress))
+                .unwrap();
+        }
         other => panic!("{other}"),
     }
 }
 
-/// In the mount namespace of this thread.
-fn start(task: &str) -> Child {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "concurrent::child", "--nocapture"])
+/// Another process of this test program, in the mount namespace of this thread.
+pub(crate) fn child(task: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "concurrent::task", "--nocapture"])
         .env(TASK, task)
         .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+        .stderr(Stdio::piped());
+    command
 }
 
-fn finish(child: Child) {
+fn start(task: &str) -> Child {
+    child(task).spawn().unwrap()
+}
+
+pub(crate) fn finish(child: Child) {
     let out = child.wait_with_output().unwrap();
     assert!(
         out.status.success(),
@@ -145,6 +160,49 @@ fn a_load_that_is_killed_leaves_a_store_that_opens_and_can_go_on() {
             .rootfs;
         assert_eq!(count(&rootfs.join("noise")), 71, "after kill {at}");
         store.remove_snapshot("c").unwrap();
+        assert_tidy(&dir);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}
+
+#[test]
+fn a_pull_that_is_killed_goes_on_where_it_was() {
+    let work = workplace("256m");
+    let registry = Registry::start();
+    let built = Built::new(&[noise(1, 4, 2_000_000), noise(2, 4, 500_000)]);
+    registry.push("1", &built);
+    let reference = registry.reference("app:1");
+    let begin = Instant::now();
+    finish(start(&format!("pull /mnt/whole {reference}")));
+    let whole = begin.elapsed();
+    for at in 0..8u32 {
+        let dir = work.join("store");
+        let mut child = start(&format!("pull /mnt/store {reference}"));
+        // As above: the moment is what is tested.
+        std::thread::sleep(whole * (at + 4) / 12);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let store = Store::open(&dir).unwrap();
+        let mut missing = 0;
+        for layer in &built.layers {
+            let part = dir
+                .join("ingest")
+                .join(format!("{}.part", layer.digest.hex()));
+            let kept = part.metadata().map_or(0, |meta| meta.len());
+            let whole = dir.join("blobs/sha256").join(layer.digest.hex()).exists();
+            missing += if whole { 0 } else { layer.size - kept };
+        }
+        registry.reset();
+        finish(start(&format!("pull /mnt/store {reference}")));
+        assert_eq!(
+            store.image(&reference.to_string()).unwrap().unwrap().digest,
+            built.digest()
+        );
+        let bytes = registry.state.lock().unwrap().layer_bytes(&built);
+        assert!(
+            bytes <= missing,
+            "kill {at}: {bytes} bytes fetched, {missing} were missing"
+        );
         assert_tidy(&dir);
         fs::remove_dir_all(&dir).unwrap();
     }

@@ -146,6 +146,36 @@ fn names_come_from_the_file_if_the_archive_has_none() {
 }
 
 #[test]
+fn layers_of_a_docker_archive_may_be_links_and_the_archive_a_directory() {
+    let work = workplace("64m");
+    let layer = Layer::plain(Tar::new().file("a", "1"));
+    let built = Built::new(&[layer.clone(), layer.clone()]);
+    let manifest = json!([{ "Config": "c.json", "RepoTags": ["x:1"], "Layers": ["0/layer.tar", "1/layer.tar"] }]);
+    let archive = Tar::new()
+        .file("manifest.json", &manifest.to_string())
+        .symlink("1/layer.tar", "../0/layer.tar")
+        .entry(EntryType::Regular, "0/layer.tar", &layer.blob, |_| {})
+        .entry(EntryType::Regular, "c.json", &built.config, |_| {})
+        .bytes();
+    fs::write(work.join("a.tar"), &archive).unwrap();
+    let unpacked = work.join("unpacked");
+    fs::create_dir(&unpacked).unwrap();
+    let done = Command::new("tar")
+        .args(["-xf", "/mnt/a.tar", "-C", "/mnt/unpacked"])
+        .status()
+        .unwrap();
+    assert!(done.success());
+    for name in ["a.tar", "unpacked"] {
+        let store = Store::open(work.join(format!("store-{name}"))).unwrap();
+        let image = load_dir(&store, &work.join(name))
+            .unwrap_or_else(|e| panic!("{name}: {e}"))
+            .remove(0);
+        assert_eq!((image.id, image.layers.len()), (built.id(), 2), "{name}");
+        assert_tidy(store.root());
+    }
+}
+
+#[test]
 fn of_several_platforms_ours_is_loaded_and_another_alone_is_refused() {
     let work = workplace("64m");
     let layer = Layer::gzip(Tar::new().file("a", "1"));
@@ -381,6 +411,37 @@ fn layers_twice_none_at_all_and_an_opaque_root_are_mounted() {
 }
 
 #[test]
+fn marks_of_deletions_are_never_listed() {
+    let work = workplace("64m");
+    let alone = Tar::new()
+        .dir("d", 0o711)
+        .file("d/.wh.never-there", "")
+        .file("d/a", "1")
+        .file(".wh.x", "");
+    let opaque = Tar::new()
+        .dir("d", 0o711)
+        .file("d/.wh.old", "")
+        .file("d/.wh..wh..opq", "")
+        .file("d/a", "1");
+    let base = Tar::new().dir("d", 0o755).file("d/old", "0");
+    let store = Store::open(work.join("store")).unwrap();
+    for (name, layers) in [("alone", vec![alone]), ("opaque", vec![base, opaque])] {
+        let layers: Vec<Layer> = layers.into_iter().map(Layer::gzip).collect();
+        Built::new(&layers).write_layout(&work.join(name), name);
+        let image = load_dir(&store, &work.join(name)).unwrap().remove(0);
+        let rootfs = store
+            .snapshot(&image, name, &SnapshotOptions::default())
+            .unwrap()
+            .rootfs;
+        assert_eq!(
+            tree(&rootfs),
+            ["d 711 0:0 dir", "d/a 644 0:0 file \"1\""],
+            "{name}"
+        );
+    }
+}
+
+#[test]
 fn a_hundred_and_fifty_layers_are_mounted() {
     let work = workplace("64m");
     let layers: Vec<Layer> = (0..150)
@@ -534,16 +595,35 @@ fn a_directory_that_is_something_else_is_not_taken() {
     fs::write(work.join("home/letter"), "dear").unwrap();
     let error = Store::open(work.join("home")).unwrap_err();
     assert!(error.to_string().contains("letter"), "{error}");
-    assert_eq!(count(&work.join("home")), 2, "the letter and a lock");
+    assert_eq!(count(&work.join("home")), 1, "nothing is put there");
     let store = Store::open(work.join("store")).unwrap();
-    fs::write(store.root().join("index.json"), "{").unwrap();
+    let index = store.root().join("index.json");
+    fs::write(&index, "{").unwrap();
     assert!(matches!(
         Store::open(work.join("store")),
         Err(ImageError::BadImage { .. })
     ));
-    assert_eq!(
-        fs::read(store.root().join("index.json")).unwrap(),
-        b"{",
-        "never overwritten"
-    );
+    assert_eq!(fs::read(&index).unwrap(), b"{", "never overwritten");
+    fs::remove_file(&index).unwrap();
+    let error = Store::open(work.join("store")).unwrap_err().to_string();
+    assert!(error.contains("no index.json"), "{error}");
+    fs::write(
+        store.root().join("oci-layout"),
+        r#"{"imageLayoutVersion":"9"}"#,
+    )
+    .unwrap();
+    let error = Store::open(work.join("store")).unwrap_err().to_string();
+    assert!(error.contains("version 9"), "{error}");
+}
+
+#[test]
+fn a_store_that_was_half_made_is_completed() {
+    let work = workplace("1m");
+    let half = work.join("store");
+    fs::create_dir_all(half.join("blobs")).unwrap();
+    fs::write(half.join("index.json.tmp"), "{\"sche").unwrap();
+    fs::write(half.join("lock"), "").unwrap();
+    let store = Store::open(&half).unwrap();
+    assert!(store.images().unwrap().is_empty());
+    assert!(half.join("oci-layout").exists());
 }

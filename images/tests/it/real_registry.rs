@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use gantry_images::{NoProgress, PullOptions, SnapshotOptions, Store};
+use gantry_images::{ImageError, NoProgress, PullOptions, SnapshotOptions, Store};
 
 use crate::common::{Built, Layer, Tar, noise, workplace};
+use crate::concurrent::{child, finish};
 
 struct Running(Child);
 
@@ -29,29 +29,16 @@ fn installed(program: &str) -> bool {
         .is_ok()
 }
 
-#[test]
-fn what_another_tool_pushed_is_pulled() {
-    if !installed("docker-registry") || !installed("skopeo") {
-        println!("skipped: docker-registry and skopeo are not installed");
-        return;
-    }
-    let work = workplace("128m");
-    let port = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+/// The registry program, listening on loopback with its data under `/mnt`.
+fn start(port: u16, tls: &str) -> Running {
     let config = format!(
-        "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: /mnt/registry}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n"
+        "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: /mnt/registry}}}}\nhttp: {{addr: '127.0.0.1:{port}'{tls}}}\n"
     );
-    fs::write(work.join("registry.yml"), config).unwrap();
+    fs::write("/mnt/registry.yml", config).unwrap();
     let mut command = Command::new("docker-registry");
-    command
-        .args(["serve", "/mnt/registry.yml"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    // Its own group, so that a signal to the test's does not race with the kill below.
-    let _registry = Running(command.process_group(0).spawn().unwrap());
+    command.args(["serve", "/mnt/registry.yml"]);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let registry = Running(command.spawn().unwrap());
     let deadline = Instant::now() + Duration::from_secs(20);
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
         assert!(
@@ -60,25 +47,59 @@ fn what_another_tool_pushed_is_pulled() {
         );
         std::thread::sleep(Duration::from_millis(20));
     }
-    let built = Built::new(&[
-        noise(1, 3, 300_000),
-        Layer::gzip(Tar::new().dir("etc", 0o755).file("etc/motd", "hello")),
-    ]);
-    built.write_layout(&work.join("layout"), "latest");
+    registry
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+fn push(layout: &str, target: &str) {
     let push = Command::new("skopeo")
         .args([
             "copy",
             "--insecure-policy",
             "--dest-tls-verify=false",
-            "oci:/mnt/layout:latest",
+            layout,
+            target,
         ])
-        .arg(format!("docker://127.0.0.1:{port}/shop/web:1"))
         .output()
         .unwrap();
     assert!(
         push.status.success(),
         "{}",
         String::from_utf8_lossy(&push.stderr)
+    );
+}
+
+fn ready() -> bool {
+    let ready = installed("docker-registry") && installed("skopeo");
+    if !ready {
+        println!("skipped: docker-registry and skopeo are not installed");
+    }
+    ready
+}
+
+#[test]
+fn what_another_tool_pushed_is_pulled() {
+    if !ready() {
+        return;
+    }
+    let work = workplace("128m");
+    let port = free_port();
+    let _registry = start(port, "");
+    let built = Built::new(&[
+        noise(1, 3, 300_000),
+        Layer::gzip(Tar::new().dir("etc", 0o755).file("etc/motd", "hello")),
+    ]);
+    built.write_layout(&work.join("layout"), "latest");
+    push(
+        "oci:/mnt/layout:latest",
+        &format!("docker://127.0.0.1:{port}/shop/web:1"),
     );
     let store = Store::open(work.join("store")).unwrap();
     let reference = format!("127.0.0.1:{port}/shop/web:1").parse().unwrap();
@@ -91,10 +112,8 @@ fn what_another_tool_pushed_is_pulled() {
         .block_on(store.pull(&reference, &PullOptions::default(), &NoProgress))
         .unwrap();
     assert_eq!((image.digest, image.id), (built.digest(), built.id()));
-    let rootfs = store
-        .snapshot(&image, "c", &SnapshotOptions { volatile: true })
-        .unwrap()
-        .rootfs;
+    let options = SnapshotOptions { volatile: true };
+    let rootfs = store.snapshot(&image, "c", &options).unwrap().rootfs;
     assert_eq!(
         fs::read_to_string(rootfs.join("etc/motd")).unwrap(),
         "hello"
@@ -106,5 +125,73 @@ fn what_another_tool_pushed_is_pulled() {
     assert_eq!(
         error.to_string(),
         format!("`shop/web:2` is not in registry 127.0.0.1:{port}")
+    );
+}
+
+/// HTTPS, with a certificate that the environment trusts, at a name from `/etc/hosts`.
+#[test]
+fn a_registry_behind_tls_is_found_and_its_certificate_checked() {
+    if !ready() {
+        return;
+    }
+    let work = workplace("64m");
+    let port = free_port();
+    let made = rcgen::generate_simple_self_signed(["registry.test".to_owned()]).unwrap();
+    fs::write(work.join("cert.pem"), made.cert.pem()).unwrap();
+    fs::write(work.join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+    fs::write(work.join("hosts"), "127.0.0.1 registry.test\n").unwrap();
+    let none = None::<&str>;
+    // Only in the mount namespace of this test.
+    nix::mount::mount(
+        Some("/mnt/hosts"),
+        "/etc/hosts",
+        none,
+        nix::mount::MsFlags::MS_BIND,
+        none,
+    )
+    .unwrap();
+    let _registry = start(
+        port,
+        ", tls: {certificate: /mnt/cert.pem, key: /mnt/key.pem}",
+    );
+    Built::new(&[noise(1, 1, 1000)]).write_layout(&work.join("layout"), "latest");
+    push(
+        "oci:/mnt/layout:latest",
+        &format!("docker://registry.test:{port}/web:1"),
+    );
+    let reference = format!("registry.test:{port}/web:1");
+    let mut trusting = child(&format!("pull /mnt/store {reference}"));
+    finish(
+        trusting
+            .env("SSL_CERT_FILE", "/mnt/cert.pem")
+            .spawn()
+            .unwrap(),
+    );
+    let store = Store::open(work.join("store")).unwrap();
+    assert!(store.image(&reference).unwrap().is_some());
+    let other = Store::open(work.join("other")).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let pull = |insecure: &[String]| {
+        let options = PullOptions {
+            insecure_registries: insecure.to_vec(),
+            ..PullOptions::default()
+        };
+        runtime
+            .block_on(other.pull(&reference.parse().unwrap(), &options, &NoProgress))
+            .unwrap_err()
+    };
+    let error = pull(&[]);
+    assert!(
+        matches!(error, ImageError::Network { .. }),
+        "a stranger's certificate: {error:?}"
+    );
+    // Said to be insecure it gets plain HTTP, which this one refuses.
+    let error = pull(&[format!("registry.test:{port}")]);
+    assert!(
+        matches!(error, ImageError::Registry { status: 400, .. }),
+        "{error:?}"
     );
 }

@@ -12,7 +12,7 @@ use crate::common::{Built, INDEX, MANIFEST};
 
 /// What happens to the next request whose path contains a text.
 #[derive(Clone)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// Answer with a status, a header and a body.
     Status(u16, &'static str, &'static str),
     /// Send only so many bytes of the body, then hang up.
@@ -28,7 +28,7 @@ pub enum Fault {
 }
 
 #[derive(Clone, Default)]
-pub enum Login {
+pub(crate) enum Login {
     #[default]
     None,
     /// `Authorization` must be this.
@@ -38,25 +38,47 @@ pub enum Login {
 }
 
 #[derive(Default)]
-pub struct State {
-    pub blobs: BTreeMap<String, Vec<u8>>,
-    pub manifests: BTreeMap<String, (String, Vec<u8>)>,
-    pub faults: Vec<(&'static str, VecDeque<Fault>)>,
-    pub login: Login,
+pub(crate) struct State {
+    pub(crate) blobs: BTreeMap<String, Vec<u8>>,
+    pub(crate) manifests: BTreeMap<String, (String, Vec<u8>)>,
+    pub(crate) faults: Vec<(&'static str, VecDeque<Fault>)>,
+    pub(crate) login: Login,
     /// Answer ranges with all of it.
-    pub no_ranges: bool,
+    pub(crate) no_ranges: bool,
     /// `METHOD path range`
-    pub log: Vec<String>,
+    pub(crate) log: Vec<String>,
+}
+
+impl State {
+    /// Bytes of layers of this image that were asked for.
+    pub(crate) fn layer_bytes(&self, built: &Built) -> u64 {
+        let asked = |digest: Digest| {
+            let digest = digest.to_string();
+            self.log.iter().filter(move |line| line.contains(&digest))
+        };
+        let left = |line: &String, size: u64| {
+            let range = line
+                .split_once("bytes=")
+                .and_then(|(_, range)| range.strip_suffix('-'));
+            size - range
+                .and_then(|start| start.parse::<u64>().ok())
+                .unwrap_or(0)
+        };
+        let layers = built.layers.iter();
+        layers
+            .flat_map(|layer| asked(layer.digest).map(move |line| left(line, layer.size)))
+            .sum()
+    }
 }
 
 /// See the module. The listening thread ends with the process.
-pub struct Registry {
-    pub address: SocketAddr,
-    pub state: Arc<Mutex<State>>,
+pub(crate) struct Registry {
+    pub(crate) address: SocketAddr,
+    pub(crate) state: Arc<Mutex<State>>,
 }
 
 impl Registry {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(Mutex::new(State::default()));
@@ -71,7 +93,7 @@ impl Registry {
         Self { address, state }
     }
 
-    pub fn push(&self, tag: &str, built: &Built) {
+    pub(crate) fn push(&self, tag: &str, built: &Built) {
         let mut state = self.state.lock().unwrap();
         state.blobs.extend(
             built
@@ -86,7 +108,7 @@ impl Registry {
         state.manifests.insert(tag.to_owned(), manifest);
     }
 
-    pub fn push_index(&self, tag: &str, index: &[u8]) {
+    pub(crate) fn push_index(&self, tag: &str, index: &[u8]) {
         let entry = (INDEX.to_owned(), index.to_vec());
         let mut state = self.state.lock().unwrap();
         state
@@ -95,7 +117,7 @@ impl Registry {
         state.manifests.insert(tag.to_owned(), entry);
     }
 
-    pub fn fault(&self, path: &'static str, faults: &[Fault]) {
+    pub(crate) fn fault(&self, path: &'static str, faults: &[Fault]) {
         self.state
             .lock()
             .unwrap()
@@ -103,17 +125,17 @@ impl Registry {
             .push((path, faults.iter().cloned().collect()));
     }
 
-    pub fn reset(&self) {
+    pub(crate) fn reset(&self) {
         let mut state = self.state.lock().unwrap();
         state.faults.clear();
         state.log.clear();
     }
 
-    pub fn log(&self) -> Vec<String> {
+    pub(crate) fn log(&self) -> Vec<String> {
         self.state.lock().unwrap().log.clone()
     }
 
-    pub fn reference(&self, rest: &str) -> Reference {
+    pub(crate) fn reference(&self, rest: &str) -> Reference {
         format!("{}/{rest}", self.address).parse().unwrap()
     }
 }
