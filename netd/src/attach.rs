@@ -22,6 +22,9 @@ pub(crate) struct Place<'a> {
     pub(crate) mtu: u32,
     pub(crate) gateway: Ipv4Addr,
     pub(crate) prefix_length: u8,
+    /// Whether frames may leave by the port they came in by. Needed where the host passes bridged frames through its
+    /// IP rules: a published port is then translated inside the bridge, perhaps to the container that asked.
+    pub(crate) hairpin: bool,
 }
 
 impl Place<'_> {
@@ -65,6 +68,11 @@ pub(crate) fn ensure(route: &mut Netlink, place: &Place<'_>, record: &Record) ->
         }
         _ => create_pair(route, place, record, &mut inside)?,
     };
+    if place.hairpin {
+        let mut batch = Batch::new();
+        link::allow_hairpin(&mut batch, &record.link);
+        route.run(batch)?;
+    }
     let mut batch = Batch::new();
     link::configure_inside(&mut batch, inner, record.address, place.prefix_length, place.gateway);
     inside.route.run(batch)
@@ -113,7 +121,7 @@ pub(crate) fn remove(route: &mut Netlink, run_dir: &Path, record: &Record) -> Re
     netns::remove(&netns_path(run_dir, &record.request.id))?;
     let start = Instant::now();
     let mut pause = Duration::from_micros(500);
-    while link::find(route, &record.link)?.is_some() {
+    while link::exists(&record.link)? {
         if start.elapsed() > PATIENCE {
             let mut batch = Batch::new();
             link::delete(&mut batch, &record.link);

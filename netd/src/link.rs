@@ -8,7 +8,8 @@ use crate::netlink::{Batch, CREATE, EADDRNOTAVAIL, ENODEV, ENOENT, ESRCH, EXCLUS
 use gantry_api::network::Ipv4Net;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute, LinkExtentMask,
+    LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -127,6 +128,16 @@ pub(crate) fn find(socket: &mut Netlink, name: &str) -> Result<Option<Link>, Net
     })?;
     let link = found.and_then(|(kind, payload)| parse_route(kind, &payload));
     Ok(link.and_then(|message| if let RouteNetlinkMessage::NewLink(m) = message { Some(read_link(&m)) } else { None }))
+}
+
+/// Whether the calling thread's namespace has a link of this name.
+///
+/// Read from proc: netlink waits for the kernel's big lock, which a dying namespace holds for long, and the older calls by
+/// name make the kernel look for a module of that name.
+pub(crate) fn exists(name: &str) -> Result<bool, NetError> {
+    const LINKS: &str = "/proc/thread-self/net/dev";
+    let text = std::fs::read_to_string(LINKS).map_err(|e| NetError::io("read", LINKS, e))?;
+    Ok(text.lines().any(|line| line.split_once(':').is_some_and(|(found, _)| found.trim() == name)))
 }
 
 /// All links, or the ports of one bridge.
@@ -295,13 +306,11 @@ fn named(name: &str, kind: InfoKind, data: Option<InfoData>) -> LinkMessage {
 }
 
 /// Create a bridge, up, with a hardware address that stays when ports come and go.
-pub(crate) fn create_bridge(batch: &mut Batch, name: &str, mac: Mac, mtu: u32, group: u32) {
+///
+/// Its MTU follows its ports until it is changed: one given here would not count as given.
+pub(crate) fn create_bridge(batch: &mut Batch, name: &str, mac: Mac, group: u32) {
     let mut message = named(name, InfoKind::Bridge, None);
-    message.attributes.extend([
-        LinkAttribute::Address(mac.0.to_vec()),
-        LinkAttribute::Mtu(mtu),
-        LinkAttribute::Group(group),
-    ]);
+    message.attributes.extend([LinkAttribute::Address(mac.0.to_vec()), LinkAttribute::Group(group)]);
     up(&mut message);
     let request = RouteNetlinkMessage::NewLink(message);
     batch.route(request, CREATE | EXCLUSIVE, "create bridge", name.to_owned());
@@ -363,6 +372,15 @@ pub(crate) fn create_pair(batch: &mut Batch, pair: Pair<'_>) {
     up(&mut outer);
     let request = RouteNetlinkMessage::NewLink(outer);
     batch.route(request, CREATE | EXCLUSIVE, "create veth", pair.host.to_owned());
+}
+
+/// Let a bridge send a frame back out of the port it came in by. Repeatable.
+pub(crate) fn allow_hairpin(batch: &mut Batch, port: &str) {
+    let mut message = LinkMessage::default();
+    let data = InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)]);
+    let info = vec![LinkInfo::PortKind(InfoPortKind::Bridge), LinkInfo::PortData(data)];
+    message.attributes = vec![LinkAttribute::IfName(port.into()), LinkAttribute::LinkInfo(info)];
+    batch.route(RouteNetlinkMessage::NewLink(message), 0, "allow hairpin on bridge port", port.to_owned());
 }
 
 /// Bring a link up, by index.

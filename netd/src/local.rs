@@ -11,7 +11,7 @@ use crate::link::{self, Mac};
 use crate::netlink::{Batch, Family, Netlink};
 use crate::netns::{self, set_sysctl};
 use crate::nft::{Nft, ruleset};
-use crate::node::remove_from_kernel;
+use crate::node::{no_redirects, remove_from_kernel};
 use crate::plan::{self, Targets, no_overlap, port_text};
 use crate::state::{self, Attachments, Durability, Record, check_id, netns_path};
 use gantry_api::network::{AttachRequest, Attachment, Ipv4Net};
@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The bridge of containers without a daemon.
 pub const BRIDGE: &str = "gantry-run0";
@@ -65,6 +66,8 @@ pub fn attach(run_dir: &Path, data_dir: &Path, request: &AttachRequest) -> Resul
         mtu: MTU,
         gateway: plan::gateway(subnet()),
         prefix_length: subnet().length(),
+        // The host's setting for bridged frames stays as it is here: its other bridges may need it.
+        hairpin: true,
     };
     let made = attach::ensure(&mut session.route, &place, &record).and_then(|()| session.ensure_rules());
     if let Err(error) = made {
@@ -182,7 +185,7 @@ impl Session {
             let name = |index| links.iter().find(|l| l.index == index).map_or_else(String::new, |l| l.name.clone());
             no_overlap(&[("local network", subnet())], &link::routes(&mut self.route)?, &[], name)?;
             let mut batch = Batch::new();
-            link::create_bridge(&mut batch, BRIDGE, Mac::of(gateway), MTU, link::RUN_GROUP);
+            link::create_bridge(&mut batch, BRIDGE, Mac::of(gateway), link::RUN_GROUP);
             self.route.run(batch)?;
         }
         let absent = || NetError::io("find link", BRIDGE, std::io::ErrorKind::NotFound);
@@ -194,6 +197,7 @@ impl Session {
         link::add_address(&mut batch, bridge.index, gateway, subnet().length());
         self.route.run(batch)?;
         set_sysctl("net/ipv4/ip_forward", "1")?;
+        no_redirects(BRIDGE)?;
         // So that `-p 8080:80` works at 127.0.0.1:8080; the rules keep containers from using the way.
         set_sysctl(&format!("net/ipv4/conf/{BRIDGE}/route_localnet"), "1")?;
         Ok(bridge.index)
@@ -213,7 +217,7 @@ impl Session {
                 list.iter().map(|to| ruleset::published_slot(*protocol, *port, 0, *to))
             })
             .collect();
-        let wanted = BTreeMap::from([(ruleset::PUBLISHED.name, elements)]);
+        let wanted = BTreeMap::from([(ruleset::PUBLISHED.name, Arc::new(elements))]);
         Nft::open()?.ensure(&ruleset::run(BRIDGE, subnet()), &wanted).map(|_| ())
     }
 

@@ -198,6 +198,9 @@ pub(crate) struct Netlink {
     buffer: Vec<u8>,
 }
 
+/// Kind and payload of a message.
+pub(crate) type Message = (u16, Vec<u8>);
+
 /// What the kernel answered to one message: an error number, and its words.
 struct Answer {
     sequence: u32,
@@ -323,7 +326,7 @@ impl Netlink {
 
     /// Ask for a list; answers the payloads of its messages with their kinds. Asked again when the kernel says that
     /// the list changed while it was read.
-    pub(crate) fn dump(&mut self, build: impl Fn(&mut Batch, u16)) -> Result<Vec<(u16, Vec<u8>)>, NetError> {
+    pub(crate) fn dump(&mut self, build: impl Fn(&mut Batch, u16)) -> Result<Vec<Message>, NetError> {
         const TRIES: u32 = 5;
         for _ in 0..TRIES {
             if let Some(found) = self.ask(&build, DUMP)? {
@@ -335,12 +338,12 @@ impl Netlink {
     }
 
     /// Ask for one thing; an empty answer when it is not there.
-    pub(crate) fn get(&mut self, build: impl Fn(&mut Batch, u16)) -> Result<Option<(u16, Vec<u8>)>, NetError> {
+    pub(crate) fn get(&mut self, build: impl Fn(&mut Batch, u16)) -> Result<Option<Message>, NetError> {
         Ok(self.ask(build, ACK)?.unwrap_or_default().into_iter().next())
     }
 
     /// `None` when the list changed under our eyes.
-    fn ask(&mut self, build: impl Fn(&mut Batch, u16), flags: u16) -> Result<Option<Vec<(u16, Vec<u8>)>>, NetError> {
+    fn ask(&mut self, build: impl Fn(&mut Batch, u16), flags: u16) -> Result<Option<Vec<Message>>, NetError> {
         let mut batch = Batch::new();
         build(&mut batch, flags);
         self.send(&batch)?;

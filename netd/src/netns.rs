@@ -17,11 +17,13 @@ const OWN: &str = "/proc/thread-self/ns/net";
 ///
 /// As Docker and podman do, so that an image that does not run as root may listen on port 80 and ping. Redirects are
 /// refused because they would lead round the translation of service addresses.
-const SETTINGS: [(&str, &str); 4] = [
+const SETTINGS: [(&str, &str); 5] = [
     ("net/ipv4/ip_unprivileged_port_start", "0"),
     ("net/ipv4/ping_group_range", "0 2147483647"),
     ("net/ipv4/conf/all/accept_redirects", "0"),
     ("net/ipv4/conf/default/accept_redirects", "0"),
+    // Our addresses are unique by construction; the check would only delay, and sees its own echo on a hairpin port.
+    ("net/ipv6/conf/default/accept_dad", "0"),
 ];
 
 /// A network namespace: a descriptor that keeps it, and a socket inside.
@@ -78,7 +80,7 @@ pub(crate) fn open(path: &Path) -> Result<Option<Namespace>, NetError> {
         Err(e) => return Err(NetError::file("open network namespace", path, e)),
     };
     let kind = rustix::fs::fstatfs(&file).map_err(|e| NetError::file("inspect", path, e))?.f_type;
-    if i64::from(kind) != NSFS {
+    if kind != NSFS {
         return Ok(None);
     }
     on_a_thread(|| {

@@ -17,13 +17,13 @@ use crate::error::NetError;
 use crate::link::{self, Address, Link, Mac, Vxlan};
 use crate::netlink::{Batch, Family, Netlink};
 use crate::netns::set_sysctl;
-use crate::nft::{Elements, Nft, ruleset};
+use crate::nft::{Elements, Nft, Sets, ruleset};
 use crate::plan::{self, Peer, Port, VXLAN_OVERHEAD};
 use crate::ports::Holders;
 use crate::state::{self, Attachments, Durability, Record, check_id, netns_path};
 use gantry_api::network::{AttachRequest, Attachment, NodeRoute, Status, Table};
 use netlink_packet_route::link::LinkAttribute;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -48,7 +48,7 @@ struct Files {
 /// What is wanted, and what is known of how far it is true.
 #[derive(Debug)]
 struct Inner {
-    table: Option<Table>,
+    wanted: Option<Wanted>,
     attachments: Attachments,
     route: Netlink,
     nft: Nft,
@@ -56,10 +56,28 @@ struct Inner {
     dns: dns::Server,
     /// Ports held at the last converge.
     held: BTreeSet<Port>,
+    /// Elements of the rules at the last converge.
+    sets: Sets,
     peers: Vec<Peer>,
     problems: Vec<String>,
     /// Bridge and MTU of the last converge, for attaches.
     bridge: Option<(u32, u32)>,
+}
+
+/// A table that was checked, and what follows from it alone.
+#[derive(Debug, Clone)]
+struct Wanted {
+    table: Arc<Table>,
+    local: NodeRoute,
+    services: Arc<Elements>,
+}
+
+impl Wanted {
+    fn new(table: Table) -> Result<Self, NetError> {
+        let local = plan::check(&table)?;
+        let services = Arc::new(plan::service_elements(&table));
+        Ok(Self { table: Arc::new(table), local, services })
+    }
 }
 
 /// The node's network.
@@ -89,22 +107,24 @@ impl Node {
         std::fs::create_dir_all(&netns).map_err(|e| NetError::file("create directory", &netns, e))?;
         let lock = state::try_lock(&directory.join("lock"))?.ok_or_else(|| NetError::Running(directory.clone()))?;
         let files = Files { table: directory.join("table.json"), attachments: directory.join("attachments.json") };
-        let table = state::load::<Table>(&files.table)?.filter(|table| plan::check(table).is_ok());
+        let wanted = state::load::<Table>(&files.table)?.and_then(|table| Wanted::new(table).ok());
         let mut inner = Inner {
-            table,
+            wanted,
             attachments: state::load(&files.attachments)?.unwrap_or_default(),
             route: Netlink::open(Family::Route)?,
             nft: Nft::open()?,
             holders: Holders::new(runtime.clone()),
             dns: dns::Server::new(runtime, config.resolv_conf.clone()),
             held: BTreeSet::new(),
+            sets: Sets::new(),
             peers: Vec::new(),
             problems: Vec::new(),
             bridge: None,
         };
         inner.drop_dead(&config, &files)?;
+        inner.names();
+        inner.dns.set_clients(inner.clients());
         let node = Self { config, files, inner: Mutex::new(inner), turns: Mutex::default(), _lock: lock };
-        node.names(&locked(&node.inner));
         node.check();
         Ok(node)
     }
@@ -115,31 +135,34 @@ impl Node {
     /// It is older than the one in force, contradicts itself, or its networks are the host's: nothing has changed then.
     /// Or the kernel refused a part: the table is in force all the same, and every check tries again.
     pub(crate) fn set_table(&self, table: Table) -> Result<(), NetError> {
-        let local = plan::check(&table)?;
+        let mut wanted = Wanted::new(table)?;
         let mut inner = locked(&self.inner);
-        plan::not_older(inner.table.as_ref(), &table)?;
-        let nets = |t: &Table| (t.replica_net, t.service_net, plan::check(t).map(|local| local.subnet).ok());
-        if inner.table.as_ref().map(nets) != Some(nets(&table)) {
-            inner.no_overlap(&table)?;
+        let before = inner.wanted.clone();
+        plan::not_older(before.as_ref().map(|before| &*before.table), &wanted.table)?;
+        let nets = |w: &Wanted| (w.table.replica_net, w.table.service_net, w.local.subnet);
+        if before.as_ref().map(nets) != Some(nets(&wanted)) {
+            inner.no_overlap(&wanted.table)?;
         }
-        let before = inner.table.replace(table.clone());
-        let (revision, nodes, services, endpoints) = plan::summary(&table);
-        tracing::debug!(%revision, nodes, services, endpoints, subnet = %local.subnet, "table");
-        self.names(&inner);
+        if let Some(before) = before.as_ref().filter(|before| before.services == wanted.services) {
+            wanted.services = Arc::clone(&before.services);
+        }
+        let (revision, nodes, services, endpoints) = plan::summary(&wanted.table);
+        tracing::debug!(%revision, nodes, services, endpoints, subnet = %wanted.local.subnet, "table");
+        let changed = before.as_ref().map(|before| &before.table) != Some(&wanted.table);
+        let table = Arc::clone(&wanted.table);
+        inner.wanted = Some(wanted);
+        if changed {
+            inner.names();
+        }
         let done = inner.converge(&self.config);
-        inner.forget_lost(before.as_ref(), &table);
-        // After the kernel: a slow disk must not keep traffic on a replica that is gone.
-        if before.as_ref() != Some(&table) {
-            state::store(&self.files.table, &table, Durability::Power)?;
+        if changed {
+            if let Some(before) = &before {
+                forget_lost(&before.table, &table);
+            }
+            // After the kernel: a slow disk must not keep traffic on a replica that is gone.
+            state::store(&self.files.table, &*table, Durability::Power)?;
         }
         done.map(|_| ())
-    }
-
-    fn names(&self, inner: &Inner) {
-        if let Some(table) = &inner.table {
-            inner.dns.set_zone(zone::Zone::new(table));
-        }
-        inner.dns.set_clients(inner.clients());
     }
 
     /// Compare the kernel with what is wanted and mend it; failures are kept for [`Self::status`].
@@ -194,7 +217,7 @@ impl Node {
         let _turn = locked(&turn);
         let (place, record, new) = {
             let mut inner = locked(&self.inner);
-            if inner.bridge.is_none() && inner.table.is_some() {
+            if inner.bridge.is_none() && inner.wanted.is_some() {
                 inner.converge(&self.config)?;
             }
             let place = inner.place(&self.config)?;
@@ -203,20 +226,23 @@ impl Node {
             (place, record, new)
         };
         let mut route = Netlink::open(Family::Route)?;
-        let made = attach::ensure(&mut route, &place, &record);
+        let mut made = attach::ensure(&mut route, &place, &record);
         let mut inner = locked(&self.inner);
-        if let Err(error) = made {
+        if made.is_err() && inner.converge(&self.config).is_ok_and(|written| written > 0) {
+            // Something that it builds on had been damaged since the last check.
+            made = inner.place(&self.config).and_then(|place| attach::ensure(&mut route, &place, &record));
+        }
+        if let Err(error) = made.and_then(|()| inner.open_ports(&self.config, &record)) {
             if new {
                 let _ = attach::remove(&mut route, &self.config.run_dir, &record);
                 inner.forget(&record.request.id);
                 state::store(&self.files.attachments, &inner.attachments, Durability::Process)?;
+                // The ports that could be opened are closed again.
+                let _ = inner.converge(&self.config);
             }
             return Err(error);
         }
         inner.dns.set_clients(inner.clients());
-        if !record.request.ports.is_empty() {
-            inner.converge(&self.config)?;
-        }
         Ok(place.attachment(&record))
     }
 
@@ -255,7 +281,7 @@ impl Node {
     pub(crate) fn status(&self) -> Status {
         let inner = locked(&self.inner);
         Status {
-            revision: inner.table.as_ref().map(|table| table.revision),
+            revision: inner.wanted.as_ref().map(|wanted| wanted.table.revision),
             attachments: inner.attachments.records.len() as u32,
             peers: inner.peers.iter().map(|peer| (peer.name.clone(), peer.path())).collect(),
             problems: inner.problems.clone(),
@@ -272,7 +298,19 @@ fn forget_connections(address: std::net::Ipv4Addr, which: Which) {
     }
 }
 
+fn forget_lost(before: &Table, now: &Table) {
+    let (gone, unready) = plan::lost(before, now);
+    gone.into_iter().for_each(|address| forget_connections(address, Which::Served));
+    unready.into_iter().for_each(|address| forget_connections(address, Which::ServedUdp));
+}
+
 impl Inner {
+    fn names(&self) {
+        if let Some(wanted) = &self.wanted {
+            self.dns.set_zone(zone::Zone::new(&wanted.table));
+        }
+    }
+
     /// Drop attachments whose namespace is gone: the host was restarted, and nothing of them is left.
     fn drop_dead(&mut self, config: &Config, files: &Files) -> Result<(), NetError> {
         let mut dead = Vec::new();
@@ -303,27 +341,41 @@ impl Inner {
             record.request = request.clone();
             return Ok((record.clone(), false));
         }
-        let local = self.local().ok_or(NetError::NoSubnet)?;
+        let subnet = self.wanted.as_ref().ok_or(NetError::NoSubnet)?.local.subnet;
         let link = self.attachments.link_name(PREFIX, &request.id);
-        let address = self.attachments.addresses.take(local.subnet)?;
+        let address = self.attachments.addresses.take(subnet)?;
         let record = Record { request: request.clone(), address, link };
         self.attachments.records.insert(request.id.clone(), record.clone());
         Ok((record, true))
     }
 
-    fn local(&self) -> Option<NodeRoute> {
-        self.table.as_ref().and_then(|table| plan::check(table).ok())
+    /// Open a new container's own ports; all of them or none.
+    fn open_ports(&mut self, config: &Config, record: &Record) -> Result<(), NetError> {
+        if record.request.ports.is_empty() {
+            return Ok(());
+        }
+        self.converge(config)?;
+        for port in &record.request.ports {
+            let text = plan::port_text((port.protocol, port.published));
+            let prefix = format!("port {text} ");
+            if let Some(problem) = self.problems.iter().find_map(|problem| problem.strip_prefix(&prefix)) {
+                return Err(NetError::Port { port: text, problem: format!("it {problem}") });
+            }
+        }
+        Ok(())
     }
 
     fn place<'a>(&self, config: &'a Config) -> Result<Place<'a>, NetError> {
-        let (Some(local), Some((bridge, mtu))) = (self.local(), self.bridge) else { return Err(NetError::NoSubnet) };
+        let (Some(wanted), Some((bridge, mtu))) = (&self.wanted, self.bridge) else { return Err(NetError::NoSubnet) };
+        let subnet = wanted.local.subnet;
         Ok(Place {
             run_dir: &config.run_dir,
             bridge,
             group: link::GROUP,
             mtu,
-            gateway: plan::gateway(local.subnet),
-            prefix_length: local.subnet.length(),
+            gateway: plan::gateway(subnet),
+            prefix_length: subnet.length(),
+            hairpin: false,
         })
     }
 
@@ -344,13 +396,6 @@ impl Inner {
         plan::no_overlap(&nets, &link::routes(&mut self.route)?, &ours, name)
     }
 
-    fn forget_lost(&self, before: Option<&Table>, now: &Table) {
-        let Some(before) = before else { return };
-        let (gone, unready) = plan::lost(before, now);
-        gone.into_iter().for_each(|address| forget_connections(address, Which::Served));
-        unready.into_iter().for_each(|address| forget_connections(address, Which::ServedUdp));
-    }
-
     /// Attachments whose host end is not in the bridge.
     fn damaged(&mut self) -> Vec<Record> {
         let Some((bridge, _)) = self.bridge else { return Vec::new() };
@@ -364,52 +409,61 @@ impl Inner {
 
     /// Make the kernel equal to what is wanted; answers how much was written.
     fn converge(&mut self, config: &Config) -> Result<usize, NetError> {
-        let (Some(table), Some(local)) = (self.table.clone(), self.local()) else { return Ok(0) };
+        let Some(wanted) = self.wanted.clone() else { return Ok(0) };
         self.problems.clear();
-        let result = self.converge_to(config, &table, &local);
+        let result = self.converge_to(config, &wanted);
         if let Err(error) = &result {
             self.problems.push(error.chain());
         }
         result
     }
 
-    fn converge_to(&mut self, config: &Config, table: &Table, local: &NodeRoute) -> Result<usize, NetError> {
+    fn converge_to(&mut self, config: &Config, wanted: &Wanted) -> Result<usize, NetError> {
+        let Wanted { table, local, .. } = wanted;
         let parameters = plan::parameters(table, local, &config.bridge);
         let mut written = usize::from(set_sysctl("net/ipv4/ip_forward", "1")?);
         let host = self.host_addresses(config)?;
+        self.peers = plan::peers(table, &host);
         let underlay = host.iter().find(|address| address.address == local.underlay);
-        if underlay.is_none() {
+        if underlay.is_none() && !self.peers.is_empty() {
             let problem = format!("the address {} of this node is on none of its interfaces", local.underlay);
             self.problems.push(problem);
         }
         let mtu = self.mtu(config, underlay)?;
-        self.peers = plan::peers(table, &host);
         let bridge = self.ensure_bridge(config, local, mtu, &mut written)?;
         let vxlan = self.ensure_vxlan(local, mtu, &mut written)?;
         written += bridge_sysctls(&config.bridge, vxlan.is_some())?;
         written += self.ensure_routes(&parameters, bridge.index, vxlan)?;
         self.bridge = Some((bridge.index, mtu));
-        let (targets, problems) = plan::targets(
-            table,
-            self.attachments.records.values().map(|record| (record.address, record.request.ports.as_slice())),
-        );
+        self.problems.extend(plan::strays(local.subnet, self.attachments.records.values()));
+        // Names do not wait for rules, nor rules for names.
+        let rules = self.ensure_rules(wanted, &parameters);
+        if let Err(error) = self.dns.listen(parameters.gateway) {
+            self.problems.push(error.chain());
+        }
+        Ok(written + rules?)
+    }
+
+    fn ensure_rules(&mut self, wanted: &Wanted, parameters: &ruleset::NodeParameters) -> Result<usize, NetError> {
+        let own = self.attachments.records.values().map(|record| (record.address, record.request.ports.as_slice()));
+        let (targets, problems) = plan::targets(&wanted.table, own);
         self.problems.extend(problems);
         // Ports first: what another program holds must stay its own, and stays out of the rules.
         let (held, problems) = self.holders.hold(&targets);
         self.problems.extend(problems);
-        let offset = plan::offset(table);
         let open = targets.iter().filter(|(port, _)| held.contains(port));
-        let wanted: BTreeMap<&'static str, Elements> = BTreeMap::from([
-            (ruleset::SERVICES.name, plan::service_elements(table)),
-            (ruleset::PUBLISHED.name, ruleset::published_elements(open, offset)),
-            (ruleset::HELD.name, held.iter().map(|(protocol, port)| ruleset::held_port(*protocol, *port)).collect()),
-        ]);
+        let published = ruleset::published_elements(open, plan::offset(&wanted.table));
+        let ports = held.iter().map(|(protocol, port)| ruleset::held_port(*protocol, *port)).collect();
         self.held = held;
-        written += self.nft.ensure(&ruleset::node(&parameters), &wanted)?;
-        if let Err(error) = self.dns.listen(parameters.gateway) {
-            self.problems.push(error.chain());
-        }
-        Ok(written)
+        // What is as it was keeps its identity, so that nobody looks inside again.
+        let mut set = |name, elements: Elements| {
+            let before = self.sets.get(name).filter(|before| ***before == elements).cloned();
+            self.sets.insert(name, before.unwrap_or_else(|| Arc::new(elements)));
+        };
+        set(ruleset::PUBLISHED.name, published);
+        set(ruleset::HELD.name, ports);
+        self.sets.insert(ruleset::SERVICES.name, Arc::clone(&wanted.services));
+        self.nft.ensure(&ruleset::node(parameters), &self.sets)
     }
 
     /// Addresses of links that are not ours.
@@ -448,7 +502,7 @@ impl Inner {
             Some(bridge) => ours(bridge, "bridge")?,
             None => {
                 let mut batch = Batch::new();
-                link::create_bridge(&mut batch, &config.bridge, Mac::of(gateway), mtu, link::GROUP);
+                link::create_bridge(&mut batch, &config.bridge, Mac::of(gateway), link::GROUP);
                 self.route.run(batch)?;
                 *written += 1;
                 self.found(&config.bridge)?
@@ -562,10 +616,22 @@ fn bridge_sysctls(bridge: &str, tunnel: bool) -> Result<usize, NetError> {
     if std::path::Path::new("/proc/sys").join(bridged).exists() {
         written += usize::from(set_sysctl(bridged, "0")?);
     }
+    written += no_redirects(bridge)?;
     // Loose: a packet must come from where we know a way to, not from exactly there; the stricter of this and the
     // host's setting for all links counts.
     for link in [Some(bridge), tunnel.then_some(VXLAN_LINK)].into_iter().flatten() {
         written += usize::from(set_sysctl(&format!("net/ipv4/conf/{link}/rp_filter"), "2")?);
+    }
+    Ok(written)
+}
+
+/// A packet that leaves by the bridge it came in by (a service address with its replica next door) makes the kernel
+/// send a redirect, which would lead round the translation, and whose accounting holds back the "port unreachable" that
+/// a refused UDP packet deserves. The setting for all links is OR-ed with each link's own, which stays on elsewhere.
+pub(crate) fn no_redirects(bridge: &str) -> Result<usize, NetError> {
+    let mut written = 0;
+    for link in ["all", bridge] {
+        written += usize::from(set_sysctl(&format!("net/ipv4/conf/{link}/send_redirects"), "0")?);
     }
     Ok(written)
 }

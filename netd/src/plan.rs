@@ -4,6 +4,7 @@ use crate::error::NetError;
 use crate::link::{Address, FoundRoute, Mac, Neighbour, PROTOCOL, Route, Way};
 use crate::nft::Elements;
 use crate::nft::ruleset::{NodeParameters, fill, service_slot};
+use crate::state::Record;
 use gantry_api::ids::{NodeName, Revision};
 use gantry_api::network::{Ipv4Net, NodeRoute, Path, Published, Table};
 use gantry_api::spec::Protocol;
@@ -197,7 +198,7 @@ pub(crate) fn targets<'a>(
     let mut add = |port: &Published, addresses: &mut dyn Iterator<Item = Ipv4Addr>, who: String| {
         let key = (port.protocol, port.published);
         if targets.contains_key(&key) {
-            problems.push(format!("port {} of {who} is published by another already", port_text(key)));
+            problems.push(format!("port {} is published by another already: it is not open for {who}", port_text(key)));
             return;
         }
         let mut list: Vec<_> = addresses.map(|address| (address, port.target)).collect();
@@ -216,6 +217,14 @@ pub(crate) fn targets<'a>(
         }
     }
     (targets, problems)
+}
+
+/// Containers that were attached in an earlier subnet of this node, in words: nothing can reach them.
+pub(crate) fn strays<'a>(subnet: Ipv4Net, records: impl IntoIterator<Item = &'a Record>) -> Vec<String> {
+    let strays = records.into_iter().filter(|record| !subnet.contains(record.address));
+    strays
+        .map(|record| format!("container {} has {}, outside this node's {subnet}", record.request.id, record.address))
+        .collect()
 }
 
 /// Replicas that got connections before and must not get them now: gone ones, and ones that are only not ready.
@@ -411,7 +420,7 @@ pub(crate) mod tests {
         table.services[1].ports = table.services[0].ports.clone();
         let (targets, problems) = targets(&table, []);
         assert_eq!(targets[&(Protocol::Tcp, 8001)], [(Ipv4Addr::new(10, 210, 1, 2), 80)]);
-        assert_eq!(problems, ["port 8001/tcp of service shop/db is published by another already"]);
+        assert_eq!(problems, ["port 8001/tcp is published by another already: it is not open for service shop/db"]);
     }
 
     #[test]

@@ -39,8 +39,6 @@ impl End {
 pub(crate) const TCP: u8 = 6;
 /// UDP's.
 pub(crate) const UDP: u8 = 17;
-/// ICMP's.
-pub(crate) const ICMP: u8 = 1;
 
 /// A rule under construction: conditions first, then what to do.
 #[derive(Debug)]
@@ -158,13 +156,8 @@ impl Rule {
         self.meta(R0, 16).compare(R0, EQUAL, &[number])
     }
 
-    /// An ICMP message of this type.
-    pub(crate) fn icmp(self, kind: u8) -> Self {
-        self.transport(ICMP).transport_header(R0, 0, 1).compare(R0, EQUAL, &[kind])
-    }
-
     /// Addressed to any address of this host.
-    pub(crate) fn to_this_host(self) -> Self {
+    pub(crate) fn for_this_host(self) -> Self {
         const DESTINATION: u32 = 2;
         const ADDRESS_TYPE: u32 = 3;
         const LOCAL: u32 = 2;
@@ -240,7 +233,7 @@ impl Rule {
     }
 
     /// To the address in `map` under (destination address, random slot); the port stays.
-    pub(crate) fn to_slot_of_address(self, map: &str, slots: u32) -> Self {
+    pub(crate) fn lead_to_slot_of_address(self, map: &str, slots: u32) -> Self {
         self.network_header(R0, End::Destination.offset(), 4)
             .random(R1, slots)
             .look_up(map, Some(R0))
@@ -248,7 +241,7 @@ impl Rule {
     }
 
     /// To the address and port in `map` under (protocol, destination port, random slot).
-    pub(crate) fn to_slot_of_port(self, map: &str, slots: u32) -> Self {
+    pub(crate) fn lead_to_slot_of_port(self, map: &str, slots: u32) -> Self {
         self.protocol_and_port().random(R2, slots).look_up(map, Some(R0)).translate(1, R0, Some(R1))
     }
 
@@ -324,7 +317,7 @@ mod tests {
     fn a_rule_is_its_expressions_in_order() {
         let rule = Rule::new("services")
             .within(End::Destination, "10.211.0.0/16".parse().unwrap())
-            .to_slot_of_address("services", 64);
+            .lead_to_slot_of_address("services", 64);
         assert_eq!(names(&rule), ["payload", "bitwise", "cmp", "payload", "numgen", "lookup", "nat"]);
     }
 

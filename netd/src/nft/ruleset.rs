@@ -60,20 +60,16 @@ pub(crate) fn node(p: &NodeParameters) -> Ruleset {
         vec![
             Rule::new("service address to a replica")
                 .within(End::Destination, p.service_net)
-                .to_slot_of_address(SERVICES.name, SLOTS),
+                .lead_to_slot_of_address(SERVICES.name, SLOTS),
             // 127.0.0.1 is served by netd itself: translating it would need route_localnet on the uplink.
             Rule::new("published port to a replica")
                 .outside(End::Destination, loopback())
-                .to_this_host()
-                .to_slot_of_port(PUBLISHED.name, SLOTS),
+                .for_this_host()
+                .lead_to_slot_of_port(PUBLISHED.name, SLOTS),
         ]
     };
     let unserved = || Rule::new("service without replica").within(End::Destination, p.service_net);
     let no_replica = || vec![unserved().transport(TCP).reset(), unserved().unreachable()];
-    let mut local_out = no_replica();
-    // A packet that goes out by the bridge it came in by makes the kernel send a redirect, and a container that
-    // believed it would go round the translation.
-    local_out.push(Rule::new("no redirects").leaves_by(&p.bridge).icmp(5).drop_it());
     Ruleset {
         table: NODE_TABLE,
         sets: vec![SERVICES, PUBLISHED, HELD],
@@ -104,7 +100,7 @@ pub(crate) fn node(p: &NodeParameters) -> Ruleset {
                 ],
             ),
             (chain("forward", "filter", Hook::Forward, FILTER), no_replica()),
-            (chain("local_out", "filter", Hook::Output, FILTER), local_out),
+            (chain("local_out", "filter", Hook::Output, FILTER), no_replica()),
             (
                 chain("local_in", "filter", Hook::Input, FILTER),
                 vec![held().transport(TCP).reset(), held().unreachable()],
@@ -124,7 +120,7 @@ fn held() -> Rule {
 /// The table of `gantry run`: published ports of containers on one bridge, and the way out.
 pub(crate) fn run(bridge: &str, subnet: Ipv4Net) -> Ruleset {
     let published =
-        || vec![Rule::new("published port to a container").to_this_host().to_slot_of_port(PUBLISHED.name, 1)];
+        || vec![Rule::new("published port to a container").for_this_host().lead_to_slot_of_port(PUBLISHED.name, 1)];
     Ruleset {
         table: RUN_TABLE,
         sets: vec![PUBLISHED],
