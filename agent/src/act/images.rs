@@ -96,10 +96,8 @@ impl Images {
         let (images, name) = (Arc::clone(self), name.to_owned());
         let meter = Arc::new(Meter::default());
         let progress = Arc::clone(&meter);
-        let runtime = tokio::runtime::Handle::current();
-        // On a thread of its own: unpacking is long work, and its future is not one that threads may pass on.
-        let pull = spawn_blocking(move || {
-            let result = runtime.block_on(images.pull(&name, policy, &progress));
+        let pull = tokio::spawn(async move {
+            let result = images.pull(&name, policy, &progress).await;
             images.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
             result
         });
