@@ -608,7 +608,12 @@ impl Daemon {
         let status = |id: &ReplicaId| {
             let seen = node.observed.get(id);
             let (memory_used, cpu_used) = self.usage.get(id).copied().unwrap_or_default();
-            let status = plan::status(id, node.desired.get(id).map(|r| &**r), seen);
+            let mut status = plan::status(id, node.desired.get(id).map(|r| &**r), seen);
+            if let Some(Seen { replica, facts }) = seen
+                && facts.busy == Some(Step::Prepare)
+            {
+                status.message = self.actor.waits_for(replica).or(status.message);
+            }
             ReplicaStatus { memory_used, cpu_used, ..status }
         };
         let replicas: Vec<ReplicaStatus> = ids.into_iter().map(status).collect();

@@ -413,3 +413,10 @@ fn preparing_again_keeps_what_is_known() {
     assert_eq!(facts.image.as_deref(), Some("sha256:aa"));
     assert!(facts.prepared && matches!(facts.process, Process::Ended { .. }));
 }
+
+#[test]
+fn the_first_restart_is_at_once_and_pauses_are_bounded() {
+    let pauses: Vec<u64> = (0..=12).map(backoff_ms).collect();
+    assert_eq!(pauses, [0, 0, 100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000]);
+    assert_eq!(backoff_ms(u32::MAX), BACKOFF_MAX_MS);
+}
