@@ -1,0 +1,427 @@
+//! The exec tunnel: a command in a replica with its streams, or its terminal, as frames.
+//!
+//! Whoever asked going away ends the command: nothing is left running in a replica that nobody looks at.
+
+use crate::act::bundle;
+use crate::act::runtime::{Process, Runtime, code};
+use crate::dial::Tunnel;
+use crate::error::chain;
+use gantry_api::frame::{Frame, PAYLOAD_BYTES_SENT};
+use gantry_api::wire::ExecRequest;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+
+/// Output that is read ahead of a slow reader: this many frames.
+const AHEAD_FRAMES: usize = 16;
+/// After the command has ended, for output of processes it left behind.
+const LEFTOVERS_MAX: Duration = Duration::from_millis(500);
+/// For the runtime to hand over the terminal.
+const CONSOLE_MAX: Duration = Duration::from_secs(10);
+
+pub(super) async fn serve(io: Tunnel, request: &ExecRequest, bundle: &Path, runtime: &Runtime) -> io::Result<()> {
+    let (from, mut to) = tokio::io::split(io);
+    let (frames, mut outgoing) = mpsc::channel::<Frame>(AHEAD_FRAMES);
+    let writing = async {
+        while let Some(frame) = outgoing.recv().await {
+            to.write_all(&frame.encode()).await?;
+            to.flush().await?;
+        }
+        to.shutdown().await
+    };
+    let running = async {
+        let last = match run(from, request, bundle, runtime, &frames).await {
+            Ok(Some(code)) => Some(Frame::Exit(code)),
+            Ok(None) => None,
+            Err(message) => Some(Frame::Error(message)),
+        };
+        if let Some(last) = last {
+            let _ = frames.send(last).await; // the reader may have gone
+        }
+        drop(frames);
+    };
+    // When the peer cannot be written to, it is gone: `running` is dropped, and with it everything it holds.
+    let mut running = std::pin::pin!(running);
+    let mut writing = std::pin::pin!(writing);
+    tokio::select! {
+        result = &mut writing => result,
+        () = &mut running => writing.await,
+    }
+}
+
+/// The exit code; `None` when the peer went away; or why the command could not be run.
+async fn run(
+    from: impl AsyncRead + Unpin,
+    request: &ExecRequest,
+    bundle: &Path,
+    runtime: &Runtime,
+    frames: &mpsc::Sender<Frame>,
+) -> Result<Option<i32>, String> {
+    if request.command.is_empty() {
+        return Err("no command given".to_owned());
+    }
+    let (mut command, process) = runtime.exec();
+    let console = if request.tty { Some(Console::listen(runtime, &mut command)?) } else { None };
+    arguments(&mut command, request, bundle)?;
+    let streams = !request.tty;
+    command.stdin(if streams && request.stdin { Stdio::piped() } else { Stdio::null() });
+    command.stdout(if streams { Stdio::piped() } else { Stdio::null() });
+    let child = runtime.spawn(&mut command).map_err(|error| chain(&error))?;
+    // From here on, dropping this future kills the command.
+    let mut running = Running { child, process };
+    match console {
+        Some(console) => terminal(from, request, console, &mut running, frames).await,
+        None => pipes(from, &mut running, frames).await,
+    }
+}
+
+fn arguments(command: &mut Command, request: &ExecRequest, bundle: &Path) -> Result<(), String> {
+    for variable in &request.environment {
+        command.arg("--env").arg(variable);
+    }
+    if let Some(name) = &request.user {
+        let user = bundle::user(bundle, name)?;
+        command.arg("--user").arg(format!("{}:{}", user.uid, user.gid));
+        for group in user.additional_gids {
+            command.arg("--additional-gids").arg(group.to_string());
+        }
+    }
+    if let Some(dir) = &request.working_dir {
+        command.arg("--cwd").arg(dir);
+    }
+    command.arg(request.replica.as_str()).args(&request.command);
+    Ok(())
+}
+
+/// A command in a replica that ends with this value.
+struct Running {
+    child: Child,
+    process: Process,
+}
+
+impl Running {
+    fn signal(&self, number: i32) {
+        if let (Some(process), Some(signal)) = (self.process.open(), rustix::process::Signal::from_named_raw(number)) {
+            // A process that has just ended needs none.
+            let _ = rustix::process::pidfd_send_signal(&process, signal);
+        }
+    }
+
+    async fn end(&mut self) {
+        self.process.end(&mut self.child, Instant::now()).await;
+    }
+}
+
+impl Drop for Running {
+    /// When the whole tunnel is dropped; the waiting command is killed by its own drop.
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.signal(9);
+        }
+    }
+}
+
+async fn pipes(
+    from: impl AsyncRead + Unpin,
+    running: &mut Running,
+    frames: &mpsc::Sender<Frame>,
+) -> Result<Option<i32>, String> {
+    let out = running.child.stdout.take().map(|pipe| tokio::spawn(pump(pipe, frames.clone(), Frame::Stdout)));
+    let err = running.child.stderr.take().map(|pipe| tokio::spawn(pump(pipe, frames.clone(), Frame::Stderr)));
+    let mut stdin = running.child.stdin.take();
+    let mut input = Input::new(from);
+    let status = loop {
+        tokio::select! {
+            status = running.child.wait() => break status.map_err(|error| error.to_string())?,
+            frame = input.next() => match frame {
+                Some(Frame::Stdin(bytes)) if bytes.is_empty() => stdin = None,
+                Some(Frame::Stdin(bytes)) => {
+                    // The command may have closed its input; that is its business.
+                    let written = match &mut stdin {
+                        Some(pipe) => tokio::select! {
+                            written = pipe.write_all(&bytes) => written.is_ok(),
+                            // A command that reads nothing can still end.
+                            status = running.child.wait() => break status.map_err(|error| error.to_string())?,
+                        },
+                        None => true,
+                    };
+                    if !written {
+                        stdin = None;
+                    }
+                }
+                Some(Frame::Signal(number)) => running.signal(number),
+                Some(_) => {}
+                None => {
+                    running.end().await;
+                    return Ok(None);
+                }
+            },
+        }
+    };
+    finish([out, err].into_iter().flatten().collect()).await;
+    Ok(Some(code(status)))
+}
+
+/// Waits for the rest of the output, but not for processes that were left behind with the pipes.
+async fn finish(pumps: Vec<tokio::task::JoinHandle<()>>) {
+    let deadline = Instant::now() + LEFTOVERS_MAX;
+    for mut pump in pumps {
+        if tokio::time::timeout_at(deadline, &mut pump).await.is_err() {
+            pump.abort();
+        }
+    }
+}
+
+async fn pump(mut pipe: impl AsyncRead + Unpin, frames: mpsc::Sender<Frame>, kind: fn(Vec<u8>) -> Frame) {
+    let mut buffer = vec![0; PAYLOAD_BYTES_SENT];
+    while let Ok(length @ 1..) = pipe.read(&mut buffer).await {
+        if frames.send(kind(buffer[..length].to_vec())).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Frames from whoever asked.
+struct Input<R> {
+    from: R,
+    buffer: Vec<u8>,
+}
+
+impl<R: AsyncRead + Unpin> Input<R> {
+    fn new(from: R) -> Self {
+        Self { from, buffer: Vec::new() }
+    }
+
+    /// The next one; `None` when the peer has gone or sends nonsense. May be dropped at any time.
+    async fn next(&mut self) -> Option<Frame> {
+        loop {
+            match Frame::decode(&mut self.buffer) {
+                Ok(Some(frame)) => return Some(frame),
+                Ok(None) => {}
+                Err(_) => return None,
+            }
+            if !matches!(self.from.read_buf(&mut self.buffer).await, Ok(1..)) {
+                return None;
+            }
+        }
+    }
+}
+
+/// The socket on which the runtime hands over a terminal.
+struct Console {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Console {
+    fn listen(runtime: &Runtime, command: &mut Command) -> Result<Self, String> {
+        let path = runtime.scratch_file("tty");
+        let listener = UnixListener::bind(&path);
+        let listener = listener.map_err(|error| format!("cannot listen on {}: {error}", path.display()))?;
+        command.arg("--tty").arg("--console-socket").arg(&path);
+        Ok(Self { listener, path })
+    }
+
+    async fn master(&self) -> io::Result<OwnedFd> {
+        let (stream, _) = self.listener.accept().await?;
+        loop {
+            stream.readable().await?;
+            match receive(&stream) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                other => return other,
+            }
+        }
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn receive(stream: &UnixStream) -> io::Result<OwnedFd> {
+    let take = || {
+        let mut name = [0; 256];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        rustix::net::recvmsg(stream, &mut [IoSliceMut::new(&mut name)], &mut control, flags)?;
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(mut descriptors) = message
+                && let Some(descriptor) = descriptors.next()
+            {
+                return Ok(descriptor);
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::InvalidData, "the runtime sent no terminal"))
+    };
+    stream.try_io(tokio::io::Interest::READABLE, take)
+}
+
+async fn terminal(
+    from: impl AsyncRead + Unpin,
+    request: &ExecRequest,
+    console: Console,
+    running: &mut Running,
+    frames: &mpsc::Sender<Frame>,
+) -> Result<Option<i32>, String> {
+    let words = running.child.stderr.take().map(|mut pipe| {
+        tokio::spawn(async move {
+            let mut text = Vec::new();
+            let _ = pipe.read_to_end(&mut text).await;
+            String::from_utf8_lossy(&text).trim().to_owned()
+        })
+    });
+    let master = tokio::select! {
+        master = timeout(CONSOLE_MAX, console.master()) => match master {
+            Ok(master) => master.map_err(|error| format!("cannot take over the terminal: {error}"))?,
+            Err(_) => return Err("the runtime hands over no terminal".to_owned()),
+        },
+        status = running.child.wait() => {
+            let status = status.map_err(|error| error.to_string())?;
+            let said = match words {
+                Some(words) => timeout(LEFTOVERS_MAX, words).await.ok().and_then(Result::ok).unwrap_or_default(),
+                None => String::new(),
+            };
+            return Err(if said.is_empty() { format!("exec ended with {status}") } else { said });
+        }
+    };
+    drop(console);
+    let terminal = Arc::new(Terminal::new(master).map_err(|error| error.to_string())?);
+    if let Some((columns, rows)) = request.size {
+        terminal.resize(columns, rows);
+    }
+    let pump = {
+        let (terminal, frames) = (Arc::clone(&terminal), frames.clone());
+        tokio::spawn(async move {
+            let mut buffer = vec![0; PAYLOAD_BYTES_SENT];
+            // EIO is how a terminal says that nobody is on its other side.
+            while let Ok(length @ 1..) = terminal.read(&mut buffer).await {
+                if frames.send(Frame::Stdout(buffer[..length].to_vec())).await.is_err() {
+                    return;
+                }
+            }
+        })
+    };
+    let mut input = Input::new(from);
+    let status = loop {
+        tokio::select! {
+            status = running.child.wait() => break status.map_err(|error| error.to_string())?,
+            frame = input.next() => match frame {
+                Some(Frame::Stdin(bytes)) => tokio::select! {
+                    _ = terminal.write_all(&bytes) => {}
+                    status = running.child.wait() => break status.map_err(|error| error.to_string())?,
+                },
+                Some(Frame::Resize(columns, rows)) => terminal.resize(columns, rows),
+                Some(Frame::Signal(number)) => running.signal(number),
+                Some(_) => {}
+                None => {
+                    running.end().await;
+                    pump.abort();
+                    return Ok(None);
+                }
+            },
+        }
+    };
+    finish(vec![pump]).await;
+    Ok(Some(code(status)))
+}
+
+/// Our side of a pseudo-terminal.
+struct Terminal {
+    master: AsyncFd<OwnedFd>,
+}
+
+impl Terminal {
+    fn new(master: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&master, true)?;
+        Ok(Self { master: crate::sys::ready(master)? })
+    }
+
+    async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let mut ready = self.master.readable().await?;
+            if let Ok(result) = ready.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), &mut *buffer)?)) {
+                return result;
+            }
+        }
+    }
+
+    async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let mut ready = self.master.writable().await?;
+            if let Ok(written) = ready.try_io(|fd| Ok(rustix::io::write(fd.get_ref(), bytes)?)) {
+                bytes = &bytes[written?..];
+            }
+        }
+        Ok(())
+    }
+
+    fn resize(&self, columns: u16, rows: u16) {
+        let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        // A terminal that was hung up has no size; its end comes by itself.
+        let _ = rustix::termios::tcsetwinsize(self.master.get_ref(), size);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_terminal_is_handed_over_and_carries_bytes_and_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let console = Console { listener: UnixListener::bind(&path).unwrap(), path: path.clone() };
+        let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY;
+        let master = rustix::pty::openpt(flags).unwrap();
+        rustix::pty::grantpt(&master).unwrap();
+        rustix::pty::unlockpt(&master).unwrap();
+        let name = rustix::pty::ptsname(&master, Vec::new()).unwrap();
+        let slave = std::fs::File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+        tokio::task::spawn_blocking(move || {
+            use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+            let stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let fds = [std::os::fd::AsFd::as_fd(&master)];
+            assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+            let name = [io::IoSlice::new(b"/dev/ptmx")];
+            rustix::net::sendmsg(&stream, &name, &mut control, SendFlags::empty()).unwrap();
+        })
+        .await
+        .unwrap();
+        let terminal = Terminal::new(console.master().await.unwrap()).unwrap();
+        drop(console);
+        terminal.resize(101, 37);
+        let size = rustix::termios::tcgetwinsize(&slave).unwrap();
+        assert_eq!((size.ws_col, size.ws_row), (101, 37));
+        terminal.write_all(b"hi\n").await.unwrap();
+        let mut buffer = [0; 64];
+        let length = terminal.read(&mut buffer).await.unwrap();
+        assert_eq!(&buffer[..length], b"hi\r\n", "its echo");
+        drop(slave);
+    }
+
+    #[tokio::test]
+    async fn input_ends_with_the_peer_or_with_nonsense() {
+        let mut bytes = Frame::Stdin(b"x".to_vec()).encode();
+        let mut input = Input::new(&bytes[..]);
+        assert_eq!(input.next().await, Some(Frame::Stdin(b"x".to_vec())));
+        assert_eq!(input.next().await, None);
+        bytes[0] = 99;
+        assert_eq!(Input::new(&bytes[..]).next().await, None);
+    }
+}

@@ -1,0 +1,467 @@
+//! From a reference to an image in the store.
+//!
+//! ```text
+//! present? ─ no ─► HEAD tag ─► GET manifest by digest ─► choose platform ─► configuration ─► layers ─► commit
+//!    └ yes: done      └ known digest: done                                   (several at once, largest first)
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use tokio::sync::{mpsc, watch};
+
+use crate::auth::{self, Credentials};
+use crate::digest::Digest;
+use crate::error::{ImageError, Result, at};
+use crate::image::Image;
+use crate::index::Entry;
+use crate::layer::{self, Origin, Part};
+use crate::lease::Lease;
+use crate::manifest::{
+    self, CONFIG_MAX, ConfigFile, Document, LayerSpec, MANIFEST_MAX, Manifest, OCI_MANIFEST,
+};
+use crate::platform::Platform;
+use crate::progress::{Event, Progress};
+use crate::reference::Reference;
+use crate::registry::{Fetched, Registry};
+use crate::store::Store;
+
+/// Layers fetched and unpacked at once: as many as a registry gladly serves to one client.
+const LAYERS_AT_ONCE: usize = 4;
+
+/// Pieces of a layer between the network and the disk.
+const PIECES_WAITING: usize = 32;
+
+/// All layers of an image together, packed.
+const IMAGE_MAX: u64 = 256 << 30;
+
+/// When a registry is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PullPolicy {
+    /// If the image is not in the store.
+    #[default]
+    Missing,
+    /// Always; nothing is fetched if the tag has not moved.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// How an image is pulled.
+#[derive(Debug, Clone, Default)]
+pub struct PullOptions {
+    /// When to ask the registry.
+    pub policy: PullPolicy,
+    /// The platform wanted; that of the host if not given. An image for another one is refused.
+    pub platform: Option<Platform>,
+    /// Registries, as in references, that are spoken to over plain HTTP. Those on loopback always are.
+    pub insecure_registries: Vec<String>,
+    /// For the registry; without them `auth_file` is read.
+    pub credentials: Option<Credentials>,
+    /// A docker `config.json`; `default_auth_file()` gives the usual one.
+    pub auth_file: Option<PathBuf>,
+}
+
+/// What is to be fetched.
+struct Plan {
+    manifest: Vec<u8>,
+    media_type: String,
+    config: Vec<u8>,
+    platform: Platform,
+    layers: Vec<LayerSpec>,
+    /// The digest that the tag had, if that is of an index.
+    source: Option<Digest>,
+}
+
+impl Store {
+    /// Get an image, from the store or from its registry. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// `NotInRegistry`, `Unauthorized`, `WrongPlatform`, `Damaged`, `DiskFull`, `Network` and others. What was fetched and
+    /// verified is kept, so that the next attempt goes on from there.
+    pub async fn pull(
+        &self,
+        reference: &Reference,
+        options: &PullOptions,
+        progress: &dyn Progress,
+    ) -> Result<Image> {
+        let platform = options.platform.clone().unwrap_or_else(Platform::host);
+        let present = self.find_meant(reference)?.filter(|image| {
+            let own = image.platform();
+            own.architecture.is_empty() || own.fits(&platform).is_some()
+        });
+        let pinned = reference.digest().is_some();
+        match (present, options.policy) {
+            (Some(image), PullPolicy::Missing | PullPolicy::Never) => return Ok(image),
+            (Some(image), PullPolicy::Always) if pinned => return Ok(image),
+            (None, PullPolicy::Never) => return Err(ImageError::NotFound(reference.familiar())),
+            _ => {}
+        }
+        progress.event(Event::Resolving {
+            what: reference.familiar(),
+        });
+        let credentials = match (&options.credentials, &options.auth_file) {
+            (Some(credentials), _) => Some(credentials.clone()),
+            (None, Some(file)) => auth::from_file(file, reference.registry())?,
+            (None, None) => None,
+        };
+        let pull = Pull {
+            store: self,
+            registry: Registry::new(reference, &options.insecure_registries, credentials)?,
+            reference,
+            platform,
+            progress,
+            stop: watch::Sender::new(false),
+        };
+        let image = pull.run().await.map_err(|e| e.in_store(self.root()))?;
+        progress.event(Event::Done {
+            digest: image.digest,
+        });
+        Ok(image)
+    }
+}
+
+struct Pull<'a> {
+    store: &'a Store,
+    registry: Registry,
+    reference: &'a Reference,
+    platform: Platform,
+    progress: &'a dyn Progress,
+    /// Set when one layer has failed: the others need not go on.
+    stop: watch::Sender<bool>,
+}
+
+impl Pull<'_> {
+    async fn run(&self) -> Result<Image> {
+        let wanted = match (self.reference.digest(), self.reference.tag()) {
+            (Some(digest), _) => Some(digest),
+            (None, Some(tag)) => self.registry.resolve(tag).await?,
+            (None, None) => None,
+        };
+        if let Some(image) = self.known(wanted)? {
+            return Ok(image);
+        }
+        let plan = self.plan(wanted).await?;
+        self.check_room(&plan)?;
+        let lease = Arc::new(self.store.lease()?);
+        let parts = plan
+            .layers
+            .iter()
+            .flat_map(|spec| [spec.digest, spec.diff_id]);
+        let own = [Digest::of(&plan.manifest), Digest::of(&plan.config)];
+        self.store.protect(&lease, parts.chain(own))?;
+        self.layers(&plan, &lease).await?;
+        self.commit(plan, lease).await
+    }
+
+    /// An image of this digest that has this name already.
+    fn known(&self, wanted: Option<Digest>) -> Result<Option<Image>> {
+        let Some(wanted) = wanted else {
+            return Ok(None);
+        };
+        let same = |image: &Image| {
+            let digest = image.digest == wanted || image.source_digests.contains(&wanted);
+            digest && image.platform().fits(&self.platform).is_some()
+        };
+        Ok(self.store.find(self.reference)?.filter(same))
+    }
+
+    async fn plan(&self, wanted: Option<Digest>) -> Result<Plan> {
+        let title = self.reference.familiar();
+        let asked = wanted.map(|digest| digest.to_string());
+        let asked = asked
+            .or_else(|| self.reference.tag().map(str::to_owned))
+            .unwrap_or_default();
+        let first = self.registry.manifest(&asked).await?;
+        let top = verify(&format!("manifest of {title}"), &first.bytes, wanted)?;
+        let (fetched, manifest) = match manifest::parse(
+            &format!("manifest of {title}"),
+            first.content_type.as_deref(),
+            &first.bytes,
+        )? {
+            Document::Manifest(manifest) => (first, *manifest),
+            Document::Index(parts) => self.chosen(&title, &parts).await?,
+        };
+        let what = format!("configuration of {title}");
+        let descriptor = &manifest.config;
+        if descriptor.size > CONFIG_MAX {
+            return Err(ImageError::TooBig {
+                what,
+                limit: CONFIG_MAX,
+                unit: "bytes",
+            });
+        }
+        let config = self
+            .registry
+            .small_blob(&what, descriptor.digest, descriptor.size)
+            .await?;
+        verify(&what, &config, Some(descriptor.digest))?;
+        let file = ConfigFile::parse(&title, &config)?;
+        file.check_platform(&title, &self.platform)?;
+        let layers = manifest.layer_specs(&format!("manifest of {title}"), &file)?;
+        let source = (top != Digest::of(&fetched.bytes)).then_some(top);
+        let media_type = manifest
+            .media_type
+            .or(fetched.content_type)
+            .unwrap_or_else(|| OCI_MANIFEST.to_owned());
+        Ok(Plan {
+            manifest: fetched.bytes,
+            media_type,
+            config,
+            platform: file.platform(),
+            layers,
+            source,
+        })
+    }
+
+    async fn chosen(
+        &self,
+        title: &str,
+        parts: &[manifest::Descriptor],
+    ) -> Result<(Fetched, Manifest)> {
+        let what = format!("manifest of {title} for {}", self.platform);
+        let descriptor = manifest::choose(title, parts, &self.platform)?;
+        if descriptor.size > MANIFEST_MAX {
+            return Err(ImageError::TooBig {
+                what,
+                limit: MANIFEST_MAX,
+                unit: "bytes",
+            });
+        }
+        let fetched = self
+            .registry
+            .manifest(&descriptor.digest.to_string())
+            .await?;
+        let got = fetched.bytes.len() as u64;
+        if got != descriptor.size {
+            return Err(ImageError::WrongSize {
+                what,
+                wanted: descriptor.size,
+                got,
+            });
+        }
+        verify(&what, &fetched.bytes, Some(descriptor.digest))?;
+        match manifest::parse(&what, Some(&descriptor.media_type), &fetched.bytes)? {
+            Document::Manifest(manifest) => Ok((fetched, *manifest)),
+            Document::Index(_) => Err(ImageError::BadImage {
+                what,
+                why: "it is an index inside an index".into(),
+            }),
+        }
+    }
+
+    /// Refuse before anything is fetched what cannot fit: packed layers alone need this much.
+    fn check_room(&self, plan: &Plan) -> Result<()> {
+        let missing = plan
+            .layers
+            .iter()
+            .filter(|spec| !self.store.has_blob(spec.digest, spec.size));
+        let needed = missing.fold(0u64, |sum, spec| sum.saturating_add(spec.size));
+        if needed > IMAGE_MAX {
+            return Err(ImageError::TooBig {
+                what: self.reference.familiar(),
+                limit: IMAGE_MAX,
+                unit: "bytes packed",
+            });
+        }
+        let root = self.store.root();
+        let room = rustix::fs::statvfs(root).map_err(at("look at", root))?;
+        if needed > room.f_bavail.saturating_mul(room.f_frsize) {
+            return Err(ImageError::DiskFull {
+                dir: root.to_path_buf(),
+                needed: Some(needed),
+            });
+        }
+        Ok(())
+    }
+
+    /// Largest first: it decides when all are done.
+    async fn layers(&self, plan: &Plan, lease: &Arc<Lease>) -> Result<()> {
+        let unique: BTreeMap<Digest, &LayerSpec> =
+            plan.layers.iter().map(|spec| (spec.digest, spec)).collect();
+        let mut specs: Vec<LayerSpec> = unique.into_values().cloned().collect();
+        specs.sort_by_key(|spec| std::cmp::Reverse(spec.size));
+        let mut all = stream::iter(specs)
+            .map(|spec| self.layer(spec, lease))
+            .buffer_unordered(LAYERS_AT_ONCE);
+        let mut failure = None;
+        // All are waited for, so that nothing is still writing when the caller is told.
+        while let Some(done) = all.next().await {
+            if let Err(error) = done {
+                self.stop.send_replace(true);
+                failure.get_or_insert(error);
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    async fn stopped(&self) -> ImageError {
+        // Fails only without a sender, which is ourselves.
+        let _ = self.stop.subscribe().wait_for(|stop| *stop).await;
+        ImageError::Stopped
+    }
+
+    async fn layer(&self, spec: LayerSpec, lease: &Arc<Lease>) -> Result<()> {
+        let (digest, total) = (spec.digest, spec.size);
+        if *self.stop.borrow() {
+            return Err(ImageError::Stopped);
+        }
+        self.progress.event(Event::LayerStart { digest, total });
+        let mut part = self.lock_part(digest).await?;
+        let reused = self.reuse(&spec, lease).await?;
+        if reused {
+            part.remove()?;
+        } else {
+            let resumed = part.length()?;
+            if resumed > total {
+                part.clear()?;
+            }
+            match self.fetch(&spec, lease, part).await {
+                // What an earlier attempt left may be what is damaged: begin again, once.
+                Err(ImageError::Damaged { .. } | ImageError::BadArchive { .. }) if resumed > 0 => {
+                    part = self.lock_part(digest).await?;
+                    part.clear()?;
+                    self.fetch(&spec, lease, part).await?;
+                }
+                other => other?,
+            }
+        }
+        self.progress.event(Event::LayerDone { digest, reused });
+        Ok(())
+    }
+
+    async fn lock_part(&self, digest: Digest) -> Result<Part> {
+        let store = self.store.clone();
+        tokio::select! {
+            part = blocking(move || Part::lock(&store, digest)) => part,
+            stopped = self.stopped() => Err(stopped),
+        }
+    }
+
+    /// Whether the store has the layer, after unpacking it again if only its blob is there.
+    async fn reuse(&self, spec: &LayerSpec, lease: &Arc<Lease>) -> Result<bool> {
+        if !self.store.has_blob(spec.digest, spec.size) {
+            return Ok(false);
+        }
+        if self.store.has_layer(spec.diff_id) {
+            return Ok(true);
+        }
+        let (store, lease, spec) = (self.store.clone(), Arc::clone(lease), spec.clone());
+        blocking(move || {
+            let path = store.blob(spec.digest);
+            let mut blob = File::open(&path).map_err(at("open", &path))?;
+            match layer::ingest(&store, &lease, &spec, Origin::Stored, &mut blob) {
+                Err(ImageError::Damaged { .. }) => store.to_trash(&path).map(|()| false),
+                other => other.map(|()| true),
+            }
+        })
+        .await
+    }
+
+    async fn fetch(&self, spec: &LayerSpec, lease: &Arc<Lease>, mut part: Part) -> Result<()> {
+        let (digest, total) = (spec.digest, spec.size);
+        let offset = part.length()?;
+        let (sender, receiver) = mpsc::channel::<Bytes>(PIECES_WAITING);
+        let (store, lease, copy) = (self.store.clone(), Arc::clone(lease), spec.clone());
+        let task = tokio::task::spawn_blocking(move || {
+            let mut source = Pieces {
+                receiver,
+                piece: Bytes::new(),
+            };
+            layer::ingest(&store, &lease, &copy, Origin::Fetch(&mut part), &mut source)
+        });
+        let sink = |bytes: Bytes, done: u64| {
+            self.progress.event(Event::LayerProgress {
+                digest,
+                done,
+                total,
+            });
+            let sender = &sender;
+            async move { sender.send(bytes).await.is_ok() }
+        };
+        let sent = tokio::select! {
+            sent = self.registry.layer(spec, offset, sink) => sent,
+            stopped = self.stopped() => Err(stopped),
+        };
+        drop(sender);
+        if sent.is_ok() {
+            self.progress.event(Event::Unpacking { digest });
+        }
+        let ingested = task.await.map_err(|_| ImageError::Stopped)?;
+        // The end that comes early is only the echo of what the registry did.
+        match (sent, ingested) {
+            (Err(error), Err(ImageError::Truncated { .. }) | Ok(())) => Err(error),
+            (_, ingested) => ingested,
+        }
+    }
+
+    async fn commit(&self, plan: Plan, lease: Arc<Lease>) -> Result<Image> {
+        let name = match self.reference.digest() {
+            Some(digest) => self.reference.with_digest(digest),
+            None => self.reference.clone(),
+        };
+        let store = self.store.clone();
+        blocking(move || {
+            store.write_blob(&lease, &plan.config)?;
+            let digest = store.write_blob(&lease, &plan.manifest)?;
+            let entry = Entry {
+                media_type: plan.media_type,
+                digest,
+                size: plan.manifest.len() as u64,
+                annotations: BTreeMap::new(),
+                rest: serde_json::Map::from_iter([(
+                    "platform".to_owned(),
+                    serde_json::json!(plan.platform),
+                )]),
+            };
+            store.commit(&lease, &entry, &[name], plan.source)
+        })
+        .await
+    }
+}
+
+fn verify(what: &str, bytes: &[u8], wanted: Option<Digest>) -> Result<Digest> {
+    let got = Digest::of(bytes);
+    match wanted {
+        Some(wanted) if wanted != got => Err(ImageError::Damaged {
+            what: what.to_owned(),
+            wanted,
+            got,
+        }),
+        _ => Ok(got),
+    }
+}
+
+/// Run what waits for disks or locks beside the runtime.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| ImageError::Stopped)?
+}
+
+/// What the network task sends, as a stream for a thread.
+struct Pieces {
+    receiver: mpsc::Receiver<Bytes>,
+    piece: Bytes,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.piece.is_empty() {
+            match self.receiver.blocking_recv() {
+                Some(piece) => self.piece = piece,
+                None => return Ok(0),
+            }
+        }
+        let count = buffer.len().min(self.piece.len());
+        buffer[..count].copy_from_slice(&self.piece.split_to(count));
+        Ok(count)
+    }
+}

@@ -1,0 +1,13 @@
+//! The store on the real kernel: loading, hostile archives, snapshots, registries, crashes. Needs root.
+//!
+//! Every test works on a `tmpfs` of its own in a mount namespace of its own thread: nothing is left behind, however it
+//! ends, and any number can run at once.
+
+mod common;
+mod concurrent;
+mod hostile;
+mod load;
+mod pull;
+mod real_registry;
+mod registry;
+mod snapshot;

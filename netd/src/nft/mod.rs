@@ -1,0 +1,480 @@
+//! Our own encoder for nf_tables: one table of ours, described as data, created in one transaction, and afterwards
+//! changed by elements of its maps only. No other table is ever read for a decision or touched.
+//!
+//! ```text
+//! Ruleset (data) ─► fingerprint in each rule's comment ─► intact? ─ no ─► one transaction replaces the whole table
+//! Elements wanted ─► diff against what is there ─► one transaction deletes and adds
+//! ```
+//! What is there is remembered together with the generation number of nf_tables, which the kernel raises at every
+//! change by anybody: as long as it stands, a check costs one question and no list.
+
+mod rule;
+pub(crate) mod ruleset;
+
+pub(crate) use rule::Rule;
+
+use crate::error::NetError;
+use crate::netlink::{APPEND, Attributes, Batch, CREATE, ENOENT, Family, Netlink, text};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const SUBSYSTEM: u16 = 10 << 8;
+const NEW_TABLE: u16 = SUBSYSTEM;
+const DELETE_TABLE: u16 = SUBSYSTEM | 2;
+const NEW_CHAIN: u16 = SUBSYSTEM | 3;
+const NEW_RULE: u16 = SUBSYSTEM | 6;
+const GET_RULE: u16 = SUBSYSTEM | 7;
+const NEW_SET: u16 = SUBSYSTEM | 9;
+const GET_SET: u16 = SUBSYSTEM | 10;
+const NEW_ELEMENT: u16 = SUBSYSTEM | 12;
+const GET_ELEMENT: u16 = SUBSYSTEM | 13;
+const DELETE_ELEMENT: u16 = SUBSYSTEM | 14;
+const GET_GENERATION: u16 = SUBSYSTEM | 16;
+/// `nfgenmsg`: family ip, version 0, resource 0.
+const HEADER: [u8; 4] = [2, 0, 0, 0];
+const HEADER_LENGTH: usize = 4;
+
+/// One 32-bit part of a map's key or value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    Address,
+    Protocol,
+    Port,
+    Slot,
+}
+
+impl Part {
+    /// The number by which the `nft` tool knows how to print it; the kernel ignores it.
+    const fn kind(self) -> u32 {
+        match self {
+            Self::Address => 7,
+            Self::Protocol => 12,
+            Self::Port => 13,
+            Self::Slot => 19, // `mark`: a number in the host's byte order
+        }
+    }
+}
+
+/// A map, or a set when it has no value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Set {
+    pub(crate) name: &'static str,
+    pub(crate) key: &'static [Part],
+    pub(crate) value: &'static [Part],
+}
+
+/// A key, padded with zeros behind the set's own parts.
+pub(crate) type Key = [u8; 12];
+/// A value, padded likewise.
+pub(crate) type Value = [u8; 8];
+/// What a set holds.
+pub(crate) type Elements = BTreeMap<Key, Value>;
+
+/// Where a chain is called from, and when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Chain {
+    pub(crate) name: &'static str,
+    /// `nat` or `filter`.
+    pub(crate) kind: &'static str,
+    pub(crate) hook: Hook,
+    pub(crate) priority: i32,
+}
+
+/// The kernel's numbers of the hooks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hook {
+    Prerouting = 0,
+    Input = 1,
+    Forward = 2,
+    Output = 3,
+    Postrouting = 4,
+}
+
+/// A whole table.
+#[derive(Debug)]
+pub(crate) struct Ruleset {
+    pub(crate) table: &'static str,
+    pub(crate) sets: Vec<Set>,
+    pub(crate) chains: Vec<(Chain, Vec<Rule>)>,
+}
+
+impl Ruleset {
+    /// Each rule's chain and comment, in order, and each set: what the kernel must list when nothing was damaged.
+    fn fingerprint(&self) -> Fingerprint {
+        let rules = self.chains.iter().flat_map(|(chain, rules)| {
+            rules.iter().map(move |rule| (chain.name.to_owned(), format!("{} {:08x}", rule.name(), chain.mark(rule))))
+        });
+        let mut sets: Vec<_> = self.sets.iter().map(|set| set.name.to_owned()).collect();
+        sets.sort();
+        Fingerprint { rules: sorted_by_chain(rules.collect()), sets }
+    }
+
+    /// The transaction's messages that replace the whole table, whether it is there or not.
+    fn replace(&self) -> Batch {
+        let mut batch = Batch::new();
+        // Deleting what is absent is an error; adding what is there is none. So: add, delete, add.
+        new_table(&mut batch, self.table);
+        delete_table(&mut batch, self.table);
+        new_table(&mut batch, self.table);
+        for set in &self.sets {
+            set.create(&mut batch, self.table);
+        }
+        for (chain, rules) in &self.chains {
+            chain.create(&mut batch, self.table);
+            for rule in rules {
+                let comment = format!("{} {:08x}", rule.name(), chain.mark(rule));
+                rule.create(&mut batch, self.table, chain.name, &comment);
+            }
+        }
+        batch
+    }
+}
+
+/// Rules are listed chain by chain; which chain comes first is the kernel's choice.
+fn sorted_by_chain(mut rules: Vec<(String, String)>) -> Vec<(String, String)> {
+    rules.sort_by(|a, b| a.0.cmp(&b.0));
+    rules
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Fingerprint {
+    rules: Vec<(String, String)>,
+    sets: Vec<String>,
+}
+
+impl Chain {
+    fn create(&self, batch: &mut Batch, table: &str) {
+        batch.begin(NEW_CHAIN, CREATE, &HEADER, "create nftables chain", format!("{table} {}", self.name));
+        batch.text(1, table);
+        batch.text(3, self.name);
+        batch.nest(4, |b| {
+            b.be32(1, self.hook as u32);
+            b.be32(2, self.priority as u32);
+        });
+        batch.text(7, self.kind);
+        batch.end();
+    }
+
+    /// A number that changes with the rule's code and with where it is called.
+    fn mark(&self, rule: &Rule) -> u32 {
+        let place = format!("{} {} {}", self.kind, self.hook as u32, self.priority);
+        crate::hash::fnv1a(&[place.as_bytes(), rule.code()].concat()) as u32
+    }
+}
+
+impl Set {
+    fn create(&self, batch: &mut Batch, table: &str) {
+        const MAP: u32 = 8;
+        let concatenated = |parts: &[Part]| parts.iter().fold(0, |kind, part| kind << 6 | part.kind());
+        let length = |parts: &[Part]| 4 * parts.len() as u32;
+        batch.begin(NEW_SET, CREATE, &HEADER, "create nftables map", format!("{table} {}", self.name));
+        batch.text(1, table);
+        batch.text(2, self.name);
+        batch.be32(3, if self.value.is_empty() { 0 } else { MAP });
+        batch.be32(4, concatenated(self.key));
+        batch.be32(5, length(self.key));
+        if !self.value.is_empty() {
+            batch.be32(6, concatenated(self.value));
+            batch.be32(7, length(self.value));
+        }
+        // An identity within the transaction. Numbered by name: rules refer to the set by name only.
+        batch.be32(10, crate::hash::fnv1a(self.name.as_bytes()) as u32);
+        batch.end();
+    }
+}
+
+fn new_table(batch: &mut Batch, table: &str) {
+    batch.begin(NEW_TABLE, CREATE, &HEADER, "create nftables table", table.to_owned());
+    batch.text(1, table);
+    batch.end();
+}
+
+fn delete_table(batch: &mut Batch, table: &str) {
+    batch.begin(DELETE_TABLE, 0, &HEADER, "delete nftables table", table.to_owned());
+    batch.text(1, table);
+    batch.end();
+}
+
+/// What must go and what must come so that a set that holds `have` holds `want`.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Diff {
+    pub(crate) delete: Vec<(Key, Value)>,
+    pub(crate) add: Vec<(Key, Value)>,
+}
+
+/// A changed value is a deletion and an addition: nf_tables does not overwrite.
+pub(crate) fn diff(have: &Elements, want: &Elements) -> Diff {
+    let missing = |from: &Elements, other: &Elements| {
+        from.iter().filter(|(key, value)| other.get(*key) != Some(value)).map(|(k, v)| (*k, *v)).collect()
+    };
+    Diff { delete: missing(have, want), add: missing(want, have) }
+}
+
+fn write_elements(batch: &mut Batch, kind: u16, table: &str, set: &Set, elements: &[(Key, Value)]) {
+    // An attribute's length has 16 bits; one element takes at most 40 bytes.
+    const PER_MESSAGE: usize = 800;
+    let adding = kind == NEW_ELEMENT;
+    let (flags, operation) = if adding { (CREATE, "add to nftables map") } else { (0, "delete from nftables map") };
+    for chunk in elements.chunks(PER_MESSAGE) {
+        batch.begin(kind, flags, &HEADER, operation, format!("{table} {}", set.name));
+        batch.text(1, table);
+        batch.text(2, set.name);
+        batch.nest(3, |b| {
+            for (key, value) in chunk {
+                b.nest(1, |b| {
+                    b.nest(1, |b| b.attribute(1, &key[..4 * set.key.len()]));
+                    if adding && !set.value.is_empty() {
+                        b.nest(2, |b| b.attribute(1, &value[..4 * set.value.len()]));
+                    }
+                });
+            }
+        });
+        batch.end();
+    }
+}
+
+/// The elements of each set, shared: what was not made anew is recognised without looking inside.
+pub(crate) type Sets = BTreeMap<&'static str, Arc<Elements>>;
+
+/// What we know to be in the kernel.
+#[derive(Debug)]
+struct Known {
+    generation: u32,
+    fingerprint: Fingerprint,
+    sets: Sets,
+    listed: Instant,
+}
+
+/// Our table in one network namespace.
+#[derive(Debug)]
+pub(crate) struct Nft {
+    socket: Netlink,
+    known: Option<Known>,
+}
+
+impl Nft {
+    /// For the calling thread's network namespace.
+    pub(crate) fn open() -> Result<Self, NetError> {
+        Ok(Self { socket: Netlink::open(Family::Netfilter)?, known: None })
+    }
+
+    /// Make the table equal to `ruleset` and each of its sets to the elements in `wanted` (a set not named is left
+    /// empty). Answers how many elements were written; a rebuilt table counts as one more.
+    pub(crate) fn ensure(&mut self, ruleset: &Ruleset, wanted: &Sets) -> Result<usize, NetError> {
+        match self.ensure_once(ruleset, wanted) {
+            Ok(written) => Ok(written),
+            Err(first) => {
+                // Somebody else changed our table between look and write: look again, once.
+                tracing::debug!(error = %first.chain(), "nftables transaction failed; listing and trying again");
+                self.ensure_once(ruleset, wanted)
+            }
+        }
+    }
+
+    /// On an error nothing is known any more, and the next call lists everything.
+    fn ensure_once(&mut self, ruleset: &Ruleset, wanted: &Sets) -> Result<usize, NetError> {
+        // One write must fit the socket's buffer; a load larger than this is several transactions.
+        const PER_TRANSACTION: usize = 16_000;
+        let fingerprint = ruleset.fingerprint();
+        let generation = self.generation()?;
+        let (mut batch, mut sets, listed, mut written) = match self.current(ruleset, &fingerprint, generation)? {
+            Some((sets, listed)) => (Batch::new(), sets, listed, 0),
+            None => (ruleset.replace(), Sets::new(), Instant::now(), 1),
+        };
+        let mut pending = 0;
+        for set in &ruleset.sets {
+            let want = wanted.get(set.name).cloned().unwrap_or_default();
+            let have = sets.insert(set.name, Arc::clone(&want)).unwrap_or_default();
+            if Arc::ptr_eq(&have, &want) {
+                continue;
+            }
+            let diff = diff(&have, &want);
+            // Deletions first: an element that changes its value is in both lists. They go in one transaction with
+            // the additions unless there are very many.
+            for (kind, list) in [(DELETE_ELEMENT, &diff.delete), (NEW_ELEMENT, &diff.add)] {
+                for chunk in list.chunks(PER_TRANSACTION) {
+                    if pending + chunk.len() > PER_TRANSACTION {
+                        self.socket.transaction(std::mem::take(&mut batch))?;
+                        pending = 0;
+                    }
+                    write_elements(&mut batch, kind, ruleset.table, set, chunk);
+                    pending += chunk.len();
+                }
+            }
+            written += diff.delete.len() + diff.add.len();
+        }
+        let generation = if batch.is_empty() {
+            generation
+        } else {
+            self.socket.transaction(batch)?;
+            self.generation()?
+        };
+        self.known = Some(Known { generation, fingerprint, sets, listed });
+        Ok(written)
+    }
+
+    /// What the sets hold, and when that was last listed; `None` when the table is absent, damaged or made from other
+    /// rules.
+    fn current(
+        &mut self,
+        ruleset: &Ruleset,
+        fingerprint: &Fingerprint,
+        generation: u32,
+    ) -> Result<Option<(Sets, Instant)>, NetError> {
+        // Should a change by somebody else fall exactly between our write and our reading of the generation, it is
+        // found at the next full list.
+        const LIST_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
+        if let Some(known) = self.known.take()
+            && known.generation == generation
+            && known.fingerprint == *fingerprint
+            && known.listed.elapsed() < LIST_AT_LEAST_EVERY
+        {
+            return Ok(Some((known.sets, known.listed)));
+        }
+        if self.listed(ruleset.table)? != *fingerprint {
+            return Ok(None);
+        }
+        let mut sets = Sets::new();
+        for set in &ruleset.sets {
+            sets.insert(set.name, Arc::new(self.elements(ruleset.table, set)?));
+        }
+        Ok(Some((sets, Instant::now())))
+    }
+
+    fn generation(&mut self) -> Result<u32, NetError> {
+        let found = self.socket.get(|batch, flags| {
+            batch.begin(GET_GENERATION, flags, &HEADER, "read", "the generation of nf_tables");
+            batch.end();
+        })?;
+        let id = found.and_then(|(_, payload)| {
+            let value = Attributes(payload.get(HEADER_LENGTH..)?).value(1)?;
+            Some(u32::from_be_bytes(value.try_into().ok()?))
+        });
+        Ok(id.unwrap_or_default())
+    }
+
+    fn listed(&mut self, table: &str) -> Result<Fingerprint, NetError> {
+        let mut list = |kind: u16, what: &'static str| {
+            self.socket.dump(|batch, flags| {
+                batch.begin(kind, flags, &HEADER, "list nftables", format!("{what} of {table}"));
+                batch.text(1, table);
+                batch.end();
+                batch.tolerate(&[ENOENT]);
+            })
+        };
+        let rules = list(GET_RULE, "rules")?.into_iter().filter_map(|(_, payload)| {
+            let attributes = Attributes(payload.get(HEADER_LENGTH..)?);
+            let ours = attributes.value(1).map(text).as_deref() == Some(table);
+            let comment = attributes.value(7).and_then(rule::comment).unwrap_or_default();
+            ours.then(|| Some((attributes.value(2).map(text)?, comment))).flatten()
+        });
+        let rules = sorted_by_chain(rules.collect());
+        let sets = list(GET_SET, "maps")?.into_iter().filter_map(|(_, payload)| {
+            let attributes = Attributes(payload.get(HEADER_LENGTH..)?);
+            let ours = attributes.value(1).map(text).as_deref() == Some(table);
+            ours.then(|| attributes.value(2).map(text)).flatten()
+        });
+        let mut sets: Vec<_> = sets.collect();
+        sets.sort();
+        Ok(Fingerprint { rules, sets })
+    }
+
+    /// What one set holds.
+    pub(crate) fn elements(&mut self, table: &str, set: &Set) -> Result<Elements, NetError> {
+        let found = self.socket.dump(|batch, flags| {
+            batch.begin(GET_ELEMENT, flags, &HEADER, "list nftables map", format!("{table} {}", set.name));
+            batch.text(1, table);
+            batch.text(2, set.name);
+            batch.end();
+            batch.tolerate(&[ENOENT]);
+        })?;
+        let mut elements = Elements::new();
+        for (_, payload) in &found {
+            let list = payload.get(HEADER_LENGTH..).and_then(|rest| Attributes(rest).value(3)).unwrap_or_default();
+            elements.extend(Attributes(list).filter_map(|(_, element)| parse_element(element)));
+        }
+        Ok(elements)
+    }
+
+    /// Delete the table; fine when it is absent.
+    pub(crate) fn remove(&mut self, table: &str) -> Result<(), NetError> {
+        self.known = None;
+        let mut batch = Batch::new();
+        new_table(&mut batch, table);
+        delete_table(&mut batch, table);
+        self.socket.transaction(batch)
+    }
+}
+
+fn parse_element(element: &[u8]) -> Option<(Key, Value)> {
+    let part = |kind| Attributes(Attributes(element).value(kind)?).value(1);
+    let (mut key, mut value) = (Key::default(), Value::default());
+    let bytes = part(1)?;
+    key.get_mut(..bytes.len())?.copy_from_slice(bytes);
+    if let Some(bytes) = part(2) {
+        value.get_mut(..bytes.len())?.copy_from_slice(bytes);
+    }
+    Some((key, value))
+}
+
+/// New rules of a table go behind those before them.
+const RULE_FLAGS: u16 = CREATE | APPEND;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn elements() -> impl Strategy<Value = Elements> {
+        // Few keys and values, so that equal, changed, new and gone ones all occur.
+        proptest::collection::btree_map(0u8..20, 0u8..3, 0..20).prop_map(|map| {
+            map.into_iter().map(|(k, v)| ([k, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], [v, 0, 0, 0, 0, 0, 0, 0])).collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_diff_carried_out_gives_exactly_what_was_wanted(have in elements(), want in elements()) {
+            let diff = diff(&have, &want);
+            let mut now = have;
+            for (key, _) in &diff.delete {
+                prop_assert!(now.remove(key).is_some(), "only what is there is deleted");
+            }
+            for (key, value) in &diff.add {
+                prop_assert!(now.insert(*key, *value).is_none(), "nothing is overwritten");
+            }
+            prop_assert_eq!(&now, &want);
+        }
+
+        #[test]
+        fn nothing_is_written_when_nothing_changed(have in elements()) {
+            prop_assert_eq!(diff(&have, &have), Diff::default());
+        }
+
+        #[test]
+        fn any_bytes_can_be_read_as_an_element(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let _ = parse_element(&bytes);
+        }
+    }
+
+    #[test]
+    fn elements_on_the_wire() {
+        let set = Set { name: "s", key: &[Part::Address, Part::Slot], value: &[Part::Address] };
+        let mut batch = Batch::new();
+        let key = [10, 211, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0];
+        let value = [10, 210, 1, 2, 0, 0, 0, 0];
+        write_elements(&mut batch, NEW_ELEMENT, "t", &set, &[(key, value)]);
+        let mut bytes = batch.written().to_vec();
+        bytes[8..12].fill(0); // the sequence number
+        let hex: Vec<String> = bytes.chunks(4).map(|c| c.iter().map(|b| format!("{b:02x}")).collect()).collect();
+        assert_eq!(
+            hex.join(" "),
+            "48000000 0c0a0104 00000000 00000000 02000000 06000100 74000000 06000200 73000000 24000380 \
+             20000180 10000180 0c000100 0ad30001 02000000 0c000280 08000100 0ad20102"
+        );
+        let list = Attributes(&bytes[20..]).value(3).unwrap();
+        let (_, element) = Attributes(list).next().unwrap();
+        assert_eq!(parse_element(element), Some((key, value)));
+    }
+}

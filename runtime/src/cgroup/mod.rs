@@ -1,0 +1,484 @@
+//! The cgroup of one container: one directory of the same path in every hierarchy of the host.
+//!
+//! ```text
+//! v1      /sys/fs/cgroup/memory/PATH  /sys/fs/cgroup/pids/PATH  ...      limits per hierarchy
+//! hybrid  the same, and /sys/fs/cgroup/unified/PATH                      balancing programs hang on it
+//! v2      /sys/fs/cgroup/PATH                                            everything
+//! ```
+//! Joining by `cgroup.procs` costs an RCU grace period (8-25 ms measured on Linux 6.18), so a process is born in its
+//! v2 directory (`CLONE_INTO_CGROUP`) and moves itself, single-threaded, through the `tasks` files of v1.
+
+pub mod devices;
+pub mod hierarchy;
+pub mod table;
+
+use crate::config::Resources;
+use crate::error::{Because, Failure, InStep, Outcome, is_absent};
+use crate::sys::{bpf, clone};
+use hierarchy::Hierarchies;
+use rustix::fs::{Mode, OFlags};
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+use table::Version;
+
+/// Parent of the cgroups of containers whose bundle names no place.
+const DEFAULT_PARENT: &str = "gantry-runtime";
+/// How long to wait for killed processes to leave.
+const EMPTY_WITHIN: Duration = Duration::from_secs(10);
+
+/// One directory of the container in one hierarchy.
+#[derive(Debug, Clone)]
+struct Directory {
+    /// Mount point of the hierarchy.
+    mount: PathBuf,
+    /// The directory itself.
+    path: PathBuf,
+    /// Its v1 controllers; `None` on v2.
+    v1: Option<Vec<String>>,
+}
+
+/// The cgroup of one container.
+#[derive(Debug, Clone)]
+pub struct Cgroup {
+    hierarchies: Hierarchies,
+    /// Below each mount point, without a leading slash.
+    path: String,
+}
+
+/// What a container used and suffered, read before its cgroup goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Some process was killed for lack of memory.
+    pub oom_killed: bool,
+    /// Highest memory use.
+    pub memory_peak_bytes: Option<u64>,
+}
+
+/// The place of a container below each mount point, from `linux.cgroupsPath`.
+pub fn place(cgroups_path: Option<&str>, id: &str) -> String {
+    let given = cgroups_path.unwrap_or("");
+    let clean: Vec<&str> = given.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    if clean.is_empty() { format!("{DEFAULT_PARENT}/{id}") } else { clean.join("/") }
+}
+
+impl Cgroup {
+    /// The cgroup at `path` below each hierarchy, whether it exists or not.
+    ///
+    /// # Errors
+    /// The host's hierarchies cannot be found out.
+    pub fn at(path: String) -> Outcome<Self> {
+        Ok(Self { hierarchies: Hierarchies::observe()?, path })
+    }
+
+    /// The host's hierarchies.
+    pub fn hierarchies(&self) -> &Hierarchies {
+        &self.hierarchies
+    }
+
+    /// The container's directory below a mount point.
+    pub fn path_in(&self, mount: &Path) -> PathBuf {
+        mount.join(&self.path)
+    }
+
+    fn directories(&self) -> Vec<Directory> {
+        let directory = |mount: &Path, v1: Option<&[String]>| Directory {
+            mount: mount.to_owned(),
+            path: mount.join(&self.path),
+            v1: v1.map(<[String]>::to_vec),
+        };
+        let v1 = self.hierarchies.v1.iter().map(|found| directory(&found.mount, Some(&found.controllers)));
+        v1.chain(self.hierarchies.v2.iter().map(|mount| directory(mount, None))).collect()
+    }
+
+    fn v2_directory(&self) -> Option<PathBuf> {
+        self.hierarchies.v2.as_ref().map(|mount| mount.join(&self.path))
+    }
+
+    /// Make the directories.
+    ///
+    /// # Errors
+    /// One cannot be made, or exists and already has processes or is frozen.
+    pub fn create(&self) -> Outcome<()> {
+        for directory in self.directories() {
+            let existed = make(&directory)?;
+            if existed {
+                self.refuse_if_used(&directory)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A directory that was there before must be empty and not frozen: a start would hang or mix with others.
+    fn refuse_if_used(&self, directory: &Directory) -> Outcome<()> {
+        let shown = directory.path.display();
+        if !processes_below(&directory.path).is_empty() {
+            return Err(Failure::new(format!("cgroup `{shown}` already contains processes"))
+                .hint("choose another `linux.cgroupsPath`, or delete the container that uses it"));
+        }
+        let frozen = match &directory.v1 {
+            Some(names) if names.iter().any(|name| name == "freezer") => {
+                fs::read_to_string(directory.path.join("freezer.state")).is_ok_and(|state| state.trim() != "THAWED")
+            }
+            Some(_) => false,
+            None => fs::read_to_string(directory.path.join("cgroup.freeze")).is_ok_and(|state| state.trim() == "1"),
+        };
+        if frozen {
+            return Err(Failure::new(format!("cgroup `{shown}` is frozen"))
+                .hint("thaw or remove it, a container started there would hang"));
+        }
+        Ok(())
+    }
+
+    /// Write the limits.
+    ///
+    /// # Errors
+    /// A limit that this host cannot carry out, with the key that asked for it.
+    pub fn apply(&self, resources: &Resources) -> Outcome<()> {
+        let writes = table::writes(resources, &|controller| self.hierarchies.version_of(controller)).map_err(|error| {
+            let failure = Failure::new(error.to_string());
+            match error.hint() {
+                Some(hint) => failure.hint(hint),
+                None => failure,
+            }
+        })?;
+        for write in &writes {
+            self.write(write)?;
+        }
+        self.apply_devices(resources)
+    }
+
+    fn directory_of(&self, controller: &str) -> Option<PathBuf> {
+        match self.hierarchies.v1_of(controller) {
+            Some(hierarchy) => Some(hierarchy.mount.join(&self.path)),
+            None => self.v2_directory(),
+        }
+    }
+
+    fn write(&self, write: &table::Write) -> Outcome<()> {
+        let directory = self
+            .directory_of(write.controller)
+            .ok_or_else(|| Failure::new(format!("no hierarchy has the controller `{}`", write.controller)))?;
+        let mut file = directory.join(&write.file);
+        let mut value = write.value.as_str();
+        let mut result = write_file(&file, value);
+        if let (Err(error), Some((other, other_value))) = (&result, &write.instead)
+            && is_absent(error)
+        {
+            file = directory.join(other);
+            value = other_value;
+            result = write_file(&file, value);
+        }
+        result
+            .because(|| format!("cannot write `{value}` to `{}` for `linux.resources.{}`", file.display(), write.key))
+            .map_err(|failure| match (&result_hint(&file), &failure.hint) {
+                (Some(hint), None) => failure.hint(hint.clone()),
+                _ => failure,
+            })
+    }
+
+    fn apply_devices(&self, resources: &Resources) -> Outcome<()> {
+        let rules = devices::rules(&resources.devices).map_err(|error| Failure::new(error.to_string()))?;
+        if let Some(hierarchy) = self.hierarchies.v1_of("devices") {
+            let directory = hierarchy.mount.join(&self.path);
+            for (file, line) in devices::v1_writes(&rules).map_err(|error| Failure::new(error.to_string()))? {
+                let file = directory.join(file);
+                write_file(&file, &line).because(|| format!("cannot write `{line}` to `{}`", file.display()))?;
+            }
+            return Ok(());
+        }
+        let Some(program) = devices::program(&rules) else { return Ok(()) };
+        let directory = self
+            .v2_directory()
+            .ok_or_else(|| Failure::new("no cgroup hierarchy can restrict access to devices"))?;
+        let cgroup = open_directory(&directory).because(|| format!("cannot open `{}`", directory.display()))?;
+        let loaded = bpf::load_device_program(&program).because(|| "cannot load the device filter".to_owned())?;
+        bpf::attach_device_program(cgroup.as_fd(), loaded.as_fd())
+            .because(|| format!("cannot attach the device filter to `{}`", directory.display()))
+    }
+
+    /// The v2 directory, to be born in.
+    ///
+    /// # Errors
+    /// It exists and cannot be opened.
+    pub fn birthplace(&self) -> Outcome<Option<OwnedFd>> {
+        match self.v2_directory() {
+            None => Ok(None),
+            Some(path) => open_directory(&path).because(|| format!("cannot open `{}`", path.display())).map(Some),
+        }
+    }
+
+    /// Files into which a single-threaded process writes `0` to move itself: `tasks` of every v1 hierarchy, and, when
+    /// it was not born in its v2 directory, `cgroup.procs` of that.
+    ///
+    /// # Errors
+    /// A file cannot be opened.
+    pub fn doors(&self, with_v2: bool) -> Outcome<Vec<OwnedFd>> {
+        let mut doors = Vec::new();
+        for directory in self.directories() {
+            let file = match directory.v1 {
+                Some(_) => directory.path.join("tasks"),
+                None if with_v2 => directory.path.join("cgroup.procs"),
+                None => continue,
+            };
+            let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+            let door = rustix::fs::open(&file, flags, Mode::empty())
+                .because(|| format!("cannot open `{}`", file.display()))?;
+            doors.push(door);
+        }
+        Ok(doors)
+    }
+
+    /// Every process in the cgroup and below it.
+    pub fn processes(&self) -> Vec<i32> {
+        let mut all: Vec<i32> =
+            self.directories().iter().flat_map(|directory| processes_below(&directory.path)).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// Send a signal to every process in the cgroup.
+    pub fn signal_all(&self, signal: i32) {
+        for pid in self.processes() {
+            // Gone between the reading and the signal is as good as signalled; a recycled number is ruled out by
+            // looking at the list again while the descriptor is held.
+            if let Ok(pidfd) = clone::pidfd_open(pid)
+                && self.processes().contains(&pid)
+            {
+                let _ = clone::pidfd_send_signal(pidfd.as_fd(), signal);
+            }
+        }
+    }
+
+    /// Thaw, so that signals arrive.
+    pub fn thaw(&self) {
+        for directory in self.directories() {
+            match &directory.v1 {
+                Some(names) if names.iter().any(|name| name == "freezer") => {
+                    for_each_below(&directory.path, &mut |path| {
+                        let _ = write_file(&path.join("freezer.state"), "THAWED");
+                    });
+                }
+                Some(_) => {}
+                None => for_each_below(&directory.path, &mut |path| {
+                    let _ = write_file(&path.join("cgroup.freeze"), "0");
+                }),
+            }
+        }
+    }
+
+    /// Kill every process in the cgroup and wait until it is empty.
+    ///
+    /// # Errors
+    /// Some process is still there after ten seconds, which means it hangs inside the kernel.
+    pub fn kill(&self) -> Outcome<()> {
+        let deadline = Instant::now() + EMPTY_WITHIN;
+        let mut pause = Duration::from_micros(200);
+        loop {
+            let left = self.processes();
+            if left.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(Failure::new(format!("processes {left:?} do not die"))
+                    .hint("they hang inside the kernel (state D); see /proc/PID/stack"));
+            }
+            self.thaw();
+            let at_once = self.v2_directory().is_some_and(|path| write_file(&path.join("cgroup.kill"), "1").is_ok());
+            if !at_once || pause > Duration::from_millis(5) {
+                self.signal_all(libc::SIGKILL);
+            }
+            thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+    }
+
+    /// Remove the directories, with those the container made below them.
+    ///
+    /// # Errors
+    /// One stays busy or cannot be removed.
+    pub fn remove(&self) -> Outcome<()> {
+        for directory in self.directories() {
+            remove_tree(&directory.path)
+                .because(|| format!("cannot remove cgroup `{}`", directory.path.display()))
+                .or_hint("a process is still in it: `gantry-runtime delete --force ID`")?;
+            if let Some((parent, _)) = self.path.rsplit_once('/')
+                && parent == DEFAULT_PARENT
+            {
+                // Ours alone; stays while another container is in it.
+                let _ = fs::remove_dir(directory.mount.join(parent));
+            }
+        }
+        Ok(())
+    }
+
+    /// Memory figures of the container.
+    pub fn account(&self) -> Account {
+        let Some(directory) = self.directory_of("memory") else { return Account::default() };
+        let number = |file: &str| -> Option<u64> { fs::read_to_string(directory.join(file)).ok()?.trim().parse().ok() };
+        let counter = |file: &str| -> u64 {
+            let text = fs::read_to_string(directory.join(file)).unwrap_or_default();
+            text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
+        };
+        match self.hierarchies.version_of("memory") {
+            Some(Version::V1) => Account {
+                oom_killed: counter("memory.oom_control") > 0,
+                memory_peak_bytes: number("memory.max_usage_in_bytes"),
+            },
+            Some(Version::V2) => {
+                Account { oom_killed: counter("memory.events") > 0, memory_peak_bytes: number("memory.peak") }
+            }
+            None => Account::default(),
+        }
+    }
+}
+
+/// A remedy for the usual reasons of a failed write.
+fn result_hint(file: &Path) -> Option<String> {
+    let name = file.file_name()?.to_str()?;
+    if file.exists() {
+        return None;
+    }
+    Some(match name {
+        "memory.memsw.limit_in_bytes" => "boot with `swapaccount=1`, or remove `linux.resources.memory.swap`".to_owned(),
+        _ => format!("this kernel has no `{name}`; remove the key, or enable the feature in the kernel"),
+    })
+}
+
+fn write_file(path: &Path, value: &str) -> io::Result<()> {
+    fs::OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
+}
+
+fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// Make a directory and its parents; true when it was there before.
+fn make(directory: &Directory) -> Outcome<bool> {
+    // A parent that is ours may vanish between two steps when another container is deleted: start over.
+    for _ in 0..16 {
+        match try_make(directory) {
+            Err(error) if is_absent(&error) => {}
+            result => return result.because(|| format!("cannot make cgroup `{}`", directory.path.display())),
+        }
+    }
+    Err(Failure::new(format!("cannot make cgroup `{}`: its parent keeps vanishing", directory.path.display())))
+}
+
+fn try_make(directory: &Directory) -> io::Result<bool> {
+    let below = directory.path.strip_prefix(&directory.mount).unwrap_or(&directory.path);
+    let parts: Vec<_> = below.components().collect();
+    let is_cpuset = directory.v1.as_ref().is_some_and(|names| names.iter().any(|name| name == "cpuset"));
+    // The common case: the parent is there.
+    if !is_cpuset && directory.v1.is_some() {
+        match fs::create_dir(&directory.path) {
+            Ok(()) => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(true),
+            Err(error) if is_absent(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let mut path = directory.mount.clone();
+    let mut existed = false;
+    for part in parts {
+        if directory.v1.is_none() {
+            hand_down_controllers(&path);
+        }
+        let parent = path.clone();
+        path.push(part);
+        existed = match fs::create_dir(&path) {
+            Ok(()) => false,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => true,
+            Err(error) => return Err(error),
+        };
+        if is_cpuset {
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                // An empty set takes no process.
+                if fs::read_to_string(path.join(file))?.trim().is_empty() {
+                    let inherited = fs::read_to_string(parent.join(file))?;
+                    write_file(&path.join(file), inherited.trim())?;
+                }
+            }
+        }
+    }
+    Ok(existed)
+}
+
+/// On v2 a controller works in a directory only when the parent hands it down. One by one, because one that cannot
+/// (`cpu` beside real-time tasks) would spoil the others; a limit that misses its controller fails by itself later.
+fn hand_down_controllers(parent: &Path) {
+    let Ok(available) = fs::read_to_string(parent.join("cgroup.controllers")) else { return };
+    let Ok(handed) = fs::read_to_string(parent.join("cgroup.subtree_control")) else { return };
+    let missing: Vec<&str> =
+        available.split_whitespace().filter(|name| !handed.split_whitespace().any(|other| other == *name)).collect();
+    for name in missing {
+        let _ = write_file(&parent.join("cgroup.subtree_control"), &format!("+{name}"));
+    }
+}
+
+fn processes_below(path: &Path) -> Vec<i32> {
+    let mut found = Vec::new();
+    for_each_below(path, &mut |path| {
+        let text = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+        found.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|&pid| pid > 0));
+    });
+    found
+}
+
+/// Visit a directory and those below it, deepest first.
+fn for_each_below(path: &Path, visit: &mut dyn FnMut(&Path)) {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            for_each_below(&entry.path(), visit);
+        }
+    }
+    visit(path);
+}
+
+/// Remove a cgroup directory and those below it; absent is success. A directory is busy for a moment after its last
+/// process has ended, until the kernel has let go of it.
+fn remove_tree(path: &Path) -> io::Result<()> {
+    let deadline = Instant::now() + EMPTY_WITHIN;
+    let mut pause = Duration::from_micros(100);
+    loop {
+        let error = match fs::remove_dir(path) {
+            Ok(()) => return Ok(()),
+            Err(error) if is_absent(&error) => return Ok(()),
+            Err(error) => error,
+        };
+        for_each_below(path, &mut |below| {
+            if below != path {
+                let _ = fs::remove_dir(below);
+            }
+        });
+        let busy = matches!(error.raw_os_error(), Some(libc::EBUSY | libc::ENOTEMPTY));
+        if !busy || Instant::now() > deadline || !processes_below(path).is_empty() {
+            return Err(error);
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(10));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places() {
+        for (path, want) in [
+            (None, "gantry-runtime/web"),
+            (Some(""), "gantry-runtime/web"),
+            (Some("/"), "gantry-runtime/web"),
+            (Some("/a/b"), "a/b"),
+            (Some("a//b/./c/"), "a/b/c"),
+        ] {
+            assert_eq!(place(path, "web"), want, "{path:?}");
+        }
+    }
+}

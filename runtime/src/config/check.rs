@@ -1,0 +1,416 @@
+//! Is this configuration one that can be carried out exactly? If not, which key stands in the way?
+//!
+//! Pure: looks at the configuration only. What depends on the host is found by the step that needs it.
+
+use super::{Config, Process};
+use crate::container::capabilities;
+use crate::container::namespaces::Kind;
+use crate::container::rlimits;
+use std::collections::BTreeSet;
+
+/// A key that cannot be carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Known to the specification, not to this runtime.
+    #[error("config.json: $.{path} is not supported by this runtime")]
+    Unsupported {
+        /// JSON path.
+        path: String,
+    },
+    /// A value that is wrong by itself or beside another.
+    #[error("config.json: $.{path}: {problem}")]
+    Invalid {
+        /// JSON path.
+        path: String,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+impl ConfigError {
+    /// What the operator can do next.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Unsupported { path } => Some(format!("remove `{path}` from config.json, or use another runtime")),
+            Self::Invalid { .. } => None,
+        }
+    }
+}
+
+fn unsupported(path: impl Into<String>) -> ConfigError {
+    ConfigError::Unsupported { path: path.into() }
+}
+
+fn invalid(path: impl Into<String>, problem: impl Into<String>) -> ConfigError {
+    ConfigError::Invalid { path: path.into(), problem: problem.into() }
+}
+
+/// Check a whole configuration.
+///
+/// # Errors
+/// The first key that cannot be carried out.
+pub fn check(config: &Config) -> Result<(), ConfigError> {
+    check_version(&config.oci_version)?;
+    if config.vm.is_some() {
+        return Err(unsupported("vm"));
+    }
+    let root = config.root.as_ref().ok_or_else(|| invalid("root", "is missing"))?;
+    if root.path.is_empty() {
+        return Err(invalid("root.path", "is empty"));
+    }
+    match &config.process {
+        Some(process) => check_process(process, "process")?,
+        None => return Err(invalid("process", "is missing, so there is nothing to run")),
+    }
+    check_mounts(config)?;
+    check_namespaces(config)?;
+    check_linux(config)?;
+    check_hooks(config)
+}
+
+/// Versions 1.x are compatible by semantic versioning.
+fn check_version(version: &str) -> Result<(), ConfigError> {
+    let major = version.split('.').next().unwrap_or("");
+    if major == "1" && version.split('.').count() >= 3 {
+        return Ok(());
+    }
+    Err(invalid("ociVersion", format!("`{version}` is not a version of the form 1.x.y")))
+}
+
+/// Check a process, of the container or for `exec`.
+///
+/// # Errors
+/// The first key that cannot be carried out.
+pub fn check_process(process: &Process, at: &str) -> Result<(), ConfigError> {
+    if process.args.is_empty() {
+        return Err(invalid(format!("{at}.args"), "is empty"));
+    }
+    for (index, text) in process.args.iter().enumerate() {
+        if text.contains('\0') {
+            return Err(invalid(format!("{at}.args[{index}]"), "contains a zero byte"));
+        }
+    }
+    for (index, text) in process.env.iter().enumerate() {
+        if text.contains('\0') {
+            return Err(invalid(format!("{at}.env[{index}]"), "contains a zero byte"));
+        }
+    }
+    if !process.cwd.starts_with('/') {
+        return Err(invalid(format!("{at}.cwd"), format!("`{}` is not an absolute path", process.cwd)));
+    }
+    if process.user.umask.is_some_and(|umask| umask > 0o777) {
+        return Err(invalid(format!("{at}.user.umask"), "is more than 0777"));
+    }
+    if process.oom_score_adj.is_some_and(|value| !(-1000..=1000).contains(&value)) {
+        return Err(invalid(format!("{at}.oomScoreAdj"), "is outside -1000 to 1000"));
+    }
+    for (present, key) in [
+        (process.scheduler.is_some(), "scheduler"),
+        (process.io_priority.is_some(), "ioPriority"),
+        (process.exec_cpu_affinity.is_some(), "execCPUAffinity"),
+        (process.selinux_label.as_deref().is_some_and(|label| !label.is_empty()), "selinuxLabel"),
+    ] {
+        if present {
+            return Err(unsupported(format!("{at}.{key}")));
+        }
+    }
+    if let Some(capabilities) = &process.capabilities {
+        capabilities::Sets::from_config(capabilities, at)?;
+    }
+    let mut seen = BTreeSet::new();
+    for (index, rlimit) in process.rlimits.iter().enumerate() {
+        let path = format!("{at}.rlimits[{index}]");
+        if rlimits::resource(&rlimit.kind).is_none() {
+            return Err(invalid(format!("{path}.type"), format!("`{}` is not a limit of Linux", rlimit.kind)));
+        }
+        if rlimit.soft > rlimit.hard {
+            return Err(invalid(path, format!("soft limit {} is above hard limit {}", rlimit.soft, rlimit.hard)));
+        }
+        if !seen.insert(&rlimit.kind) {
+            return Err(invalid(path, format!("`{}` is given twice", rlimit.kind)));
+        }
+    }
+    Ok(())
+}
+
+/// Files in `/proc` that lxcfs and the like may put something else over; everything else there would let an image
+/// fool the runtime or its own security settings.
+const PROC_FILES_TO_COVER: &[&str] = &[
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/loadavg",
+    "/proc/slabinfo",
+    "/proc/net/dev",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/sys/crypto/fips_enabled",
+];
+
+fn check_mounts(config: &Config) -> Result<(), ConfigError> {
+    for (index, mount) in config.mounts.iter().enumerate() {
+        let path = format!("mounts[{index}]");
+        if mount.destination.is_empty() {
+            return Err(invalid(format!("{path}.destination"), "is empty"));
+        }
+        if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
+            return Err(unsupported(format!("{path}.uidMappings")));
+        }
+        let clean = crate::container::path::clean(&mount.destination);
+        let options = crate::container::options::parse(&mount.options)
+            .map_err(|error| invalid(format!("{path}.options"), error.to_string()))?;
+        let bind = options.bind.is_some() || mount.kind.as_deref() == Some("bind");
+        if bind && mount.source.as_deref().unwrap_or("").is_empty() && !options.remount {
+            return Err(invalid(format!("{path}.source"), "is missing, a bind mount needs one"));
+        }
+        if !bind && !options.remount && mount.kind.as_deref().unwrap_or("").is_empty() {
+            return Err(invalid(format!("{path}.type"), "is missing, and the mount is not a bind mount"));
+        }
+        if clean.starts_with("/proc/") && !(bind && PROC_FILES_TO_COVER.contains(&clean.as_str())) {
+            let problem = format!("`{clean}` lies inside /proc, which the runtime must be able to trust");
+            return Err(invalid(format!("{path}.destination"), problem));
+        }
+        if clean == "/" && !options.remount {
+            return Err(invalid(format!("{path}.destination"), "is the root itself"));
+        }
+    }
+    Ok(())
+}
+
+fn check_namespaces(config: &Config) -> Result<(), ConfigError> {
+    let mut seen = BTreeSet::new();
+    for (index, namespace) in config.linux.namespaces.iter().enumerate() {
+        let path = format!("linux.namespaces[{index}]");
+        let Some(kind) = Kind::parse(&namespace.kind) else {
+            return Err(invalid(format!("{path}.type"), format!("`{}` is not a namespace", namespace.kind)));
+        };
+        if !seen.insert(kind) {
+            return Err(invalid(path, format!("`{}` is given twice", namespace.kind)));
+        }
+        if kind == Kind::Mount && namespace.joined().is_some() {
+            return Err(unsupported(format!("{path}.path")));
+        }
+    }
+    if !seen.contains(&Kind::Mount) {
+        let problem = "has no `mount` entry; mounting in the host's namespace is refused";
+        return Err(invalid("linux.namespaces", problem));
+    }
+    let maps = !config.linux.uid_mappings.is_empty() || !config.linux.gid_mappings.is_empty();
+    if config.makes("user") {
+        for (empty, key) in [
+            (config.linux.uid_mappings.is_empty(), "linux.uidMappings"),
+            (config.linux.gid_mappings.is_empty(), "linux.gidMappings"),
+        ] {
+            if empty {
+                return Err(invalid(key, "is empty, but a new user namespace needs a map"));
+            }
+        }
+    } else if maps && config.namespace("user").is_none() {
+        return Err(invalid("linux.uidMappings", "is given without a user namespace"));
+    }
+    if config.hostname.as_deref().is_some_and(|name| !name.is_empty()) && !config.makes("uts") {
+        return Err(invalid("hostname", "needs a new `uts` namespace, else it would rename the host"));
+    }
+    if config.domainname.as_deref().is_some_and(|name| !name.is_empty()) && !config.makes("uts") {
+        return Err(invalid("domainname", "needs a new `uts` namespace, else it would rename the host"));
+    }
+    if !config.linux.time_offsets.is_empty() && !config.makes("time") {
+        return Err(invalid("linux.timeOffsets", "needs a new `time` namespace"));
+    }
+    for clock in config.linux.time_offsets.keys() {
+        if clock != "monotonic" && clock != "boottime" {
+            return Err(invalid(format!("linux.timeOffsets.{clock}"), "is not `monotonic` or `boottime`"));
+        }
+    }
+    Ok(())
+}
+
+fn check_linux(config: &Config) -> Result<(), ConfigError> {
+    let linux = &config.linux;
+    let set = |value: &Option<serde_json::Value>| {
+        value.as_ref().is_some_and(|value| !value.as_object().is_some_and(serde_json::Map::is_empty))
+    };
+    for (present, key) in [
+        (set(&linux.net_devices), "linux.netDevices"),
+        (set(&linux.intel_rdt), "linux.intelRdt"),
+        (set(&linux.memory_policy), "linux.memoryPolicy"),
+        (set(&linux.resources.rdma), "linux.resources.rdma"),
+        (linux.mount_label.as_deref().is_some_and(|label| !label.is_empty()), "linux.mountLabel"),
+    ] {
+        if present {
+            return Err(unsupported(key));
+        }
+    }
+    for name in linux.sysctl.keys() {
+        check_sysctl(config, name)?;
+    }
+    if let Some(propagation) = &linux.rootfs_propagation
+        && crate::container::options::propagation(propagation).is_none()
+        && !propagation.is_empty()
+    {
+        return Err(invalid("linux.rootfsPropagation", format!("`{propagation}` is not a propagation")));
+    }
+    for (key, paths) in [("maskedPaths", &linux.masked_paths), ("readonlyPaths", &linux.readonly_paths)] {
+        for (index, path) in paths.iter().enumerate() {
+            if !path.starts_with('/') {
+                return Err(invalid(format!("linux.{key}[{index}]"), format!("`{path}` is not an absolute path")));
+            }
+        }
+    }
+    for (index, device) in linux.devices.iter().enumerate() {
+        let path = format!("linux.devices[{index}]");
+        if !matches!(device.kind.as_str(), "c" | "b" | "u" | "p") {
+            return Err(invalid(format!("{path}.type"), format!("`{}` is not one of c, b, u, p", device.kind)));
+        }
+        if device.kind != "p" && (device.major.is_none() || device.minor.is_none()) {
+            return Err(invalid(path, "needs `major` and `minor`"));
+        }
+        if !device.path.starts_with('/') {
+            return Err(invalid(format!("{path}.path"), format!("`{}` is not an absolute path", device.path)));
+        }
+    }
+    if let Some(personality) = &linux.personality {
+        if !matches!(personality.domain.as_str(), "LINUX" | "LINUX32") {
+            return Err(invalid("linux.personality.domain", "is not `LINUX` or `LINUX32`"));
+        }
+        if !personality.flags.is_empty() {
+            return Err(unsupported("linux.personality.flags"));
+        }
+    }
+    if let Some(path) = &linux.cgroups_path
+        && path.split('/').any(|part| part == "..")
+    {
+        return Err(invalid("linux.cgroupsPath", "contains `..`"));
+    }
+    Ok(())
+}
+
+/// Parameters of the kernel that belong to a namespace, so that setting one does not reach the host.
+fn check_sysctl(config: &Config, name: &str) -> Result<(), ConfigError> {
+    let path = format!("linux.sysctl.{name}");
+    let dotted = name.replace('/', ".");
+    let ipc = [
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+    ];
+    let needs = if ipc.contains(&dotted.as_str()) || dotted.starts_with("fs.mqueue.") {
+        "ipc"
+    } else if dotted.starts_with("net.") {
+        "network"
+    } else if dotted == "kernel.domainname" || dotted == "kernel.hostname" {
+        "uts"
+    } else {
+        return Err(invalid(path, "is not a parameter of a namespace; setting it would change the host"));
+    };
+    if dotted.split('.').any(str::is_empty) {
+        return Err(invalid(path, "has an empty part"));
+    }
+    if config.namespace(needs).is_none() {
+        return Err(invalid(path, format!("needs a `{needs}` namespace; without it the host would change")));
+    }
+    Ok(())
+}
+
+fn check_hooks(config: &Config) -> Result<(), ConfigError> {
+    let hooks = &config.hooks;
+    for (key, list) in [
+        ("prestart", &hooks.prestart),
+        ("createRuntime", &hooks.create_runtime),
+        ("createContainer", &hooks.create_container),
+        ("startContainer", &hooks.start_container),
+        ("poststart", &hooks.poststart),
+        ("poststop", &hooks.poststop),
+    ] {
+        for (index, hook) in list.iter().enumerate() {
+            let path = format!("hooks.{key}[{index}]");
+            if !hook.path.starts_with('/') {
+                return Err(invalid(format!("{path}.path"), format!("`{}` is not an absolute path", hook.path)));
+            }
+            if hook.timeout.is_some_and(|seconds| seconds <= 0) {
+                return Err(invalid(format!("{path}.timeout"), "is not more than zero"));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// The example configuration with one key set by its JSON pointer.
+    fn with(pointer: &str, value: Value) -> Result<(), ConfigError> {
+        let mut config = serde_json::to_value(super::super::example::config(true)).expect("the example is JSON");
+        let (parent, key) = pointer.rsplit_once('/').expect("a pointer has a slash");
+        let parent = config.pointer_mut(parent).expect("the parent is in the example");
+        match parent {
+            Value::Array(list) if key == "-" => list.push(value),
+            _ => parent[key] = value,
+        }
+        check(&serde_json::from_value(config).expect("the value has the right type"))
+    }
+
+    #[test]
+    fn the_example_is_good() {
+        assert_eq!(check(&super::super::example::config(true)), Ok(()));
+        assert_eq!(check(&super::super::example::config(false)), Ok(()));
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_carried_out_is_named() {
+        for (pointer, value, path) in [
+            ("/linux/intelRdt", json!({"closID": "x"}), "$.linux.intelRdt"),
+            ("/linux/netDevices", json!({"eth0": {}}), "$.linux.netDevices"),
+            ("/linux/memoryPolicy", json!({"mode": "MPOL_BIND"}), "$.linux.memoryPolicy"),
+            ("/process/scheduler", json!({"policy": "SCHED_BATCH"}), "$.process.scheduler"),
+            ("/process/ioPriority", json!({"class": "IOPRIO_CLASS_IDLE"}), "$.process.ioPriority"),
+            ("/process/selinuxLabel", json!("x"), "$.process.selinuxLabel"),
+            ("/linux/mountLabel", json!("x"), "$.linux.mountLabel"),
+            ("/process/cwd", json!("work"), "$.process.cwd"),
+            ("/process/args", json!([]), "$.process.args"),
+            ("/process/args", json!(["a\u{0}b"]), "$.process.args[0]"),
+            ("/process/rlimits", json!([{"type": "RLIMIT_X", "soft": 1, "hard": 1}]), "$.process.rlimits[0].type"),
+            ("/process/rlimits", json!([{"type": "RLIMIT_CORE", "soft": 2, "hard": 1}]), "$.process.rlimits[0]"),
+            ("/process/capabilities", json!({"bounding": ["CAP_X"]}), "$.process.capabilities.bounding[0]"),
+            ("/process/oomScoreAdj", json!(2000), "$.process.oomScoreAdj"),
+            ("/ociVersion", json!("2.0.0"), "$.ociVersion"),
+            ("/ociVersion", json!(""), "$.ociVersion"),
+            ("/root", json!(null), "$.root"),
+            ("/process", json!(null), "$.process"),
+            ("/linux/sysctl", json!({"vm.swappiness": "1"}), "$.linux.sysctl.vm.swappiness"),
+            ("/linux/sysctl", json!({"net..x": "1"}), "$.linux.sysctl.net..x"),
+            ("/linux/namespaces/-", json!({"type": "pid"}), "$.linux.namespaces"),
+            ("/linux/namespaces/-", json!({"type": "moon"}), "$.linux.namespaces"),
+            ("/linux/namespaces/-", json!({"type": "user"}), "$.linux.uidMappings"),
+            ("/linux/namespaces", json!([{"type": "pid"}]), "$.linux.namespaces"),
+            ("/mounts/-", json!({"destination": "/proc/self", "type": "tmpfs"}), "$.mounts[7].destination"),
+            ("/mounts/-", json!({"destination": "/x/../proc/1", "type": "tmpfs"}), "$.mounts[7].destination"),
+            ("/mounts/-", json!({"destination": "/x", "options": ["bind"]}), "$.mounts[7].source"),
+            ("/mounts/-", json!({"destination": "/x"}), "$.mounts[7].type"),
+            ("/mounts/-", json!({"destination": "/..", "type": "tmpfs"}), "$.mounts[7].destination"),
+            ("/linux/maskedPaths", json!(["etc"]), "$.linux.maskedPaths[0]"),
+            ("/linux/devices", json!([{"type": "c", "path": "/dev/x"}]), "$.linux.devices[0]"),
+            ("/linux/personality", json!({"domain": "BSD"}), "$.linux.personality.domain"),
+            ("/linux/cgroupsPath", json!("/a/../b"), "$.linux.cgroupsPath"),
+            ("/hooks", json!({"poststop": [{"path": "x"}]}), "$.hooks.poststop[0].path"),
+        ] {
+            let error = with(pointer, value).expect_err(pointer).to_string();
+            assert!(error.contains(path), "{pointer}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_the_specification_does_not_know_is_ignored() {
+        assert_eq!(with("/linux/somethingNew", json!({"a": 1})), Ok(()));
+        assert_eq!(with("/mounts", json!(null)), Ok(()));
+    }
+}

@@ -1,0 +1,133 @@
+//! Messages between the runtime and the process that becomes the container.
+//!
+//! ```text
+//! child                        parent
+//!   Identity(pid)  ──────────►          only through a go-between (joined user namespace)
+//!   NeedMaps       ──────────►          writes uid_map and gid_map
+//!                  ◄────────── Go
+//!   NeedHooks      ──────────►          runs prestart and createRuntime hooks
+//!                  ◄────────── Go
+//!   Terminal + fd  ──────────►          only when the parent keeps the terminal
+//!   Created        ──────────►
+//!                  ◄────────── Go       run only: start now
+//!   end of file    ──────────►          the program has been executed
+//!   Failed(..)     ──────────►          at any point
+//! ```
+
+use crate::error::{Because, Failure, Outcome};
+use crate::sys::socket;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// What the child says.
+#[derive(Debug)]
+pub enum Message {
+    /// The number of the container's process, from a go-between.
+    Identity(i32),
+    /// Write the ID maps.
+    NeedMaps,
+    /// Run the hooks of the runtime's namespace.
+    NeedHooks,
+    /// The master side of the terminal.
+    Terminal(OwnedFd),
+    /// All is ready but the program.
+    Created,
+    /// A step failed.
+    Failed(Failure),
+    /// The other side has closed: executed, or dead.
+    End,
+}
+
+/// Longest message.
+const MESSAGE_MAX: usize = 16 * 1024;
+
+/// One end of a message socket.
+#[derive(Debug)]
+pub struct Channel(pub OwnedFd);
+
+impl Channel {
+    /// Two ends.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn pair() -> Outcome<(Self, Self)> {
+        let (a, b) = socket::message_pair().because(|| "cannot make a socket pair".to_owned())?;
+        Ok((Self(a), Self(b)))
+    }
+
+    /// The descriptor, to poll on.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// Send a message.
+    ///
+    /// # Errors
+    /// The other side is gone.
+    pub fn send(&self, message: &Message) -> Outcome<()> {
+        let bytes = match message {
+            Message::Identity(pid) => [&b"P"[..], &pid.to_ne_bytes()].concat(),
+            Message::NeedMaps => b"M".to_vec(),
+            Message::NeedHooks => b"H".to_vec(),
+            Message::Terminal(_) => b"T".to_vec(),
+            Message::Created => b"C".to_vec(),
+            Message::Failed(failure) => {
+                let mut bytes = [&b"E"[..], &failure.encode()].concat();
+                bytes.truncate(MESSAGE_MAX);
+                bytes
+            }
+            Message::End => return Ok(()),
+        };
+        let fd = match message {
+            Message::Terminal(fd) => Some(fd.as_fd()),
+            _ => None,
+        };
+        socket::send(self.fd(), &bytes, fd).because(|| "the runtime process has gone".to_owned())
+    }
+
+    /// Wait for a message.
+    ///
+    /// # Errors
+    /// The socket fails.
+    pub fn receive(&self) -> Outcome<Message> {
+        let mut buffer = vec![0; MESSAGE_MAX];
+        let (count, fd) = match socket::receive(self.fd(), &mut buffer) {
+            Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) => (0, None),
+            result => result.because(|| "cannot read from the container's process".to_owned())?,
+        };
+        let bytes = &buffer[..count];
+        Ok(match (bytes.first(), fd) {
+            (None, _) => Message::End,
+            (Some(b'P'), _) => match bytes[1..].try_into() {
+                Ok(number) => Message::Identity(i32::from_ne_bytes(number)),
+                Err(_) => Message::End,
+            },
+            (Some(b'M'), _) => Message::NeedMaps,
+            (Some(b'H'), _) => Message::NeedHooks,
+            (Some(b'T'), Some(fd)) => Message::Terminal(fd),
+            (Some(b'C'), _) => Message::Created,
+            (Some(b'E'), _) => Message::Failed(Failure::decode(&bytes[1..])),
+            _ => Message::Failed(Failure::new("the container's process sent a message nobody knows")),
+        })
+    }
+
+    /// Let the child go on.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn go(&self) -> Outcome<()> {
+        socket::send(self.fd(), b"G", None).because(|| "the container's process has gone".to_owned())
+    }
+
+    /// Wait until the parent lets us go on.
+    ///
+    /// # Errors
+    /// The parent is gone.
+    pub fn wait_for_go(&self) -> Outcome<()> {
+        let mut buffer = [0; 1];
+        match socket::receive(self.fd(), &mut buffer) {
+            Ok((1, _)) => Ok(()),
+            Ok(_) => Err(Failure::new("the runtime process has gone")),
+            Err(error) => Err(error).because(|| "cannot read from the runtime process".to_owned()),
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Device files and links below `/dev`.
+
+use super::mounts::{Context, DEFAULT_DEVICES};
+use super::path::{Links, RootDir, clean};
+use crate::config::Device;
+use crate::error::{Because, Failure, Outcome};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// Links every container has.
+const LINKS: &[(&str, &str)] = &[
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+];
+
+/// Make the default devices, those of the bundle, and the links. With a bind-mounted `/dev` the host side owns them.
+///
+/// # Errors
+/// One cannot be made, or something else is in its place.
+pub fn make(context: &Context<'_>) -> Outcome<()> {
+    let config = context.config;
+    let bound = config.mounts.iter().any(|mount| {
+        clean(&mount.destination) == "/dev"
+            && (mount.kind.as_deref() == Some("bind") || mount.options.iter().any(|o| o == "bind" || o == "rbind"))
+    });
+    let root = RootDir(context.prepared.root.as_fd());
+    if !context.prepared.devices.is_empty() {
+        if !bound {
+            for (path, tree) in &context.prepared.devices {
+                context.cover(tree.as_fd(), path)?;
+            }
+        }
+    } else {
+        if !bound {
+            let dev = root.make_dir("/dev", Links::Refuse)?;
+            for &(name, major, minor) in DEFAULT_DEVICES {
+                let device = Node { kind: FileType::CharacterDevice, major, minor, mode: 0o666, uid: 0, gid: 0 };
+                device.make(dev.as_fd(), name)?;
+            }
+        }
+        for device in &config.linux.devices {
+            let (dir, name) = root.parent(&device.path, Links::for_path(&clean(&device.path)))?;
+            Node::from(device).make(dir.as_fd(), &name)?;
+        }
+    }
+    if bound {
+        return Ok(());
+    }
+    let dev = root.make_dir("/dev", Links::Refuse)?;
+    for (name, target) in LINKS {
+        link(dev.as_fd(), name, target)?;
+    }
+    // Anything but our link in this place would be a way to another terminal.
+    if config.mounts.iter().any(|mount| clean(&mount.destination) == "/dev/pts") {
+        match rustix::fs::unlinkat(&dev, "ptmx", AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error).because(|| "cannot replace `/dev/ptmx`".to_owned()),
+        }
+        link(dev.as_fd(), "ptmx", "pts/ptmx")?;
+    }
+    Ok(())
+}
+
+fn link(dev: BorrowedFd<'_>, name: &str, target: &str) -> Outcome<()> {
+    match rustix::fs::symlinkat(target, dev, name) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(error).because(|| format!("cannot make the link `/dev/{name}`")),
+    }
+}
+
+/// A device file to make.
+struct Node {
+    kind: FileType,
+    major: u32,
+    minor: u32,
+    mode: u32,
+    uid: u32,
+    gid: u32,
+}
+
+impl From<&Device> for Node {
+    fn from(device: &Device) -> Self {
+        let kind = match device.kind.as_str() {
+            "b" => FileType::BlockDevice,
+            "p" => FileType::Fifo,
+            _ => FileType::CharacterDevice,
+        };
+        Self {
+            kind,
+            major: device.major.unwrap_or(0),
+            minor: device.minor.unwrap_or(0),
+            mode: device.file_mode.unwrap_or(0o666) & 0o7777,
+            uid: device.uid.unwrap_or(0),
+            gid: device.gid.unwrap_or(0),
+        }
+    }
+}
+
+impl Node {
+    fn make(&self, dir: BorrowedFd<'_>, name: &str) -> Outcome<()> {
+        let what = || format!("cannot make device `{name}`");
+        let number = if self.kind == FileType::Fifo { 0 } else { rustix::fs::makedev(self.major, self.minor) };
+        match rustix::fs::mknodat(dir, name, self.kind, Mode::from_raw_mode(self.mode), number) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).because(what)?;
+                let same = FileType::from_raw_mode(stat.st_mode) == self.kind
+                    && (self.kind == FileType::Fifo || stat.st_rdev == number);
+                return if same { Ok(()) } else { Err(Failure::new(format!("`{name}` exists and is another file"))) };
+            }
+            Err(error) => return Err(error).because(what),
+        }
+        if self.uid != 0 || self.gid != 0 {
+            let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+            rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).because(what)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,176 @@
+//! Paths inside a root filesystem, resolved by the kernel with that root (invariant 3).
+//!
+//! The filesystem belongs to an image and may hold any symbolic link; other processes may rename things while we
+//! work. So a path is resolved once, into a descriptor, and never again.
+
+use crate::error::{Because, Outcome};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+/// Remove `.`, `..` and double slashes from an absolute path, without looking at any file.
+pub fn clean(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            name => parts.push(name),
+        }
+    }
+    format!("/{}", parts.join("/"))
+}
+
+/// The directory that a path is resolved in.
+#[derive(Debug, Clone, Copy)]
+pub struct RootDir<'a>(pub BorrowedFd<'a>);
+
+/// Whether symbolic links in the image may be followed (inside the root).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Links {
+    /// Follow them, as programs in the container would.
+    Follow,
+    /// Refuse: for the directories the runtime and the container must trust.
+    Refuse,
+}
+
+impl Links {
+    /// Paths below `/proc`, `/sys` and `/dev` may not go through a link: an image could redirect what is mounted there.
+    pub fn for_path(clean: &str) -> Self {
+        let first = clean.split('/').nth(1).unwrap_or("");
+        if matches!(first, "proc" | "sys" | "dev") { Self::Refuse } else { Self::Follow }
+    }
+
+    fn resolve(self) -> ResolveFlags {
+        let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        match self {
+            Self::Follow => inside,
+            Self::Refuse => inside | ResolveFlags::NO_SYMLINKS,
+        }
+    }
+}
+
+/// Attempts when a rename elsewhere makes the kernel give up (`EAGAIN`).
+const ATTEMPTS: u32 = 64;
+
+impl RootDir<'_> {
+    /// Open what is there.
+    ///
+    /// # Errors
+    /// `ENOENT`, `ELOOP` for a refused link, and the rest of `openat2(2)`.
+    pub fn open(&self, path: &str, flags: OFlags, links: Links) -> Result<OwnedFd, Errno> {
+        let path = if path == "/" { "." } else { path };
+        for _ in 0..ATTEMPTS {
+            let flags = flags | OFlags::CLOEXEC;
+            match rustix::fs::openat2(self.0, path, flags, Mode::empty(), links.resolve()) {
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                result => return result,
+            }
+        }
+        Err(Errno::AGAIN)
+    }
+
+    /// A directory, made with its parents where missing.
+    ///
+    /// # Errors
+    /// A part is no directory, is a refused link, or cannot be made.
+    pub fn make_dir(&self, path: &str, links: Links) -> Outcome<OwnedFd> {
+        let path = clean(path);
+        match self.open(&path, OFlags::PATH | OFlags::DIRECTORY, links) {
+            Err(Errno::NOENT) => {}
+            result => return result.because(|| format!("cannot open directory `{path}` in the root filesystem")),
+        }
+        let (parent, name) = self.parent(&path, links)?;
+        let what = || format!("cannot make directory `{path}` in the root filesystem");
+        match rustix::fs::mkdirat(&parent, name.as_str(), Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error).because(what),
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(&parent, name.as_str(), flags, Mode::empty()).because(what)
+    }
+
+    /// Something to mount a file on: what is there, or a new empty file.
+    ///
+    /// # Errors
+    /// As [`RootDir::make_dir`].
+    pub fn make_file(&self, path: &str, links: Links) -> Outcome<OwnedFd> {
+        let path = clean(path);
+        match self.open(&path, OFlags::PATH, links) {
+            Err(Errno::NOENT) => {}
+            result => return result.because(|| format!("cannot open `{path}` in the root filesystem")),
+        }
+        let (parent, name) = self.parent(&path, links)?;
+        let what = || format!("cannot make file `{path}` in the root filesystem");
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
+        match rustix::fs::openat(&parent, name.as_str(), flags, Mode::from_raw_mode(0o644)) {
+            Ok(_) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error).because(what),
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(&parent, name.as_str(), flags, Mode::empty()).because(what)
+    }
+
+    /// The directory that holds a path, made where missing, and the last name.
+    ///
+    /// # Errors
+    /// As [`RootDir::make_dir`].
+    pub fn parent(&self, path: &str, links: Links) -> Outcome<(OwnedFd, String)> {
+        let path = clean(path);
+        let (parent, name) = path.rsplit_once('/').unwrap_or(("", &path));
+        let parent = if parent.is_empty() { "/" } else { parent };
+        Ok((self.make_dir(parent, links)?, name.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn cleaning() {
+        for (path, want) in [
+            ("/", "/"),
+            ("", "/"),
+            ("/a//b/./c/", "/a/b/c"),
+            ("/a/../../b", "/b"),
+            ("a/b", "/a/b"),
+            ("/..", "/"),
+        ] {
+            assert_eq!(clean(path), want, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn links_stay_inside_or_are_refused() {
+        let outside = tempfile::tempdir().expect("a directory");
+        let inside = tempfile::tempdir().expect("a directory");
+        symlink(outside.path(), inside.path().join("etc")).expect("a link");
+        symlink("/nowhere", inside.path().join("proc")).expect("a link");
+        symlink("real", inside.path().join("alias")).expect("a link");
+        fs::create_dir(inside.path().join("real")).expect("a directory");
+        let fd = fs::File::open(inside.path()).expect("the root");
+        let root = RootDir(fd.as_fd());
+        // An absolute link is resolved from the container's root, where its target does not exist: the dangling last
+        // part is refused rather than created through.
+        assert!(root.make_dir("/etc", Links::Follow).is_err());
+        assert!(root.make_dir("/etc/x", Links::Follow).is_err());
+        assert!(root.make_file("/etc", Links::Follow).is_ok_and(|fd| {
+            rustix::fs::fstat(fd).is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_symlink())
+        }));
+        assert!(root.make_dir("/proc", Links::for_path("/proc")).is_err());
+        assert!(root.make_dir("/alias/deep/er", Links::Follow).is_ok());
+        assert!(inside.path().join("real/deep/er").is_dir());
+        assert!(root.make_dir("/alias/other", Links::Refuse).is_err());
+        root.make_dir("/../../up", Links::Follow).expect("`..` stops at the root");
+        assert!(inside.path().join("up").is_dir());
+        root.make_file("/a/b/file", Links::Follow).expect("a file with its parents");
+        assert!(inside.path().join("a/b/file").is_file());
+        assert_eq!(fs::read_dir(outside.path()).expect("outside").count(), 0, "nothing was made outside");
+    }
+}

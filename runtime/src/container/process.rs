@@ -1,0 +1,370 @@
+//! The last steps to a program, shared by a container's first process and by `exec`.
+//!
+//! Order matters: the working directory before the user changes and again after, the bounding set while `CAP_SETPCAP`
+//! is there, user and groups before capabilities, the filter last of all (or before the credentials when it needs the
+//! privilege), descriptors closed just before the exec.
+
+use super::capabilities::Sets;
+use super::mounts::copy_of;
+use super::procfs::Procfs;
+use super::rlimits;
+use crate::config::Process;
+use crate::error::{Because, Failure, InStep, Outcome};
+use crate::seccomp::Filter;
+use crate::sys::{process, seccomp, signal, tty};
+use rustix::fs::{Mode, OFlags};
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+/// `DEVPTS_SUPER_MAGIC`.
+const DEVPTS_MAGIC: u64 = 0x1cd1;
+
+/// Everything needed to become the program.
+#[derive(Debug)]
+pub struct Program<'a> {
+    /// From `config.json` or the command line.
+    pub process: &'a Process,
+    /// Compiled filter.
+    pub filter: Option<&'a Filter>,
+    /// Descriptors 3 to 3 + this many stay open.
+    pub preserve_fds: u32,
+    /// Limit of open files to restore.
+    pub open_files: Option<(u64, u64)>,
+    /// Session keyring to join, unless the caller keeps its own.
+    pub keyring: Option<&'a str>,
+}
+
+/// A program found and ready to be executed.
+#[derive(Debug)]
+pub struct Ready {
+    path: CString,
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+    /// The working directory was entered as root already.
+    in_cwd: bool,
+}
+
+impl Program<'_> {
+    /// Find the program and enter its directory, as far as root may. Fails before anything was started.
+    ///
+    /// # Errors
+    /// No such program, not executable.
+    pub fn prepare(&self) -> Outcome<Ready> {
+        let in_cwd = match rustix::process::chdir(self.process.cwd.as_str()) {
+            Ok(()) => true,
+            Err(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS) => false,
+            Err(error) => {
+                return Err(error).because(|| format!("cannot enter working directory `{}`", self.process.cwd));
+            }
+        };
+        let environment = self.environment();
+        let search = environment.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or("");
+        let path = find_program(self.process.args.first().map_or("", String::as_str), search)?;
+        let c_strings = |list: &[String]| -> Outcome<Vec<CString>> {
+            list.iter()
+                .map(|text| CString::new(text.as_str()).because(|| format!("`{text}` contains a zero byte")))
+                .collect()
+        };
+        Ok(Ready {
+            path: CString::new(path).because(|| "the program's path contains a zero byte".to_owned())?,
+            arguments: c_strings(&self.process.args)?,
+            environment: c_strings(&environment)?,
+            in_cwd,
+        })
+    }
+
+    /// The environment, with `HOME` from the container's `/etc/passwd` when the bundle gives none.
+    fn environment(&self) -> Vec<String> {
+        let mut list = self.process.env.clone();
+        if !list.iter().any(|entry| entry.starts_with("HOME=")) {
+            let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+            list.push(format!("HOME={}", home_of(&passwd, self.process.user.uid)));
+        }
+        list
+    }
+
+    /// Turn into the program. Returns only on failure.
+    ///
+    /// # Errors
+    /// A step of isolation fails, or the program cannot be executed.
+    pub fn become_it(&self, ready: &Ready) -> Outcome<std::convert::Infallible> {
+        let process = self.process;
+        if let Some(name) = self.keyring {
+            self.join_keyring(name)?;
+        }
+        rlimits::restore_open_files(self.open_files).in_step("resource limits")?;
+        rlimits::apply(&process.rlimits).in_step("resource limits")?;
+        if let Some(profile) = process.apparmor_profile.as_deref().filter(|profile| !profile.is_empty()) {
+            set_apparmor_profile(profile).in_step("AppArmor")?;
+        }
+        self.give_stdio();
+        // Without no_new_privs, loading a filter takes CAP_SYS_ADMIN, which is about to go.
+        let filter_early = !process.no_new_privileges;
+        if filter_early {
+            self.load_filter()?;
+        }
+        self.set_credentials().in_step("credentials")?;
+        if !ready.in_cwd {
+            rustix::process::chdir(process.cwd.as_str())
+                .because(|| format!("cannot enter working directory `{}`", process.cwd))
+                .in_step("working directory")?;
+        }
+        // A directory outside the root, reached through a leaked descriptor, has no path here.
+        std::env::current_dir()
+            .because(|| "the working directory is outside the root filesystem".to_owned())
+            .in_step("working directory")?;
+        if process.no_new_privileges {
+            process::set_no_new_privs()
+                .because(|| "cannot set no_new_privs".to_owned())
+                .in_step("no new privileges")?;
+        }
+        process::set_umask(process.user.umask.unwrap_or(0o022));
+        process::close_on_exec_from(3 + self.preserve_fds)
+            .because(|| "cannot close inherited descriptors".to_owned())
+            .in_step("descriptors")?;
+        signal::reset_handlers();
+        signal::set_mask(&signal::SignalSet::empty())
+            .because(|| "cannot reset the signal mask".to_owned())
+            .in_step("signals")?;
+        if !filter_early {
+            self.load_filter()?;
+        }
+        let error = process::execve(&ready.path, &ready.arguments, &ready.environment);
+        let path = ready.path.to_string_lossy();
+        let hint = match error.raw_os_error() {
+            Some(libc::ENOENT) => "the file exists, so its interpreter or dynamic linker is missing in the image",
+            Some(libc::ENOEXEC) => "is the image built for this processor, or does a script lack its `#!` line?",
+            Some(libc::EACCES) => "the user of the process may not execute it, or its mount is noexec",
+            _ => "see execve(2)",
+        };
+        Err(Failure {
+            step: "exec".into(),
+            what: format!("exec: \"{path}\""),
+            cause: Some(plain(&error)),
+            hint: Some(hint.to_owned()),
+        })
+    }
+
+    fn load_filter(&self) -> Outcome<()> {
+        let Some(filter) = self.filter else { return Ok(()) };
+        seccomp::set_filter(&filter.program, filter.flags)
+            .because(|| "cannot load the filter".to_owned())
+            .in_step("seccomp")
+    }
+
+    fn join_keyring(&self, name: &str) -> Outcome<()> {
+        let name = CString::new(name).because(|| "keyring name".to_owned())?;
+        match process::new_session_keyring(&name) {
+            Err(error) if error.raw_os_error() != Some(libc::ENOSYS) => Err(error)
+                .because(|| "cannot make a session keyring".to_owned())
+                .or_hint("raise kernel.keys.maxkeys, or use --no-new-keyring")
+                .in_step("session keyring"),
+            _ => Ok(()),
+        }
+    }
+
+    /// Let the user open `/dev/stdout` and the like: pipes made by the caller belong to root.
+    fn give_stdio(&self) {
+        let uid = self.process.user.uid;
+        if uid == 0 {
+            return;
+        }
+        for number in 0..3 {
+            let Some(fd) = process::inherited(number) else { continue };
+            let is_null = rustix::fs::fstat(fd).is_ok_and(|stat| stat.st_rdev == rustix::fs::makedev(1, 3));
+            if !is_null {
+                // Not ours to give (a host's file in a user namespace): the program can still read and write it.
+                let _ = rustix::fs::fchown(fd, Some(rustix::fs::Uid::from_raw(uid)), None);
+            }
+        }
+    }
+
+    fn set_credentials(&self) -> Outcome<()> {
+        let user = &self.process.user;
+        let sets = match &self.process.capabilities {
+            Some(config) => {
+                Sets::from_config(config, "process").map_err(|error| Failure::new(error.to_string()))?
+            }
+            None => Sets::default(),
+        };
+        sets.limit_bounding()?;
+        process::set_keep_caps(true).because(|| "cannot keep capabilities over the change of user".to_owned())?;
+        set_groups(&user.additional_gids)?;
+        process::set_gid(user.gid)
+            .because(|| format!("cannot become group {}", user.gid))
+            .or_hint("is the group mapped in the user namespace?")?;
+        process::set_uid(user.uid)
+            .because(|| format!("cannot become user {}", user.uid))
+            .or_hint("is the user mapped in the user namespace?")?;
+        process::set_keep_caps(false).because(|| "cannot stop keeping capabilities".to_owned())?;
+        // The change of user has emptied the effective set; what is permitted is still there to raise from.
+        sets.apply()
+    }
+}
+
+/// Supplementary groups; a user namespace may deny even an empty list, which is then empty already.
+fn set_groups(groups: &[u32]) -> Outcome<()> {
+    match process::set_groups(groups) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) && groups.is_empty() => {
+            let denied = fs::read_to_string("/proc/self/setgroups").is_ok_and(|text| text.trim() == "deny");
+            if denied { Ok(()) } else { Err(error).because(|| "cannot drop the groups".to_owned()) }
+        }
+        result => result.because(|| format!("cannot join groups {groups:?}")),
+    }
+}
+
+fn set_apparmor_profile(profile: &str) -> Outcome<()> {
+    let procfs = Procfs::new()?;
+    let pid = rustix::process::getpid().as_raw_nonzero();
+    let value = format!("exec {profile}");
+    procfs
+        .write(&format!("{pid}/attr/apparmor/exec"), &value)
+        .or_else(|_| procfs.write(&format!("{pid}/attr/exec"), &value))
+        .or_hint("the profile must be loaded on the host; see `aa-status`")
+}
+
+/// An I/O error in the plain words of other runtimes, which callers look for.
+pub fn plain(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::ENOENT) => "no such file or directory".to_owned(),
+        Some(libc::EACCES) => "permission denied".to_owned(),
+        Some(libc::ENOEXEC) => "exec format error".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// The home directory of a user in the text of an `/etc/passwd`.
+fn home_of(passwd: &str, uid: u32) -> &str {
+    let home = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let number = fields.nth(2)?.parse::<u32>().ok()?;
+        (number == uid).then(|| fields.nth(2)).flatten()
+    });
+    home.filter(|home| !home.is_empty()).unwrap_or("/")
+}
+
+/// Where a command is, searching `PATH` as `execvp` would.
+fn find_program(name: &str, search: &str) -> Outcome<String> {
+    if name.contains('/') {
+        return match executable(Path::new(name)) {
+            Ok(()) => Ok(name.to_owned()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(Failure::new(format!("exec: \"{name}\": stat {name}: no such file or directory"))
+                    .hint("is the path right inside the image?"))
+            }
+            Err(error) => Err(Failure::new(format!("exec: \"{name}\": {}", plain(&error)))
+                .hint("the file must be a regular file with an execute bit")),
+        };
+    }
+    let mut refused = None;
+    for directory in search.split(':').filter(|directory| directory.starts_with('/')) {
+        let path = format!("{}/{name}", directory.trim_end_matches('/'));
+        match executable(Path::new(&path)) {
+            Ok(()) => return Ok(path),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => refused = Some(path),
+            Err(_) => {}
+        }
+    }
+    match refused {
+        Some(path) => Err(Failure::new(format!("exec: \"{path}\": permission denied"))
+            .hint("the file must be a regular file with an execute bit")),
+        None => Err(Failure::new(format!("exec: \"{name}\": executable file not found in $PATH"))
+            .hint(format!("PATH in the container is `{search}`"))),
+    }
+}
+
+fn executable(path: &Path) -> io::Result<()> {
+    let metadata = fs::metadata(path)?;
+    if metadata.is_dir() {
+        return Err(io::Error::from_raw_os_error(libc::EISDIR));
+    }
+    if metadata.permissions().mode() & 0o111 == 0 {
+        return Err(io::Error::from_raw_os_error(libc::EACCES));
+    }
+    Ok(())
+}
+
+/// A new terminal of the container: its master side, to hand away, while the other is made standard input, output,
+/// error and controlling terminal of this session.
+///
+/// - `dev`: the container's `/dev`.
+///
+/// # Errors
+/// The container has no devpts mounted there.
+pub fn open_terminal(dev: &OwnedFd, process: &Process) -> Outcome<(OwnedFd, OwnedFd)> {
+    let what = || "cannot open a terminal in the container".to_owned();
+    let resolve = rustix::fs::ResolveFlags::BENEATH | rustix::fs::ResolveFlags::NO_SYMLINKS;
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let master = rustix::fs::openat2(dev, "pts/ptmx", flags, Mode::empty(), resolve)
+        .because(what)
+        .or_hint("`process.terminal` needs a devpts mount on /dev/pts")?;
+    let found = rustix::fs::fstatfs(&master).because(what)?;
+    if found.f_type as u64 != DEVPTS_MAGIC {
+        return Err(Failure::new("`/dev/pts/ptmx` of the container is not on devpts"));
+    }
+    let slave = tty::open_peer(master.as_fd()).because(what)?;
+    let user = rustix::fs::Uid::from_raw(process.user.uid);
+    rustix::fs::fchown(&slave, Some(user), None).because(|| "cannot give the terminal to its user".to_owned())?;
+    if let Some(size) = process.console_size.as_ref().filter(|size| size.height > 0 && size.width > 0) {
+        let size = tty::Size { rows: size.height, columns: size.width };
+        tty::set_size(master.as_fd(), size).because(|| "cannot set the size of the terminal".to_owned())?;
+    }
+    Ok((master, slave))
+}
+
+/// Make a terminal standard input, output and error, and the controlling one.
+///
+/// # Errors
+/// This process leads no session.
+pub fn take_terminal(slave: &OwnedFd) -> Outcome<()> {
+    for number in 0..3 {
+        process::dup_to(slave.as_fd(), number).because(|| "cannot use the terminal".to_owned())?;
+    }
+    tty::make_controlling(slave.as_fd()).because(|| "cannot make the terminal the controlling one".to_owned())
+}
+
+/// A mount of the terminal's slave side, for `/dev/console`.
+///
+/// # Errors
+/// The mount calls fail.
+pub fn console_mount(slave: &OwnedFd) -> Outcome<OwnedFd> {
+    copy_of(slave.as_fd()).because(|| "cannot mount the terminal".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn homes() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nbroken\nweb:x:33:33::/var/www:\nnone:x:5:5:::\n";
+        for (uid, want) in [(0, "/root"), (33, "/var/www"), (5, "/"), (77, "/")] {
+            assert_eq!(home_of(passwd, uid), want, "{uid}");
+        }
+    }
+
+    #[test]
+    fn programs() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        for (name, mode) in [("run", 0o755), ("data", 0o644)] {
+            fs::write(path(name), "").expect("a file");
+            fs::set_permissions(path(name), fs::Permissions::from_mode(mode)).expect("its mode");
+        }
+        let search = format!("/nowhere:relative:{}", dir.path().display());
+        assert_eq!(find_program("run", &search), Ok(path("run")));
+        assert_eq!(find_program(&path("run"), ""), Ok(path("run")));
+        for (name, want) in [
+            ("data".to_owned(), format!("exec: \"{}\": permission denied", path("data"))),
+            (path("data"), format!("exec: \"{}\": permission denied", path("data"))),
+            ("none".to_owned(), "exec: \"none\": executable file not found in $PATH".to_owned()),
+            ("/none".to_owned(), "exec: \"/none\": stat /none: no such file or directory".to_owned()),
+        ] {
+            assert_eq!(find_program(&name, &search).map_err(|error| error.to_string()), Err(want));
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Resource limits of the process.
+
+use crate::config::Rlimit;
+use crate::error::{Because, Outcome};
+use crate::sys::process;
+
+/// The number of a `RLIMIT_*` name.
+pub fn resource(name: &str) -> Option<u32> {
+    let number = match name.strip_prefix("RLIMIT_")? {
+        "CPU" => libc::RLIMIT_CPU,
+        "FSIZE" => libc::RLIMIT_FSIZE,
+        "DATA" => libc::RLIMIT_DATA,
+        "STACK" => libc::RLIMIT_STACK,
+        "CORE" => libc::RLIMIT_CORE,
+        "RSS" => libc::RLIMIT_RSS,
+        "NPROC" => libc::RLIMIT_NPROC,
+        "NOFILE" => libc::RLIMIT_NOFILE,
+        "MEMLOCK" => libc::RLIMIT_MEMLOCK,
+        "AS" => libc::RLIMIT_AS,
+        "LOCKS" => libc::RLIMIT_LOCKS,
+        "SIGPENDING" => libc::RLIMIT_SIGPENDING,
+        "MSGQUEUE" => libc::RLIMIT_MSGQUEUE,
+        "NICE" => libc::RLIMIT_NICE,
+        "RTPRIO" => libc::RLIMIT_RTPRIO,
+        "RTTIME" => libc::RLIMIT_RTTIME,
+        _ => return None,
+    };
+    Some(number as u32)
+}
+
+/// Set all limits.
+///
+/// # Errors
+/// Raising a hard limit without `CAP_SYS_RESOURCE`.
+pub fn apply(limits: &[Rlimit]) -> Outcome<()> {
+    for limit in limits {
+        let Some(resource) = resource(&limit.kind) else { continue };
+        process::set_rlimit(resource, limit.soft, limit.hard)
+            .because(|| format!("cannot set {} to {} (hard {})", limit.kind, limit.soft, limit.hard))
+            .map_err(|failure| match process::get_rlimit(resource) {
+                Ok((_, hard)) if limit.hard > hard => failure.hint(format!(
+                    "the hard limit of the runtime is {hard}; raising it takes CAP_SYS_RESOURCE"
+                )),
+                _ => failure,
+            })?;
+    }
+    Ok(())
+}
+
+/// Let this process open as many files as it may, returning the former limit: one descriptor per bind mount is held.
+pub fn raise_open_files() -> Option<(u64, u64)> {
+    let (soft, hard) = process::get_rlimit(libc::RLIMIT_NOFILE as u32).ok()?;
+    process::set_rlimit(libc::RLIMIT_NOFILE as u32, hard, hard).ok()?;
+    Some((soft, hard))
+}
+
+/// Put back what [`raise_open_files`] found, so that the container does not inherit ours.
+///
+/// # Errors
+/// None known.
+pub fn restore_open_files(before: Option<(u64, u64)>) -> Outcome<()> {
+    match before {
+        None => Ok(()),
+        Some((soft, hard)) => process::set_rlimit(libc::RLIMIT_NOFILE as u32, soft, hard)
+            .because(|| "cannot restore the limit of open files".to_owned()),
+    }
+}

@@ -1,0 +1,151 @@
+//! What every failure of the runtime becomes at the edge: a step, what it tried, the cause, and a remedy.
+//!
+//! It holds text and not a source error, because most failures happen in the container's first process and reach the
+//! user through a socket. Modules that can be wrong in a few known ways (configuration, options, the seccomp compiler)
+//! have enums of their own, which convert into this.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::io;
+
+/// A failed step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Name of the step, as in the lists of steps.
+    pub step: Cow<'static, str>,
+    /// Operation and object.
+    pub what: String,
+    /// What the kernel or a deeper layer said.
+    pub cause: Option<String>,
+    /// What the operator can do next.
+    pub hint: Option<String>,
+}
+
+/// Result of a step.
+pub type Outcome<T> = Result<T, Failure>;
+
+impl std::error::Error for Failure {}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.step.is_empty() {
+            write!(f, "{}: ", self.step)?;
+        }
+        f.write_str(&self.what)?;
+        match &self.cause {
+            Some(cause) => write!(f, ": {cause}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Failure {
+    /// A failure without a deeper cause.
+    pub fn new(what: impl Into<String>) -> Self {
+        Self { step: Cow::Borrowed(""), what: what.into(), cause: None, hint: None }
+    }
+
+    /// Name the step, unless a deeper layer did.
+    pub fn in_step(mut self, step: &'static str) -> Self {
+        if self.step.is_empty() {
+            self.step = Cow::Borrowed(step);
+        }
+        self
+    }
+
+    /// Add a remedy.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Bytes for a message to another process of ours.
+    pub fn encode(&self) -> Vec<u8> {
+        let cause = self.cause.as_deref().unwrap_or("");
+        let hint = self.hint.as_deref().unwrap_or("");
+        let mut bytes = Vec::with_capacity(self.what.len() + cause.len() + hint.len() + 64);
+        for part in [self.step.as_ref(), &self.what, cause, hint] {
+            bytes.extend(part.bytes().filter(|&byte| byte != 0));
+            bytes.push(0);
+        }
+        bytes
+    }
+
+    /// The reverse of [`Failure::encode`]; parts that are missing are empty.
+    pub fn decode(bytes: &[u8]) -> Self {
+        let mut parts = bytes.split(|&byte| byte == 0).map(|part| String::from_utf8_lossy(part).into_owned());
+        let mut next = || parts.next().unwrap_or_default();
+        let (step, what, cause, hint) = (next(), next(), next(), next());
+        let some = |text: String| (!text.is_empty()).then_some(text);
+        Self { step: Cow::Owned(step), what, cause: some(cause), hint: some(hint) }
+    }
+}
+
+/// Say what failed, keeping the cause.
+pub trait Because<T> {
+    /// Turn the error into a [`Failure`] whose cause it is.
+    ///
+    /// # Errors
+    /// The error it was called on, described.
+    fn because(self, what: impl FnOnce() -> String) -> Outcome<T>;
+}
+
+impl<T, E: fmt::Display> Because<T> for Result<T, E> {
+    fn because(self, what: impl FnOnce() -> String) -> Outcome<T> {
+        self.map_err(|cause| Failure {
+            step: Cow::Borrowed(""),
+            what: what(),
+            cause: Some(cause.to_string()),
+            hint: None,
+        })
+    }
+}
+
+/// Name the step of a failure on its way up.
+pub trait InStep<T> {
+    /// See [`Failure::in_step`].
+    ///
+    /// # Errors
+    /// The same failure with its step named.
+    fn in_step(self, step: &'static str) -> Outcome<T>;
+    /// See [`Failure::hint`].
+    ///
+    /// # Errors
+    /// The same failure with a remedy.
+    fn or_hint(self, hint: &str) -> Outcome<T>;
+}
+
+impl<T> InStep<T> for Outcome<T> {
+    fn in_step(self, step: &'static str) -> Self {
+        self.map_err(|failure| failure.in_step(step))
+    }
+
+    fn or_hint(self, hint: &str) -> Self {
+        self.map_err(|failure| failure.hint(hint))
+    }
+}
+
+/// Whether an I/O error says that the object is not there.
+pub fn is_absent(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_survives_the_socket() {
+        let failure = Failure {
+            step: Cow::Borrowed("mounts"),
+            what: "cannot mount `/proc`".into(),
+            cause: Some("denied".into()),
+            hint: Some("run as root".into()),
+        };
+        assert_eq!(Failure::decode(&failure.encode()), failure);
+        assert_eq!(failure.to_string(), "mounts: cannot mount `/proc`: denied");
+        let bare = Failure::new("x");
+        assert_eq!(Failure::decode(&bare.encode()), bare);
+        assert_eq!(Failure::decode(b""), Failure::new(""));
+    }
+}

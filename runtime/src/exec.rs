@@ -1,0 +1,264 @@
+//! A further process in a running container.
+//!
+//! ```text
+//! check record → pidfd of init → open cgroup doors → setns(pid) → clone3 → in the child:
+//!   undumpable, cgroup, setns(all others at once), session, terminal, credentials, filter, exec
+//! ```
+
+use crate::cgroup::Cgroup;
+use crate::config::check::check_process;
+use crate::config::{Config, Process};
+use crate::container::channel::{Channel, Message};
+use crate::container::init::{Terminal, hand_over};
+use crate::container::namespaces::{Kind, become_root};
+use crate::container::process::{self as program, Program};
+use crate::error::{Because, Failure, InStep, Outcome};
+use crate::foreground::{self, Signals};
+use crate::launch::{compile_filter, connect_console};
+use crate::remove::saved_config;
+use crate::state::{self, StateDir, Status};
+use crate::sys::clone::{self, Side};
+use crate::sys::process;
+use rustix::fs::{Mode, OFlags};
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+/// What the command line asks for.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// State root.
+    pub root: PathBuf,
+    /// Container.
+    pub id: String,
+    /// `--process`.
+    pub process: Option<PathBuf>,
+    /// Command and arguments.
+    pub args: Vec<String>,
+    /// `--tty`.
+    pub tty: bool,
+    /// `--console-socket`.
+    pub console_socket: Option<PathBuf>,
+    /// `--cwd`.
+    pub cwd: Option<String>,
+    /// `--env`.
+    pub env: Vec<String>,
+    /// `--user`.
+    pub user: Option<(u32, Option<u32>)>,
+    /// `--additional-gids`.
+    pub additional_gids: Vec<u32>,
+    /// `--cap`.
+    pub capabilities: Vec<String>,
+    /// `--no-new-privs`.
+    pub no_new_privs: bool,
+    /// `--detach`.
+    pub detach: bool,
+    /// `--pid-file`.
+    pub pid_file: Option<PathBuf>,
+    /// `--preserve-fds`.
+    pub preserve_fds: u32,
+}
+
+/// The process to run: a file, or the container's own with what the command line changes.
+fn process_of(options: &Options, config: &Config) -> Outcome<Process> {
+    let process = if let Some(file) = &options.process {
+        let text = fs::read(file).because(|| format!("cannot read `{}`", file.display()))?;
+        serde_json::from_slice::<Process>(&text).because(|| format!("cannot understand `{}`", file.display()))?
+    } else {
+        let mut process = config.process.clone().unwrap_or_default();
+        process.args = options.args.clone();
+        process.terminal = false;
+        process.console_size = None;
+        process
+    };
+    let mut process = process;
+    process.terminal |= options.tty;
+    if let Some(cwd) = &options.cwd {
+        process.cwd.clone_from(cwd);
+    }
+    if process.cwd.is_empty() {
+        process.cwd = "/".to_owned();
+    }
+    process.env.extend(options.env.iter().cloned());
+    if let Some((uid, gid)) = options.user {
+        process.user.uid = uid;
+        process.user.gid = gid.unwrap_or(0);
+        process.user.additional_gids.clear();
+    }
+    process.user.additional_gids.extend(&options.additional_gids);
+    process.no_new_privileges |= options.no_new_privs;
+    if !options.capabilities.is_empty() {
+        let sets = process.capabilities.get_or_insert_default();
+        for set in [&mut sets.bounding, &mut sets.effective, &mut sets.permitted] {
+            set.extend(options.capabilities.iter().cloned());
+        }
+    }
+    check_process(&process, "process").map_err(|error| Failure::new(error.to_string()))?;
+    Ok(process)
+}
+
+/// Run a process; returns its exit code, or 0 at once when detached.
+///
+/// # Errors
+/// The container does not run, or a step fails.
+pub fn exec(options: &Options) -> Outcome<i32> {
+    let signals = Signals::hold()?;
+    let dir = StateDir::new(&options.root, &options.id)?;
+    let record = dir.read_complete()?;
+    let status = dir.status(&record);
+    let init = match (status, record.init) {
+        (Status::Running | Status::Created, Some(init)) => init.open(),
+        _ => None,
+    };
+    let Some(init) = init else {
+        return Err(Failure::new(format!("container `{}` is {}", options.id, status.name()))
+            .hint("only a running container can take another process"));
+    };
+    let (_, config) = saved_config(&dir)?;
+    let process = process_of(options, &config)?;
+    let filter = compile_filter(&config)?;
+    let terminal = match (&options.console_socket, process.terminal, options.detach) {
+        (Some(path), true, _) => Terminal::Send(connect_console(path)?),
+        (Some(_), false, _) => {
+            return Err(Failure::new("--console-socket is given without a terminal").hint("add --tty"));
+        }
+        (None, true, true) => {
+            return Err(Failure::new("a detached terminal needs a receiver").hint("give --console-socket"));
+        }
+        (None, true, false) => Terminal::Keep,
+        (None, false, _) => Terminal::None,
+    };
+    let cgroup = Cgroup::at(record.cgroup.clone()).in_step("cgroup")?;
+    let kinds = kinds(&config);
+    if kinds & libc::CLONE_NEWPID != 0 {
+        clone::setns(init.as_fd(), libc::CLONE_NEWPID)
+            .because(|| "cannot join the pid namespace".to_owned())
+            .in_step("join namespaces")?;
+    }
+    let (ours, theirs) = Channel::pair().in_step("clone")?;
+    let (side, doors) = clone_into(&cgroup).in_step("clone")?;
+    match side {
+        Side::Child => {
+            drop(ours);
+            let program = Program {
+                process: &process,
+                filter: filter.as_ref(),
+                preserve_fds: options.preserve_fds,
+                open_files: None,
+                keyring: None,
+            };
+            let child = Child { init: init.as_fd(), kinds, doors, terminal, channel: &theirs, program };
+            let failure = match child.run() {
+                Ok(never) => match never {},
+                Err(failure) => failure,
+            };
+            let _ = theirs.send(&Message::Failed(failure));
+            process::exit_now(1)
+        }
+        Side::Parent { pid, pidfd } => {
+            drop((theirs, init, terminal, doors));
+            let terminal = await_exec(&ours, &signals).inspect_err(|_| {
+                let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
+                let _ = clone::wait(pidfd.as_fd());
+            })?;
+            if let Some(file) = &options.pid_file {
+                state::write_atomically(file, pid.to_string().as_bytes(), false).in_step("pid file")?;
+            }
+            if options.detach {
+                return Ok(0);
+            }
+            foreground::attend(pidfd.as_fd(), &signals, terminal).map(clone::Exit::shell_code)
+        }
+    }
+}
+
+/// Namespaces the container has of its own, new or joined.
+fn kinds(config: &Config) -> i32 {
+    Kind::ALL
+        .into_iter()
+        .filter(|kind| config.namespace(kind.name()).is_some())
+        .fold(0, |flags, kind| flags | kind.flag())
+}
+
+fn clone_into(cgroup: &Cgroup) -> Outcome<(Side, Vec<OwnedFd>)> {
+    let birthplace = cgroup.birthplace()?;
+    let mut doors = cgroup.doors(false)?;
+    if let Some(birthplace) = &birthplace {
+        if let Ok(side) = clone::clone3(0, Some(birthplace.as_fd())) {
+            return Ok((side, doors));
+        }
+        doors = cgroup.doors(true)?;
+    }
+    Ok((clone::clone3(0, None).because(|| "cannot make the process".to_owned())?, doors))
+}
+
+/// Wait until the program has been executed; returns the terminal if one came.
+fn await_exec(channel: &Channel, signals: &Signals) -> Outcome<Option<OwnedFd>> {
+    let mut terminal = None;
+    loop {
+        match signals.receive(channel)? {
+            Message::Terminal(master) => terminal = Some(master),
+            Message::End => return Ok(terminal),
+            Message::Failed(failure) => return Err(failure),
+            _ => return Err(Failure::new("the process sent a message out of order")),
+        }
+    }
+}
+
+/// What the new process works with.
+struct Child<'a> {
+    init: BorrowedFd<'a>,
+    kinds: i32,
+    doors: Vec<OwnedFd>,
+    terminal: Terminal,
+    channel: &'a Channel,
+    program: Program<'a>,
+}
+
+impl Child<'_> {
+    fn run(self) -> Outcome<std::convert::Infallible> {
+        // Before anything of the container can see us: our binary must not be reachable through /proc.
+        process::set_not_dumpable()
+            .because(|| "cannot make the process undumpable".to_owned())
+            .in_step("self-protection")?;
+        for door in &self.doors {
+            rustix::io::write(door, b"0").because(|| "cannot join".to_owned()).in_step("join cgroup")?;
+        }
+        let others = self.kinds & !libc::CLONE_NEWPID;
+        if others != 0 {
+            clone::setns(self.init, others)
+                .because(|| "cannot join the namespaces".to_owned())
+                .in_step("join namespaces")?;
+        }
+        if self.kinds & libc::CLONE_NEWUSER != 0 {
+            become_root().in_step("join namespaces")?;
+        }
+        process::set_session().because(|| "cannot make a session".to_owned()).in_step("session")?;
+        if let Some(value) = self.program.process.oom_score_adj {
+            set_own_oom_score(value).in_step("OOM score")?;
+        }
+        if self.program.process.terminal {
+            self.open_terminal().in_step("terminal")?;
+        }
+        let ready = self.program.prepare().in_step("find program")?;
+        self.program.become_it(&ready)
+    }
+
+    fn open_terminal(&self) -> Outcome<()> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dev = rustix::fs::open("/dev", flags, Mode::empty())
+            .because(|| "cannot open `/dev` of the container".to_owned())?;
+        let (master, slave) = program::open_terminal(&dev, self.program.process)?;
+        hand_over(self.channel, &self.terminal, master)?;
+        program::take_terminal(&slave)
+    }
+}
+
+/// Through a procfs of our own: the container may have mounted anything over its one.
+fn set_own_oom_score(value: i32) -> Outcome<()> {
+    let pid = rustix::process::getpid().as_raw_nonzero();
+    let procfs = crate::container::procfs::Procfs::new()?;
+    procfs
+        .write(&format!("{pid}/oom_score_adj"), &value.to_string())
+        .or_hint("lowering it below the runtime's own takes CAP_SYS_RESOURCE")
+}

@@ -1,0 +1,268 @@
+//! Stay with a process: pass signals to it, carry its terminal, and take its exit code.
+
+use crate::container::channel::{Channel, Message};
+use crate::error::{Because, Failure, Outcome};
+use crate::sys::clone::{self, Exit};
+use crate::sys::signal::{self, SignalSet};
+use crate::sys::{process, tty};
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// How often the user must interrupt until the container is killed rather than asked.
+const INTERRUPTS_TO_KILL: u32 = 3;
+
+/// All signals, held until somebody looks: none is lost between the clone and the waiting.
+#[derive(Debug)]
+pub struct Signals(OwnedFd);
+
+impl Signals {
+    /// Block every signal and read them from a descriptor from now on.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn hold() -> Outcome<Self> {
+        let all = SignalSet::all_but_faults();
+        signal::set_mask(&all).because(|| "cannot block signals".to_owned())?;
+        signal::signalfd(&all).because(|| "cannot watch signals".to_owned()).map(Self)
+    }
+
+    /// The descriptor, to poll on.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// The next signal that has arrived.
+    ///
+    /// # Errors
+    /// The descriptor fails.
+    pub fn next(&self) -> Outcome<Option<i32>> {
+        signal::next(self.fd()).because(|| "cannot read signals".to_owned())
+    }
+
+    /// Wait for a message, giving up when the user interrupts.
+    ///
+    /// # Errors
+    /// A signal that asks us to end.
+    pub fn receive(&self, channel: &Channel) -> Outcome<Message> {
+        loop {
+            let mut fds = [
+                PollFd::from_borrowed_fd(channel.fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(self.fd(), PollFlags::IN),
+            ];
+            poll(&mut fds)?;
+            let (message, signal) = (fds[0].revents(), fds[1].revents());
+            if !signal.is_empty()
+                && let Some(signal @ (libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT)) = self.next()?
+            {
+                return Err(Failure::new(format!("interrupted by signal {signal} before the start")));
+            }
+            if !message.is_empty() {
+                return channel.receive();
+            }
+        }
+    }
+}
+
+/// Wait for any descriptor.
+///
+/// # Errors
+/// Out of memory.
+pub fn poll(fds: &mut [PollFd<'_>]) -> Outcome<()> {
+    loop {
+        match rustix::event::poll(fds, None) {
+            Err(Errno::INTR) => {}
+            result => return result.map(drop).because(|| "cannot wait".to_owned()),
+        }
+    }
+}
+
+/// Raw mode for our own terminal, put back at the end.
+struct RawMode(Option<tty::Settings>);
+
+impl RawMode {
+    fn enter() -> Self {
+        Self(process::inherited(0).and_then(|input| tty::make_raw(input).ok()))
+    }
+}
+
+impl Drop for RawMode {
+    fn drop(&mut self) {
+        if let (Some(settings), Some(input)) = (&self.0, process::inherited(0)) {
+            let _ = tty::restore(input, settings);
+        }
+    }
+}
+
+/// The container's terminal, carried to ours.
+struct Relay {
+    master: OwnedFd,
+    /// Typed and not yet taken by the container.
+    pending: Vec<u8>,
+    input_open: bool,
+    output_open: bool,
+}
+
+/// Bytes moved at a time.
+const CHUNK: usize = 16 * 1024;
+
+impl Relay {
+    fn new(master: OwnedFd) -> Self {
+        // A container that does not read must not stop us from showing what it writes.
+        if let Ok(flags) = rustix::fs::fcntl_getfl(&master) {
+            let _ = rustix::fs::fcntl_setfl(&master, flags | rustix::fs::OFlags::NONBLOCK);
+        }
+        let relay = Self { master, pending: Vec::new(), input_open: true, output_open: true };
+        relay.copy_size();
+        relay
+    }
+
+    fn copy_size(&self) {
+        let ours = [0, 1, 2].into_iter().find_map(|number| tty::size(process::inherited(number)?).ok());
+        if let Some(size) = ours.filter(|size| size.rows > 0) {
+            let _ = tty::set_size(self.master.as_fd(), size);
+        }
+    }
+
+    fn read_input(&mut self) {
+        let Some(input) = process::inherited(0) else {
+            self.input_open = false;
+            return;
+        };
+        let mut buffer = [0; CHUNK];
+        match rustix::io::read(input, &mut buffer) {
+            Ok(0) => {
+                self.input_open = false;
+                // What a person would type to end the input.
+                self.pending.push(4);
+            }
+            Ok(count) => self.pending.extend_from_slice(&buffer[..count]),
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(_) => self.input_open = false,
+        }
+    }
+
+    fn write_pending(&mut self) {
+        match rustix::io::write(&self.master, &self.pending) {
+            Ok(count) => {
+                self.pending.drain(..count);
+            }
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(_) => self.pending.clear(),
+        }
+    }
+
+    /// Copy what is there; false when nothing more will come now.
+    fn read_output(&mut self) -> bool {
+        let mut buffer = [0; CHUNK];
+        match rustix::io::read(&self.master, &mut buffer) {
+            Ok(count) if count > 0 => {
+                write_all(1, &buffer[..count]);
+                true
+            }
+            Err(Errno::INTR) => true,
+            Err(Errno::AGAIN) => false,
+            _ => {
+                self.output_open = false;
+                false
+            }
+        }
+    }
+}
+
+/// Write to one of our own streams; a reader that has gone is not the container's fault.
+fn write_all(number: i32, mut bytes: &[u8]) {
+    let Some(output) = process::inherited(number) else { return };
+    while !bytes.is_empty() {
+        match rustix::io::write(output, bytes) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                let mut fds = [PollFd::from_borrowed_fd(output, PollFlags::OUT)];
+                if poll(&mut fds).is_err() {
+                    return;
+                }
+            }
+            Err(_) => return,
+        }
+    }
+}
+
+/// Stay until the process has ended; it is reaped.
+///
+/// # Errors
+/// Waiting fails.
+pub fn attend(pidfd: BorrowedFd<'_>, signals: &Signals, terminal: Option<OwnedFd>) -> Outcome<Exit> {
+    let raw = terminal.as_ref().map(|_| RawMode::enter());
+    let mut relay = terminal.map(Relay::new);
+    let mut interrupts = 0;
+    loop {
+        let mut fds = vec![
+            PollFd::from_borrowed_fd(pidfd, PollFlags::IN),
+            PollFd::from_borrowed_fd(signals.fd(), PollFlags::IN),
+        ];
+        let mut input_at = None;
+        if let Some(relay) = &relay {
+            let mut want = PollFlags::empty();
+            want.set(PollFlags::IN, relay.output_open);
+            want.set(PollFlags::OUT, !relay.pending.is_empty());
+            if relay.output_open {
+                fds.push(PollFd::from_borrowed_fd(relay.master.as_fd(), want));
+            }
+            if relay.input_open
+                && relay.pending.is_empty()
+                && let Some(input) = process::inherited(0)
+            {
+                input_at = Some(fds.len());
+                fds.push(PollFd::from_borrowed_fd(input, PollFlags::IN));
+            }
+        }
+        poll(&mut fds)?;
+        let ready = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
+        let (ended, signalled, input_ready) = (ready(0), ready(1), input_at.is_some_and(ready));
+        drop(fds);
+        if let Some(relay) = &mut relay {
+            if input_ready {
+                relay.read_input();
+            }
+            if !relay.pending.is_empty() {
+                relay.write_pending();
+            }
+            if relay.output_open {
+                relay.read_output();
+            }
+        }
+        if signalled {
+            while let Some(signal) = signals.next()? {
+                pass_on(signal, pidfd, relay.as_ref(), &mut interrupts);
+            }
+        }
+        if ended {
+            if let Some(relay) = &mut relay {
+                while relay.output_open && relay.read_output() {}
+            }
+            drop(raw);
+            return clone::wait(pidfd).because(|| "cannot take the exit status".to_owned());
+        }
+    }
+}
+
+fn pass_on(signal: i32, pidfd: BorrowedFd<'_>, relay: Option<&Relay>, interrupts: &mut u32) {
+    let signal = match signal {
+        libc::SIGWINCH => {
+            if let Some(relay) = relay {
+                relay.copy_size();
+            }
+            return;
+        }
+        // About us or our terminal, not the container.
+        libc::SIGCHLD | libc::SIGPIPE | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU | libc::SIGURG => return,
+        libc::SIGINT | libc::SIGTERM => {
+            *interrupts += 1;
+            if *interrupts >= INTERRUPTS_TO_KILL { libc::SIGKILL } else { signal }
+        }
+        other => other,
+    };
+    // It may have ended a moment ago; the descriptor makes sure that no other process is hit.
+    let _ = clone::pidfd_send_signal(pidfd, signal);
+}

@@ -1,0 +1,442 @@
+//! Bring a container into being: everything between a command and a process that waits for its start.
+//!
+//! ```text
+//! claim ROOT/ID → record the intent → cgroup → open host trees → clone3 → record the process → messages → created
+//! ```
+//! Whatever fails, an [`Undo`] takes back what was made. A crash leaves the record, from which `delete --force` works.
+
+use crate::cgroup::{self, Cgroup};
+use crate::config::{self, Config};
+use crate::container::channel::{Channel, Message};
+use crate::container::hooks;
+use crate::container::init::{self, Init, Start, Terminal};
+use crate::container::mounts::{self, Prepared};
+use crate::container::namespaces::Namespaces;
+use crate::container::process::Program;
+use crate::container::rlimits;
+use crate::error::{Because, Failure, InStep, Outcome};
+use crate::foreground::Signals;
+use crate::seccomp::{self, Filter};
+use crate::state::{self, ProcessId, Record, StateDir, Status};
+use crate::sys::clone::{self, Side};
+use crate::sys::process;
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// What `create` and `run` have in common.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// State root.
+    pub root: PathBuf,
+    /// Container.
+    pub id: String,
+    /// Bundle directory.
+    pub bundle: PathBuf,
+    /// File for the process number.
+    pub pid_file: Option<PathBuf>,
+    /// Socket that takes the terminal.
+    pub console_socket: Option<PathBuf>,
+    /// Descriptors to keep beyond standard error.
+    pub preserve_fds: u32,
+    /// Use chroot rather than pivot_root.
+    pub no_pivot: bool,
+    /// Keep the caller's session keyring.
+    pub no_new_keyring: bool,
+}
+
+/// When the program runs, and who has its standard streams.
+#[derive(Debug)]
+pub struct Manner {
+    /// `start` decides, or the creator at once.
+    pub later: bool,
+    /// The runtime process keeps the terminal.
+    pub keep_terminal: bool,
+    /// Replacements for standard input, output and error.
+    pub stdio: Option<[OwnedFd; 3]>,
+    /// The runtime process stays as supervisor.
+    pub supervised: bool,
+}
+
+/// A bundle whose configuration can be carried out.
+#[derive(Debug)]
+pub struct Bundle {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its configuration.
+    pub config: Config,
+    /// The same as text, for the state directory.
+    pub text: Vec<u8>,
+    /// Its compiled system call filter.
+    pub filter: Option<Filter>,
+}
+
+/// Read and check a configuration.
+///
+/// # Errors
+/// It is not JSON of the right shape, or asks for what cannot be done.
+pub fn parse_config(text: &[u8], name: &str) -> Outcome<Config> {
+    let config: Config = serde_json::from_slice(text)
+        .because(|| format!("cannot understand `{name}`"))
+        .or_hint("it must be JSON as the OCI runtime specification defines it")?;
+    config::check::check(&config).map_err(|error| {
+        let failure = Failure::new(error.to_string());
+        match error.hint() {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    })?;
+    Ok(config)
+}
+
+/// Compile the filter of a configuration.
+///
+/// # Errors
+/// The profile cannot be carried out.
+pub fn compile_filter(config: &Config) -> Outcome<Option<Filter>> {
+    config.linux.seccomp.as_ref().map(seccomp::compile).transpose().map_err(|error| Failure::new(error.to_string()))
+}
+
+impl Bundle {
+    /// Load a bundle.
+    ///
+    /// # Errors
+    /// No `config.json`, or one that cannot be carried out.
+    pub fn load(path: &Path) -> Outcome<Self> {
+        let path = fs::canonicalize(path)
+            .because(|| format!("cannot open bundle `{}`", path.display()))
+            .or_hint("--bundle names a directory with a config.json and a root filesystem")?;
+        let file = path.join("config.json");
+        let text = fs::read(&file)
+            .because(|| format!("cannot read `{}`", file.display()))
+            .or_hint("`gantry-runtime spec` writes one to start from")?;
+        let config = parse_config(&text, &file.display().to_string())?;
+        let filter = compile_filter(&config)?;
+        let root = mounts::root_path(&config, &path);
+        if !root.is_dir() {
+            return Err(Failure::new(format!("root filesystem `{}` is not a directory", root.display()))
+                .hint("`root.path` in config.json is relative to the bundle"));
+        }
+        Ok(Self { path, config, text, filter })
+    }
+}
+
+/// A container that waits for its start.
+#[derive(Debug)]
+pub struct Launched {
+    /// Its state directory.
+    pub dir: StateDir,
+    /// What is recorded there.
+    pub record: Record,
+    /// Its cgroup.
+    pub cgroup: Cgroup,
+    /// Its first process.
+    pub pidfd: OwnedFd,
+    /// The terminal, if the runtime keeps it.
+    pub terminal: Option<OwnedFd>,
+    /// To the first process.
+    pub channel: Channel,
+}
+
+/// Takes back what was made, unless told that all went well.
+struct Undo {
+    dir: StateDir,
+    cgroup: Option<Cgroup>,
+    pidfd: Option<OwnedFd>,
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        if let Some(pidfd) = &self.pidfd {
+            let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
+            let _ = clone::wait(pidfd.as_fd());
+        }
+        if let Some(cgroup) = &self.cgroup {
+            let _ = cgroup.kill().and_then(|()| cgroup.remove());
+        }
+        let _ = self.dir.remove();
+    }
+}
+
+/// Make a container.
+///
+/// # Errors
+/// A step fails, or a signal ends the attempt; nothing is left then.
+pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Signals) -> Outcome<Launched> {
+    let config = &bundle.config;
+    if !rustix::process::geteuid().is_root() {
+        return Err(Failure::new("containers can be made by root only").hint("run as root, for example with sudo"));
+    }
+    let terminal = terminal_receiver(options, config, &manner)?;
+    let dir = StateDir::new(&options.root, &options.id)?;
+    dir.claim().in_step("claim id")?;
+    let mut undo = Undo { dir: dir.clone(), cgroup: None, pidfd: None };
+    let mut record = intent(options, bundle, &manner)?;
+    dir.write(&record).in_step("record intent")?;
+    let copy = dir.file("config.json");
+    fs::write(&copy, &bundle.text).because(|| format!("cannot write `{}`", copy.display())).in_step("record intent")?;
+
+    let cgroup = Cgroup::at(record.cgroup.clone()).in_step("cgroup")?;
+    cgroup.create().in_step("cgroup")?;
+    undo.cgroup = Some(cgroup.clone());
+    cgroup.apply(&config.linux.resources).in_step("limits")?;
+
+    let open_files = rlimits::raise_open_files();
+    let prepared = Prepared::open(config, &bundle.path, &cgroup).in_step("open mounts")?;
+    let namespaces = Namespaces::plan(config).in_step("namespaces")?;
+    let (ours, theirs) = Channel::pair().in_step("clone")?;
+    let start = match manner.later {
+        true => Start::Later(listen(&dir).in_step("clone")?),
+        false => Start::AtOnce,
+    };
+    let keyring = format!("_ses.{}", options.id);
+    let process = config.process.as_ref().ok_or_else(|| Failure::new("there is nothing to run"))?;
+    let state = dir.state(&record);
+    let between = namespaces.needs_go_between();
+    if !between {
+        namespaces.join_pid_for_children().in_step("join namespaces")?;
+    }
+    let (side, doors) = clone_into(&cgroup, if between { 0 } else { namespaces.born_into }).in_step("clone")?;
+    match side {
+        Side::Child => {
+            std::mem::forget(undo);
+            drop(ours);
+            let program = Program {
+                process,
+                filter: bundle.filter.as_ref(),
+                preserve_fds: options.preserve_fds,
+                open_files,
+                keyring: (!options.no_new_keyring).then_some(keyring.as_str()),
+            };
+            if between {
+                go_between(&namespaces, &theirs);
+            }
+            init::run(Init {
+                config,
+                prepared: &prepared,
+                cgroup: &cgroup,
+                doors,
+                namespaces: &namespaces,
+                channel: theirs,
+                program,
+                start,
+                terminal,
+                stdio: manner.stdio,
+                state: &state,
+                no_pivot: options.no_pivot,
+                joined: between,
+                host_pid: 0,
+                ready: None,
+            })
+        }
+        Side::Parent { pid, pidfd } => {
+            drop((theirs, start, prepared, terminal, manner.stdio, doors));
+            undo.pidfd = Some(pidfd);
+            let pid = if between { identity(&ours, &mut undo, signals)? } else { pid };
+            record.init = Some(ProcessId::of(pid)?);
+            dir.write(&record).in_step("record process")?;
+            set_oom_score(process.oom_score_adj, pid).in_step("OOM score")?;
+            let terminal = converse(config, &ours, pid, &state, signals)?;
+            record.complete = true;
+            dir.write(&record).in_step("record process")?;
+            if let Some(file) = &options.pid_file {
+                state::write_atomically(file, pid.to_string().as_bytes(), false).in_step("pid file")?;
+            }
+            let pidfd = undo.pidfd.take().ok_or_else(|| Failure::new("the process is lost"))?;
+            std::mem::forget(undo);
+            Ok(Launched { dir, record, cgroup, pidfd, terminal, channel: ours })
+        }
+    }
+}
+
+/// What `state.json` says before anything is made.
+fn intent(options: &Options, bundle: &Bundle, manner: &Manner) -> Outcome<Record> {
+    let me = ProcessId::of(std::process::id() as i32)?;
+    let config = &bundle.config;
+    Ok(Record {
+        id: options.id.clone(),
+        oci_version: config.oci_version.clone(),
+        bundle: bundle.path.clone(),
+        rootfs: mounts::root_path(config, &bundle.path),
+        created: crate::time::rfc3339(SystemTime::now()),
+        boot_id: state::boot_id(),
+        cgroup: cgroup::place(config.linux.cgroups_path.as_deref(), &options.id),
+        annotations: config.annotations.clone(),
+        creator: me,
+        init: None,
+        supervisor: manner.supervised.then_some(me),
+        complete: false,
+    })
+}
+
+/// Clone into the container's v2 directory, or, where the kernel refuses that, move there through its file.
+fn clone_into(cgroup: &Cgroup, flags: u64) -> Outcome<(Side, Vec<OwnedFd>)> {
+    let birthplace = cgroup.birthplace()?;
+    let mut doors = cgroup.doors(false)?;
+    let what = || "cannot make the container's process".to_owned();
+    let hint = "are namespaces enabled in this kernel and allowed by its limits (/proc/sys/user/max_*_namespaces)?";
+    if let Some(birthplace) = &birthplace {
+        if let Ok(side) = clone::clone3(flags, Some(birthplace.as_fd())) {
+            return Ok((side, doors));
+        }
+        doors = cgroup.doors(true)?;
+    }
+    Ok((clone::clone3(flags, None).because(what).or_hint(hint)?, doors))
+}
+
+/// In the process between: join, make the container's process as our sibling, tell who it is, and end. Returns in the
+/// new process only.
+fn go_between(namespaces: &Namespaces, channel: &Channel) {
+    let result = namespaces
+        .join_around_user()
+        .and_then(|()| clone::clone3_sibling(namespaces.born_into).because(|| "cannot make the process".to_owned()));
+    match result {
+        Ok(0) => {}
+        Ok(pid) => {
+            let _ = channel.send(&Message::Identity(pid));
+            process::exit_now(0)
+        }
+        Err(failure) => {
+            let _ = channel.send(&Message::Failed(failure.in_step("join namespaces")));
+            process::exit_now(1)
+        }
+    }
+}
+
+/// Learn from the go-between which process is the container's, and bury the go-between.
+fn identity(channel: &Channel, undo: &mut Undo, signals: &Signals) -> Outcome<i32> {
+    match signals.receive(channel)? {
+        Message::Identity(pid) => {
+            let pidfd = clone::pidfd_open(pid).because(|| "the container's process has gone".to_owned())?;
+            if let Some(between) = undo.pidfd.replace(pidfd) {
+                clone::wait(between.as_fd()).because(|| "cannot reap the go-between".to_owned())?;
+            }
+            Ok(pid)
+        }
+        other => Err(unexpected(other)),
+    }
+}
+
+fn unexpected(message: Message) -> Failure {
+    match message {
+        Message::Failed(failure) => failure,
+        Message::End => Failure::new("the container's process died before it was ready")
+            .hint("too small a memory limit kills it; see `dmesg` and `linux.resources.memory.limit`"),
+        _ => Failure::new("the container's process sent a message out of order"),
+    }
+}
+
+/// Serve the container's process until it is ready; returns the terminal if one came.
+fn converse(
+    config: &Config,
+    channel: &Channel,
+    pid: i32,
+    state: &state::State,
+    signals: &Signals,
+) -> Outcome<Option<OwnedFd>> {
+    let mut terminal = None;
+    loop {
+        match signals.receive(channel)? {
+            Message::NeedMaps => {
+                write_map(pid, "uid_map", &config.linux.uid_mappings).in_step("user namespace")?;
+                write_map(pid, "gid_map", &config.linux.gid_mappings).in_step("user namespace")?;
+                channel.go()?;
+            }
+            Message::NeedHooks => {
+                let line = state.with(Status::Creating, Some(pid)).to_line();
+                hooks::run("prestart", &config.hooks.prestart, &line).in_step("runtime hooks")?;
+                hooks::run("createRuntime", &config.hooks.create_runtime, &line).in_step("runtime hooks")?;
+                channel.go()?;
+            }
+            Message::Terminal(master) => terminal = Some(master),
+            Message::Created => return Ok(terminal),
+            other => return Err(unexpected(other)),
+        }
+    }
+}
+
+fn write_map(pid: i32, file: &str, map: &[config::IdMapping]) -> Outcome<()> {
+    let line = |entry: &config::IdMapping| format!("{} {} {}\n", entry.container_id, entry.host_id, entry.size);
+    let text: String = map.iter().map(line).collect();
+    let path = format!("/proc/{pid}/{file}");
+    fs::write(&path, &text).because(|| format!("cannot write {text:?} to `{path}`"))
+}
+
+fn set_oom_score(value: Option<i32>, pid: i32) -> Outcome<()> {
+    let Some(value) = value else { return Ok(()) };
+    let path = format!("/proc/{pid}/oom_score_adj");
+    let already = fs::read_to_string(&path).is_ok_and(|text| text.trim() == value.to_string());
+    if already {
+        return Ok(());
+    }
+    fs::write(&path, value.to_string())
+        .because(|| format!("cannot set `process.oomScoreAdj` to {value}"))
+        .or_hint("lowering it below the runtime's own takes CAP_SYS_RESOURCE")
+}
+
+/// A socket on which the container's process waits for `start`. Bound through a descriptor, since socket paths are
+/// short and the state root may not be.
+fn listen(dir: &StateDir) -> Outcome<OwnedFd> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+    let what = || "cannot make the start socket".to_owned();
+    let path = socket_path(dir)?;
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).because(what)?;
+    let address = SocketAddrUnix::new(path.1.as_str()).because(what)?;
+    rustix::net::bind(&socket, &address).because(what)?;
+    rustix::net::listen(&socket, 4).because(what)?;
+    Ok(socket)
+}
+
+/// A short path to the start socket, and the descriptor that keeps it valid.
+fn socket_path(dir: &StateDir) -> Outcome<(OwnedFd, String)> {
+    use rustix::fs::{Mode, OFlags};
+    use std::os::fd::AsRawFd;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(dir.path(), flags, Mode::empty())
+        .because(|| format!("cannot open `{}`", dir.path().display()))?;
+    let path = format!("/proc/self/fd/{}/start.sock", fd.as_raw_fd());
+    Ok((fd, path))
+}
+
+/// Connect to a created container's start socket; `None` when nobody listens any more.
+///
+/// # Errors
+/// The socket cannot be reached.
+pub fn connect_start(dir: &StateDir) -> Outcome<Option<Channel>> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+    let what = || "cannot reach the start socket".to_owned();
+    let path = socket_path(dir)?;
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).because(what)?;
+    let address = SocketAddrUnix::new(path.1.as_str()).because(what)?;
+    match rustix::net::connect(&socket, &address) {
+        Ok(()) => Ok(Some(Channel(socket))),
+        Err(rustix::io::Errno::CONNREFUSED | rustix::io::Errno::NOENT) => Ok(None),
+        Err(error) => Err(error).because(what),
+    }
+}
+
+/// Who takes the terminal, checked before anything is made.
+fn terminal_receiver(options: &Options, config: &Config, manner: &Manner) -> Outcome<Terminal> {
+    let wanted = config.process.as_ref().is_some_and(|process| process.terminal);
+    match (&options.console_socket, wanted) {
+        (None, false) => Ok(Terminal::None),
+        (Some(_), false) => Err(Failure::new("--console-socket is given, but `process.terminal` is false")
+            .hint("set `process.terminal` in config.json, or leave the option out")),
+        (Some(path), true) => connect_console(path).map(Terminal::Send),
+        (None, true) if manner.keep_terminal => Ok(Terminal::Keep),
+        (None, true) => Err(Failure::new("`process.terminal` is true, but nobody takes the terminal")
+            .hint("give --console-socket, run in the foreground, or set `process.terminal` to false")),
+    }
+}
+
+/// Connect to a socket that takes a terminal.
+///
+/// # Errors
+/// Nobody listens there.
+pub fn connect_console(path: &Path) -> Outcome<OwnedFd> {
+    let what = || format!("cannot connect to console socket `{}`", path.display());
+    std::os::unix::net::UnixStream::connect(path).map(OwnedFd::from).because(what)
+}

@@ -1,0 +1,86 @@
+//! Take a container away: processes, cgroup, state. Every part succeeds when its object is gone already.
+
+use crate::cgroup::{self, Cgroup};
+use crate::config::Config;
+use crate::container::hooks;
+use crate::error::{Because, InStep, Outcome};
+use crate::state::{ProcessId, Record, StateDir, Status};
+use crate::sys::clone;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use std::fs;
+use std::os::fd::AsFd;
+
+/// How long a killed process or a supervisor may take to end.
+const END_WITHIN: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+
+/// Kill what still runs and remove everything. Hooks that fail are returned as warnings.
+///
+/// # Errors
+/// A process hangs in the kernel, or a directory cannot be removed.
+pub fn remove(dir: &StateDir, record: Option<&Record>, id: &str) -> Outcome<Vec<String>> {
+    let place = record.map_or_else(|| cgroup::place(None, id), |record| record.cgroup.clone());
+    let cgroup = Cgroup::at(place).in_step("cgroup")?;
+    // A frozen process does not die.
+    cgroup.thaw();
+    if let Some(record) = record {
+        if record.init.is_none() && dir.status(record) == Status::Creating {
+            // Half-made and its creator is at work: without it nothing new appears.
+            kill_and_wait(&record.creator);
+        }
+        if let Some(init) = &record.init {
+            kill_and_wait(init);
+        }
+    }
+    cgroup.kill().in_step("kill processes")?;
+    if let Some(supervisor) = record.and_then(|record| record.supervisor) {
+        // It writes the exit file from the cgroup's figures, and ends by itself.
+        wait(&supervisor);
+    }
+    cgroup.remove().in_step("cgroup")?;
+    let warnings = run_hooks(dir, record);
+    dir.remove()?;
+    Ok(warnings)
+}
+
+fn kill_and_wait(process: &ProcessId) {
+    if let Some(pidfd) = process.open() {
+        let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
+        wait(process);
+    }
+}
+
+fn wait(process: &ProcessId) {
+    if process.pid == std::process::id() as i32 {
+        return;
+    }
+    if let Some(pidfd) = process.open() {
+        let mut fds = [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)];
+        // A timeout shows itself in the next step, which finds the process in the cgroup.
+        let _ = rustix::event::poll(&mut fds, Some(&END_WITHIN));
+    }
+}
+
+fn run_hooks(dir: &StateDir, record: Option<&Record>) -> Vec<String> {
+    let Some(record) = record else { return Vec::new() };
+    let Ok(text) = fs::read(dir.file("config.json")) else { return Vec::new() };
+    let Ok(config) = serde_json::from_slice::<Config>(&text) else { return Vec::new() };
+    let line = dir.state(record).with(Status::Stopped, record.init.map(|_| 0)).to_line();
+    config
+        .hooks
+        .poststop
+        .iter()
+        .filter_map(|hook| hooks::run("poststop", std::slice::from_ref(hook), &line).err())
+        .map(|failure| failure.to_string())
+        .collect()
+}
+
+/// The configuration a container was created with.
+///
+/// # Errors
+/// It cannot be read.
+pub fn saved_config(dir: &StateDir) -> Outcome<(Vec<u8>, Config)> {
+    let file = dir.file("config.json");
+    let text = fs::read(&file).because(|| format!("cannot read `{}`", file.display()))?;
+    let config = crate::launch::parse_config(&text, &file.display().to_string())?;
+    Ok((text, config))
+}
