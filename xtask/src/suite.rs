@@ -145,7 +145,17 @@ fn steps(quick: bool) -> Vec<Outcome> {
         run("format", || just(binaries::cargo().args(["fmt", "--all", "--", "--check", "-l"]))),
         run("lints", || {
             let mut clippy = binaries::cargo();
-            just(clippy.args(["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"]))
+            just(clippy.args([
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--locked",
+                "--quiet",
+                "--keep-going",
+                "--",
+                "-D",
+                "warnings",
+            ]))
         }),
     ];
     if quick {
