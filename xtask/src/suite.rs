@@ -142,10 +142,20 @@ pub(crate) fn task(args: &[String]) -> Result<()> {
 
 fn steps(quick: bool) -> Vec<Outcome> {
     let mut outcomes = vec![
-        run("format", || just(binaries::cargo().args(["fmt", "--all", "--check"]))),
+        run("format", || just(binaries::cargo().args(["fmt", "--all", "--", "--check", "-l"]))),
         run("lints", || {
             let mut clippy = binaries::cargo();
-            just(clippy.args(["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"]))
+            just(clippy.args([
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--locked",
+                "--quiet",
+                "--keep-going",
+                "--",
+                "-D",
+                "warnings",
+            ]))
         }),
     ];
     if quick {
