@@ -45,12 +45,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Ok(code) => u8::try_from(code).unwrap_or(u8::MAX),
         Err(failure) => {
             report::failure(&global, &failure);
-            1
+            failure.code
         }
     };
-    report::debug(
-        &global,
-        &format!("exit code {code} after {:?}", begun.elapsed()),
-    );
+    report::debug(&global, &format!("exit code {code} after {:?}", begun.elapsed()));
     code
 }

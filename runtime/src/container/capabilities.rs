@@ -68,22 +68,13 @@ pub struct Sets {
 pub fn bit(name: &str) -> Option<u64> {
     let upper = name.to_ascii_uppercase();
     let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
-    NAMES
-        .iter()
-        .position(|known| *known == short)
-        .map(|number| 1 << number)
+    NAMES.iter().position(|known| *known == short).map(|number| 1 << number)
 }
 
 /// Names of the bits of a set.
 fn names(set: u64) -> String {
-    let named = NAMES
-        .iter()
-        .enumerate()
-        .filter(|(number, _)| set >> number & 1 == 1);
-    named
-        .map(|(_, name)| format!("CAP_{name}"))
-        .collect::<Vec<_>>()
-        .join(", ")
+    let named = NAMES.iter().enumerate().filter(|(number, _)| set >> number & 1 == 1);
+    named.map(|(_, name)| format!("CAP_{name}")).collect::<Vec<_>>().join(", ")
 }
 
 /// What becomes of the capabilities a bundle asks for.
@@ -104,9 +95,7 @@ pub fn grant(config: &Capabilities, ours: u64) -> Granted {
         list.iter().fold(0, |set, name| match bit(name) {
             Some(bit) => set | bit,
             None => {
-                warnings.push(format!(
-                    "process.capabilities.{key}: `{name}` is not a capability of Linux"
-                ));
+                warnings.push(format!("process.capabilities.{key}: `{name}` is not a capability of Linux"));
                 set
             }
         })
@@ -120,10 +109,7 @@ pub fn grant(config: &Capabilities, ours: u64) -> Granted {
     };
     let lacking = (wanted.permitted | wanted.effective | wanted.inheritable) & !ours;
     if lacking != 0 {
-        warnings.push(format!(
-            "the runtime itself does not have {}, nor will the container",
-            names(lacking)
-        ));
+        warnings.push(format!("the runtime itself does not have {}, nor will the container", names(lacking)));
     }
     let mut sets = wanted;
     sets.permitted &= ours;
@@ -131,24 +117,12 @@ pub fn grant(config: &Capabilities, ours: u64) -> Granted {
     sets.effective &= sets.permitted;
     sets.ambient &= sets.permitted & sets.inheritable;
     for (wanted, given, key, needs) in [
-        (
-            wanted.effective & ours,
-            sets.effective,
-            "effective",
-            "permitted",
-        ),
-        (
-            wanted.ambient & ours,
-            sets.ambient,
-            "ambient",
-            "permitted and inheritable",
-        ),
+        (wanted.effective & ours, sets.effective, "effective", "permitted"),
+        (wanted.ambient & ours, sets.ambient, "ambient", "permitted and inheritable"),
     ] {
         if wanted != given {
             let missing = names(wanted & !given);
-            warnings.push(format!(
-                "process.capabilities.{key}: {missing} would have to be {needs} as well"
-            ));
+            warnings.push(format!("process.capabilities.{key}: {missing} would have to be {needs} as well"));
         }
     }
     Granted { sets, warnings }
@@ -185,8 +159,7 @@ impl Sets {
             .because(|| "cannot set the capabilities".to_owned())?;
         process::ambient_clear().because(|| "cannot clear the ambient capabilities".to_owned())?;
         for number in (0..64).filter(|number| self.ambient >> number & 1 == 1) {
-            process::ambient_raise(number)
-                .because(|| format!("cannot make {} ambient", names(1 << number)))?;
+            process::ambient_raise(number).because(|| format!("cannot make {} ambient", names(1 << number)))?;
         }
         Ok(())
     }
@@ -214,12 +187,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_granted_is_left_out_and_said() {
-        let list = |names: &[&str]| {
-            names
-                .iter()
-                .map(|&name| name.to_owned())
-                .collect::<Vec<_>>()
-        };
+        let list = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
         let config = Capabilities {
             bounding: list(&["CAP_KILL", "CAP_MOON"]),
             permitted: list(&["CAP_KILL", "CAP_SYS_RESOURCE"]),
@@ -229,16 +197,7 @@ mod tests {
         };
         let kill = 1 << 5;
         let Granted { sets, warnings } = grant(&config, !(1 << 24));
-        assert_eq!(
-            sets,
-            Sets {
-                bounding: kill,
-                effective: kill,
-                permitted: kill,
-                inheritable: 0,
-                ambient: 0
-            }
-        );
+        assert_eq!(sets, Sets { bounding: kill, effective: kill, permitted: kill, inheritable: 0, ambient: 0 });
         assert_eq!(
             warnings,
             [
@@ -248,10 +207,7 @@ mod tests {
                 "process.capabilities.ambient: CAP_KILL would have to be permitted and inheritable as well",
             ]
         );
-        let plain = Capabilities {
-            permitted: list(&["CAP_KILL"]),
-            ..Capabilities::default()
-        };
+        let plain = Capabilities { permitted: list(&["CAP_KILL"]), ..Capabilities::default() };
         assert_eq!(grant(&plain, u64::MAX).warnings, Vec::<String>::new());
     }
 }

@@ -56,16 +56,11 @@ impl Streams {
     /// Out of descriptors.
     pub fn make() -> Outcome<Self> {
         let what = || "cannot make pipes for the container's output".to_owned();
-        let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .because(what)?;
+        let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).because(what)?;
         let flags = rustix::pipe::PipeFlags::CLOEXEC;
         let (stdout, out) = rustix::pipe::pipe_with(flags).because(what)?;
         let (stderr, err) = rustix::pipe::pipe_with(flags).because(what)?;
-        Ok(Self {
-            theirs: [null, out, err],
-            stdout,
-            stderr,
-        })
+        Ok(Self { theirs: [null, out, err], stdout, stderr })
     }
 }
 
@@ -106,13 +101,7 @@ pub fn supervise(
     settings: &Settings,
     signals: Signals,
 ) -> Outcome<()> {
-    let Launched {
-        record,
-        cgroup,
-        pidfd,
-        channel,
-        ..
-    } = launched;
+    let Launched { record, cgroup, pidfd, channel, .. } = launched;
     let (id, pid) = (record.id.clone(), record.init.map_or(0, |init| init.pid));
     drop(record);
     let mut started_at = SystemTime::now();
@@ -125,17 +114,8 @@ pub fn supervise(
     let mut copier = Copier { outputs, log };
     loop {
         let mut fds = vec![PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)];
-        fds.extend(
-            copier
-                .outputs
-                .iter()
-                .map(|(_, fd)| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)),
-        );
-        fds.extend(
-            channel
-                .iter()
-                .map(|channel| PollFd::from_borrowed_fd(channel.fd(), PollFlags::IN)),
-        );
+        fds.extend(copier.outputs.iter().map(|(_, fd)| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)));
+        fds.extend(channel.iter().map(|channel| PollFd::from_borrowed_fd(channel.fd(), PollFlags::IN)));
         poll(&mut fds)?;
         let mut ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         drop(fds);
@@ -176,8 +156,7 @@ fn leave_caller(keep: &[i32]) -> Outcome<()> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .because(|| "cannot open `/dev/null`".to_owned())?;
     for number in 0..3 {
-        process::dup_to(null.as_fd(), number)
-            .because(|| "cannot let go of standard streams".to_owned())?;
+        process::dup_to(null.as_fd(), number).because(|| "cannot let go of standard streams".to_owned())?;
     }
     drop(null);
     process::close_all_from(3, keep);
@@ -197,9 +176,7 @@ impl Copier {
     fn copy(&mut self, ready: &[bool]) {
         let log = &mut self.log;
         let mut ready = ready.iter();
-        self.outputs.retain(|(stream, fd)| {
-            !ready.next().is_some_and(|&ready| ready) || copy_once(log, *stream, fd)
-        });
+        self.outputs.retain(|(stream, fd)| !ready.next().is_some_and(|&ready| ready) || copy_once(log, *stream, fd));
     }
 
     /// Copy what is left. A process that outlived the container's first one (shared PID namespace) may keep a pipe
