@@ -707,6 +707,13 @@ fn a_racing_image_never_makes_us_write_outside() {
     fs::create_dir(&real).expect("a directory");
     symlink(outside.path(), &link).expect("a link");
     let stop = std::sync::atomic::AtomicBool::new(false);
+    /// Stops the thread even when an assertion fails, so that the failure is seen.
+    struct Stop<'a>(&'a std::sync::atomic::AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
     std::thread::scope(|scope| {
         scope.spawn(|| {
             use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -714,11 +721,11 @@ fn a_racing_image_never_makes_us_write_outside() {
                 let _ = renameat_with(CWD, &real, CWD, &link, RenameFlags::EXCHANGE);
             }
         });
+        let _stop = Stop(&stop);
         for _ in 0..60 {
             // Either outcome is fine; writing outside is not.
             bed.run(&["run", &id("race")]);
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
     assert_eq!(fs::read_dir(outside.path()).expect("outside").count(), 0);
 }
