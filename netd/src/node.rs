@@ -251,8 +251,8 @@ impl Node {
         let mut route = Netlink::open(Family::Route)?;
         let mut made = attach::ensure(&mut route, &place, &record);
         let mut inner = locked(&self.inner);
-        if made.is_err() && inner.converge(&self.config).is_ok_and(|written| written > 0) {
-            // Something that it builds on had been damaged since the last check.
+        if made.is_err() && inner.converge(&self.config).is_ok() {
+            // Perhaps what it builds on had been damaged since the last check; it is whole now.
             made = inner.place(&self.config).and_then(|place| attach::ensure(&mut route, &place, &record));
         }
         if let Err(error) = made.and_then(|()| inner.open_ports(&self.config, &record)) {
