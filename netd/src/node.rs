@@ -88,6 +88,8 @@ pub(crate) struct Node {
     config: Config,
     files: Files,
     inner: Mutex<Inner>,
+    /// Held from the receipt of a table until it is on disk.
+    tables: Mutex<()>,
     /// One lock per attachment: requests for one id come one after the other, different ones together.
     turns: Mutex<HashMap<String, Arc<Mutex<()>>>>,
     _lock: File,
@@ -127,7 +129,14 @@ impl Node {
         inner.drop_dead(&config, &files)?;
         inner.names();
         inner.dns.set_clients(inner.clients());
-        let node = Self { config, files, inner: Mutex::new(inner), turns: Mutex::default(), _lock: lock };
+        let node = Self {
+            config,
+            files,
+            inner: Mutex::new(inner),
+            tables: Mutex::default(),
+            turns: Mutex::default(),
+            _lock: lock,
+        };
         node.check();
         Ok(node)
     }
@@ -138,6 +147,7 @@ impl Node {
     /// It is older than the one in force, contradicts itself, or its networks are the host's: nothing has changed then.
     /// Or the kernel refused a part: the table is in force all the same, and every check tries again.
     pub(crate) fn set_table(&self, table: Table) -> Result<(), NetError> {
+        let _one_at_a_time = locked(&self.tables);
         if self.in_force(&table) {
             return locked(&self.inner).converge(&self.config).map(|_| ());
         }
@@ -163,9 +173,11 @@ impl Node {
         } else {
             inner.warn_of_firewall(&self.config.bridge);
         }
-        // After the kernel: a slow disk must not keep traffic on a replica that is gone.
+        drop(inner);
+        // After the kernel, and without the lock: a slow disk must not keep traffic on a replica that is gone, nor
+        // containers from their network.
         state::store(&self.files.table, &*table, Durability::Power)?;
-        if let Some(wanted) = &mut inner.wanted {
+        if let Some(wanted) = &mut locked(&self.inner).wanted {
             wanted.stored = true;
         }
         done.map(|_| ())
@@ -239,8 +251,8 @@ impl Node {
         let mut route = Netlink::open(Family::Route)?;
         let mut made = attach::ensure(&mut route, &place, &record);
         let mut inner = locked(&self.inner);
-        if made.is_err() && inner.converge(&self.config).is_ok_and(|written| written > 0) {
-            // Something that it builds on had been damaged since the last check.
+        if made.is_err() && inner.converge(&self.config).is_ok() {
+            // Perhaps what it builds on had been damaged since the last check; it is whole now.
             made = inner.place(&self.config).and_then(|place| attach::ensure(&mut route, &place, &record));
         }
         if let Err(error) = made.and_then(|()| inner.open_ports(&self.config, &record)) {

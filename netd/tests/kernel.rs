@@ -401,7 +401,7 @@ fn a_killed_netd_is_not_missed() {
             server.read_exact(&mut byte).unwrap();
         };
         let rules = node.net.nft("-a list ruleset");
-        let links = node.net.ip("-o address");
+        let links = node.net.ip("-4 -o address");
         node.kill();
         still_alive();
         assert_eq!(net_a.ask("10.211.0.1:80").unwrap().split(' ').next(), Some("b"));
@@ -410,7 +410,7 @@ fn a_killed_netd_is_not_missed() {
         still_alive();
         assert_eq!(node.status().revision, Some(now.revision), "the table was kept");
         assert_eq!(node.net.nft("-a list ruleset"), rules, "nothing was written anew");
-        assert_eq!(node.net.ip("-o address"), links);
+        assert_eq!(node.net.ip("-4 -o address"), links);
         assert_eq!(node.attach("a"), a, "attachments were kept");
         assert_eq!(node.attach("c").address, Ipv4Addr::new(10, 210, 1, 4));
         node.set_table(&now);
