@@ -196,6 +196,8 @@ struct Simulation {
     sent: u64,
     trouble: bool,
     placed: BTreeMap<ReplicaId, NodeId>,
+    /// Copies whose data a person ordered to be deleted: what comes after them has nothing to do with it.
+    forsaken: BTreeSet<ReplicaId>,
     tell: bool,
 }
 
@@ -216,6 +218,7 @@ impl Simulation {
             sent: 0,
             trouble: true,
             placed: BTreeMap::new(),
+            forsaken: BTreeSet::new(),
             tell,
         };
         simulation.start_scheduler();
@@ -265,6 +268,9 @@ impl Simulation {
         let mut groups = Vec::new();
         for effects in &effects {
             for note in &effects.notes {
+                if note.kind == "app.removed" && world.pins.is_empty() {
+                    self.forsaken.extend(self.placed.keys().cloned());
+                }
                 self.say(|| format!("{} {}: {}", note.kind, note.subject, note.message));
             }
             groups.push(effects.keys.iter().map(|key| records::op(world, key)).collect());
@@ -491,7 +497,8 @@ impl Simulation {
     /// No two copies of one name with volumes at once, wherever they are.
     fn check_bound(&self) {
         let mut seen: BTreeMap<&ReplicaName, &ReplicaId> = BTreeMap::new();
-        for (id, copy) in self.agents.iter().flat_map(|agent| &agent.copies).filter(|(_, c)| !c.volumes.is_empty()) {
+        let bound = self.agents.iter().flat_map(|agent| &agent.copies).filter(|(_, copy)| !copy.volumes.is_empty());
+        for (id, copy) in bound.filter(|(id, _)| !self.forsaken.contains(*id)) {
             if let Some(other) = seen.insert(&copy.name, id) {
                 panic!("{id} and {other} run at once on the same data");
             }
