@@ -345,15 +345,15 @@ impl Daemon {
 
     async fn save(&mut self) {
         let Some(write) = self.ledger.write(&self.node.observed) else { return };
-        let result = spawn_blocking(write).await;
-        self.problem(
-            "ledger",
-            match result {
-                Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(format!("what happens here cannot be kept: {}", chain(&error))),
-                Err(error) => Some(format!("what happens here cannot be kept: {error}")),
-            },
-        );
+        let problem = match spawn_blocking(write).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(chain(&error)),
+            Err(error) => Some(error.to_string()),
+        };
+        if problem.is_some() {
+            self.ledger.unwritten();
+        }
+        self.problem("ledger", problem.map(|why| format!("what happens here cannot be kept: {why}")));
     }
 
     /// Notes or clears a problem of the node's own.
@@ -603,20 +603,15 @@ impl Daemon {
 
     /// Puts what is true now where the stream finds it; wakes it only for news, not for usage.
     fn publish(&self) {
-        let node = &self.node;
-        let ids: BTreeSet<&ReplicaId> = node.desired.keys().chain(node.observed.keys()).collect();
-        let status = |id: &ReplicaId| {
-            let seen = node.observed.get(id);
-            let (memory_used, cpu_used) = self.usage.get(id).copied().unwrap_or_default();
-            let mut status = plan::status(id, node.desired.get(id).map(|r| &**r), seen);
-            if let Some(Seen { replica, facts }) = seen
+        let mut replicas = plan::statuses(&self.node);
+        for status in &mut replicas {
+            (status.memory_used, status.cpu_used) = self.usage.get(&status.id).copied().unwrap_or_default();
+            if let Some(Seen { replica, facts }) = self.node.observed.get(&status.id)
                 && facts.busy == Some(Step::Prepare)
             {
-                status.message = self.actor.waits_for(replica).or(status.message);
+                status.message = self.actor.waits_for(replica).or_else(|| status.message.take());
             }
-            ReplicaStatus { memory_used, cpu_used, ..status }
-        };
-        let replicas: Vec<ReplicaStatus> = ids.into_iter().map(status).collect();
+        }
         let problems: Vec<String> = self.network.problems.iter().chain(self.own_problems.values()).cloned().collect();
         self.reports.send_if_modified(|report| {
             let news = report.applied != self.network.applied
