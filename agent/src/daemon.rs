@@ -407,6 +407,9 @@ impl Daemon {
                     self.cancels.remove(&action.replica);
                 }
                 self.node.end(&action, outcome, now_ms);
+                if matches!(action.step, Step::Start | Step::Restart) {
+                    self.exits(); // what ended while it was being started waited for this
+                }
             }
             Event::Missing(replicas) => {
                 for (id, started_ms) in replicas {
@@ -433,13 +436,14 @@ impl Daemon {
         }
     }
 
-    /// Takes in every exit file there is.
+    /// Takes in every exit file there is, but of replicas that are being started: see [`Node::hears_exits`].
     fn exits(&mut self) {
         let found = match exits::scan(&self.paths.exits()) {
             Ok(found) => found,
             Err(error) => return self.problem("exits", Some(chain(&error))),
         };
         let now_ms = self.clock.now_ms();
+        let found: Vec<_> = found.into_iter().filter(|(id, _)| self.node.hears_exits(id)).collect();
         for (id, file) in &found {
             let before = self.node.observed.get(id).cloned();
             if self.node.exited(id, file.exit.clone(), now_ms)

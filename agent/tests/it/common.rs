@@ -590,6 +590,7 @@ fn cgroup_parent() -> String {
 #[test]
 fn agent_process() {
     let Some(dir) = std::env::var_os(AGENT) else { return };
+    tracing_subscriber::fmt().with_env_filter("info,gantry_agent=debug").with_ansi(false).init();
     let (_stop, stopped) = watch::channel(false);
     let agent = async move { gantry_agent::run(config(Path::new(&dir)), stopped).await.unwrap() };
     tokio::runtime::Runtime::new().unwrap().block_on(agent);
