@@ -30,13 +30,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, spawn_blocking};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tracing::{info, warn};
 
 /// Should the kernel not tell of an exit file, we look this often.
 const RESCAN: Duration = Duration::from_secs(2);
 /// Between two looks at whether what should run does: a supervisor that was killed leaves no exit file.
 const AUDIT: Duration = Duration::from_secs(5);
+/// A child of a killed agent holds its lock until it has become another program.
+const LOCK_MAX: Duration = Duration::from_secs(2);
 /// Between two looks at usage.
 const MEASURE: Duration = Duration::from_secs(1);
 
@@ -77,7 +79,7 @@ pub async fn run(config: Config, mut shutdown: watch::Receiver<bool>) -> Result<
         return Err(AgentError::NotJoined(crate::paths::identity(&config.data_dir)));
     };
     let paths = Paths::new(&config.data_dir, &config.run_dir);
-    let _lock = lock(&paths)?;
+    let _lock = lock(&paths).await?;
     let dialer = Dialer::new(member.server, tls::member(&member.certificate_pem, &identity.key_pem, &member.ca_pem)?);
     let (mut daemon, events) = Daemon::begin(&config, paths, &identity).await?;
     let stream = Stream {
@@ -99,15 +101,19 @@ pub async fn run(config: Config, mut shutdown: watch::Receiver<bool>) -> Result<
 }
 
 /// Held as long as the agent runs.
-fn lock(paths: &Paths) -> Result<File, AgentError> {
+async fn lock(paths: &Paths) -> Result<File, AgentError> {
     fsx::ensure_dir(&paths.agent(), 0o700)?;
     let path = paths.agent().join("lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.map_err(fsx::FileError::new("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(_) => Err(AgentError::Locked(paths.data_dir().to_owned())),
+    let deadline = Instant::now() + LOCK_MAX;
+    while file.try_lock().is_err() {
+        if Instant::now() > deadline {
+            return Err(AgentError::Locked(paths.data_dir().to_owned()));
+        }
+        sleep(Duration::from_millis(20)).await;
     }
+    Ok(file)
 }
 
 fn hello(config: &Config, identity: &Identity) -> Hello {
