@@ -51,6 +51,11 @@ impl Ledger {
         fsx::write_durable(&paths.assignment(), &bytes, 0o600)
     }
 
+    /// What was to be written last is not on disk: it has to be written again.
+    pub(crate) fn unwritten(&mut self) {
+        self.written.clear();
+    }
+
     /// What has to be done to keep what happened to the replicas; `None` when it is kept already.
     pub(crate) fn write(
         &mut self,

@@ -204,6 +204,12 @@ pub fn volumes(replica: &AssignedReplica) -> impl Iterator<Item = String> + '_ {
     })
 }
 
+/// What the scheduler is told of all replicas, wanted or there.
+pub fn statuses(node: &Node) -> Vec<ReplicaStatus> {
+    let one = |id: &ReplicaId| status(id, node.desired.get(id).map(|r| &**r), node.observed.get(id));
+    everyone(&node.desired, &node.observed).into_iter().map(one).collect()
+}
+
 /// What the scheduler is told of a replica; usage is added by who measures it.
 pub fn status(id: &ReplicaId, want: Option<&AssignedReplica>, seen: Option<&Seen>) -> ReplicaStatus {
     let default = Facts::default();

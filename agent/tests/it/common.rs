@@ -49,6 +49,9 @@ pub fn inside<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
     if std::env::var_os(INSIDE).is_some() {
         let up = Command::new("busybox").args(["ifconfig", "lo", "up"]).status().expect("busybox-static is installed");
         assert!(up.success());
+        // All that a test writes goes with its namespace.
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", "/tmp", "tmpfs", flags, c"mode=1777").unwrap();
         tracing_subscriber::fmt().with_env_filter("info,gantry_agent=debug").with_ansi(false).init();
         tokio::runtime::Runtime::new().unwrap().block_on(test());
         return;
@@ -587,6 +590,7 @@ fn cgroup_parent() -> String {
 #[test]
 fn agent_process() {
     let Some(dir) = std::env::var_os(AGENT) else { return };
+    tracing_subscriber::fmt().with_env_filter("info,gantry_agent=debug").with_ansi(false).init();
     let (_stop, stopped) = watch::channel(false);
     let agent = async move { gantry_agent::run(config(Path::new(&dir)), stopped).await.unwrap() };
     tokio::runtime::Runtime::new().unwrap().block_on(agent);
