@@ -64,8 +64,6 @@ pub struct Facts {
     pub failures: u32,
     /// How the process before ended.
     pub last_exit: Option<Exit>,
-    /// When the last end was that the machine has a record of; the record itself stays until the next start.
-    pub exit_read_ms: Option<u64>,
     /// It was told to stop.
     pub stop: Option<Stop>,
     /// The action before failed.
@@ -362,11 +360,6 @@ impl Facts {
                 let since_ms = if self.health.healthy.is_none() { Some(started_ms) } else { self.health.since_ms };
                 since_ms.is_some_and(|since| now_ms.saturating_sub(since) >= STEADY_MS)
             }
-<<<<<<< HEAD
-            // The end before this start, read once more, is no news either.
-            Process::Absent if starting && self.exit_read_ms != Some(exit.at_ms) => false,
-=======
->>>>>>> heads/agent
             Process::Absent | Process::Ended { .. } => return false,
         };
         let ending = match self.stop.take() {
@@ -377,7 +370,6 @@ impl Facts {
                 Ending::Own
             }
         };
-        self.exit_read_ms = Some(exit.at_ms);
         self.ended(exit, ending, steady, now_ms);
         true
     }
@@ -455,7 +447,7 @@ impl Facts {
                 return;
             }
             Found::Exited(exit) => {
-                let known = self.exit_read_ms == Some(exit.at_ms);
+                let known = self.last_exit.as_ref().is_some_and(|last| last.at_ms == exit.at_ms);
                 if !known && !matches!(self.process, Process::Ended { .. }) {
                     let started_ms = exit.at_ms.min(now_ms);
                     if self.process == Process::Absent {
