@@ -113,13 +113,16 @@ impl fmt::Display for Refusal {
     }
 }
 
+/// Copies of the service, reserved share, replicas, name: the least is the best.
+type Score<'a> = (u32, u64, u32, &'a NodeName);
+
 /// The best node for a copy.
 ///
 /// # Errors
 /// Why each node cannot run it.
 pub fn place(need: &Need<'_>, candidates: &[Candidate<'_>]) -> Result<NodeId, Refusal> {
     let mut refusal = Refusal::default();
-    let mut best: Option<((u32, u64, u32, &NodeName), &NodeId)> = None;
+    let mut best: Option<(Score<'_>, &NodeId)> = None;
     for candidate in candidates {
         if let Some(reason) = reason_against(need, candidate) {
             refusal.reasons.entry(reason).or_default().push(candidate.node.record.name.clone());

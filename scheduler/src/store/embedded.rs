@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 /// Key to (created, modified, value).
 const ENTRIES: TableDefinition<'_, &str, (u64, u64, &[u8])> = TableDefinition::new("entries");
 /// (revision, index within it) to (key, value unless removed).
-const HISTORY: TableDefinition<'_, (u64, u32), (&str, Option<&[u8]>)> = TableDefinition::new("history");
+const HISTORY: TableDefinition<'_, (u64, u32), Changed> = TableDefinition::new("history");
+type Changed = (&'static str, Option<&'static [u8]>);
 /// `revision`, and `forgotten`: the last revision whose changes are no longer kept.
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
