@@ -12,7 +12,7 @@ use gantry_api::ids::{AppName, NodeId, ReplicaId, ReplicaName, Revision};
 use gantry_api::spec::{App, Mount, MountSource, OnFailure, UpdateOrder};
 use gantry_api::units::{Bytes, MilliCpu};
 use gantry_api::wire::{Assignment, Capacity, Hello, ReplicaState, ReplicaStatus, Report};
-use gantry_scheduler::core::{Effects, Now, Phase, Settings, World};
+use gantry_scheduler::core::{Effects, Key, Now, Phase, Settings, World};
 use gantry_scheduler::records;
 use gantry_scheduler::store::{Store, memory::Memory};
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +25,8 @@ const TROUBLE_MS: u64 = 9_000;
 /// Afterwards everything must be at rest within so long.
 const REST_MS: u64 = 60_000;
 const TICK_MS: u64 = 100;
+/// Grain of time; messages within one grain keep their order.
+const STEP_MS: u64 = 10;
 const REPORT_MS: u64 = 500;
 
 /// splitmix64: one number, one story.
@@ -68,6 +70,8 @@ struct Agent {
     report_at: u64,
     sequence: u64,
     ledger: Option<Arc<Assignment>>,
+    /// When there is something to do next.
+    work_at: u64,
     copies: BTreeMap<ReplicaId, Copy>,
     volumes: BTreeSet<String>,
     /// Highest revision sent to it.
@@ -86,6 +90,7 @@ impl Agent {
             report_at: 0,
             sequence: 0,
             ledger: None,
+            work_at: 0,
             copies: BTreeMap::new(),
             volumes: BTreeSet::new(),
             sent: Revision(0),
@@ -107,7 +112,7 @@ impl Agent {
 
     /// Makes what runs equal to the ledger, as far as time allows.
     fn work(&mut self, now: u64, random: &mut Random) {
-        if !self.powered {
+        if !self.powered || now < self.work_at {
             return;
         }
         self.copies.retain(|_, copy| copy.ends_at.is_none_or(|end| now < end));
@@ -140,6 +145,7 @@ impl Agent {
                 self.volumes.remove(volume);
             }
         }
+        self.work_at = self.copies.values().filter_map(|copy| copy.ends_at).min().unwrap_or(u64::MAX);
     }
 
     fn report(&mut self, now: u64) -> Report {
@@ -278,9 +284,13 @@ impl Simulation {
         for transaction in records::transactions(groups) {
             self.store.commit(&transaction).unwrap();
         }
-        for replica in world.replicas.values() {
-            let node = self.placed.entry(replica.record.id.clone()).or_insert_with(|| replica.record.node.clone());
-            assert_eq!(*node, replica.record.node, "{} was placed twice", replica.record.id);
+        for key in effects.iter().flat_map(|effects| &effects.keys) {
+            if let Key::Replica(id) = key
+                && let Some(replica) = world.replicas.get(id)
+            {
+                let node = self.placed.entry(id.clone()).or_insert_with(|| replica.record.node.clone());
+                assert_eq!(*node, replica.record.node, "{id} was placed twice");
+            }
         }
     }
 
@@ -343,6 +353,7 @@ impl Simulation {
                 let newer = worker.ledger.as_ref().is_none_or(|old| assignment.revision > old.revision);
                 if worker.powered && !worker.parted && worker.session == Some(session) && newer {
                     worker.ledger = Some(assignment);
+                    worker.work_at = 0;
                     worker.work(self.now, &mut self.random);
                     worker.report_at = worker.report_at.min(self.now + 5);
                 }
@@ -353,7 +364,7 @@ impl Simulation {
     /// A message, a report, a dial or a tick, whichever is next.
     fn advance(&mut self, end: u64) {
         while self.now < end {
-            self.now += 5;
+            self.now += STEP_MS;
             while let Some(entry) = self.wire.first_entry().filter(|entry| entry.key().0 <= self.now) {
                 let message = entry.remove();
                 self.deliver(message);
@@ -364,7 +375,7 @@ impl Simulation {
             if self.world.is_none() && self.now >= self.restart_at {
                 self.start_scheduler();
             }
-            if self.now % TICK_MS == 0 {
+            if self.now.is_multiple_of(TICK_MS) {
                 self.step_scheduler();
                 self.check_bound();
             }
@@ -441,6 +452,7 @@ impl Simulation {
         let agent = &mut self.agents[index];
         agent.powered = true;
         agent.parted = false;
+        agent.work_at = 0;
         if agent.session.is_none() {
             agent.dial_at = self.now + self.random.below(300);
         }

@@ -46,7 +46,7 @@ fn what_was_acknowledged_survives_a_kill() {
             if let Some(number) = line.strip_prefix("acknowledged ").and_then(|text| text.parse::<u64>().ok()) {
                 assert!(number > acknowledged, "numbers rise over restarts");
                 acknowledged = number;
-                if number % (7 + round * 3) == 0 {
+                if number.is_multiple_of(7 + round * 3) {
                     break;
                 }
             }

@@ -113,7 +113,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Copies of the service there, share reserved, copies of all, name: the least is best.
+/// Copies of the service, reserved share, replicas, name: the least is the best.
 type Score<'a> = (u32, u64, u32, &'a NodeName);
 
 /// The best node for a copy.

@@ -50,7 +50,7 @@ pub(super) fn plan<'a>(draft: &mut Draft<'a>, view: &View<'a>) -> Option<String>
     if let Rollout::Paused { message, .. } = &view.record.rollout {
         return Some(format!("rolling change paused: {message}"));
     }
-    let current = |r: &&Replica| r.record.generation == view.record.generation;
+    let current = |r: &Replica| r.record.generation == view.record.generation;
     let changed: Vec<&Replica> = view.slots.values().flatten().copied().filter(|r| current(r)).collect();
     let outdated: Vec<u32> = view
         .slots
@@ -65,7 +65,7 @@ pub(super) fn plan<'a>(draft: &mut Draft<'a>, view: &View<'a>) -> Option<String>
     let ignore_failed = view.spec.update.on_failure == OnFailure::Continue || !is_active(view);
     let mut busy: BTreeSet<u32> = changed
         .iter()
-        .filter(|r| !(settled(draft, view, r) || ignore_failed && fails(view, r)))
+        .filter(|r| !(settled(draft, view, r) || (ignore_failed && fails(view, r))))
         .map(|r| r.record.name.number)
         .collect();
     busy.extend(view.ending.iter().filter(|(_, handover)| **handover).map(|(number, _)| *number));

@@ -87,7 +87,7 @@ impl Lab {
         let end = self.now + ms;
         while self.now < end {
             self.now += 10;
-            if self.now % 100 == 0 || ms == 10 {
+            if self.now.is_multiple_of(100) || ms == 10 {
                 self.report();
             }
             self.step();

@@ -7,13 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Key, and its value unless it was removed.
-type Record<'a> = (&'a str, Option<&'a [u8]>);
-
 /// Key to (created, modified, value).
 const ENTRIES: TableDefinition<'_, &str, (u64, u64, &[u8])> = TableDefinition::new("entries");
 /// (revision, index within it) to (key, value unless removed).
-const HISTORY: TableDefinition<'_, (u64, u32), Record<'_>> = TableDefinition::new("history");
+const HISTORY: TableDefinition<'_, (u64, u32), Changed> = TableDefinition::new("history");
+type Changed = (&'static str, Option<&'static [u8]>);
 /// `revision`, and `forgotten`: the last revision whose changes are no longer kept.
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
