@@ -64,6 +64,8 @@ pub struct Facts {
     pub failures: u32,
     /// How the process before ended.
     pub last_exit: Option<Exit>,
+    /// When the last end was that the machine has a record of; the record itself stays until the next start.
+    pub exit_read_ms: Option<u64>,
     /// It was told to stop.
     pub stop: Option<Stop>,
     /// The action before failed.
@@ -355,6 +357,9 @@ impl Facts {
 
     /// The process ended. `false` when this is no news: there is no process that it could be about.
     pub fn exited(&mut self, mut exit: Exit, now_ms: u64) -> bool {
+        if self.exit_read_ms == Some(exit.at_ms) {
+            return false;
+        }
         let steady = match self.process {
             Process::Running { started_ms } => {
                 let since_ms = if self.health.healthy.is_none() { Some(started_ms) } else { self.health.since_ms };
@@ -370,6 +375,7 @@ impl Facts {
                 Ending::Own
             }
         };
+        self.exit_read_ms = Some(exit.at_ms);
         self.ended(exit, ending, steady, now_ms);
         true
     }
@@ -447,7 +453,7 @@ impl Facts {
                 return;
             }
             Found::Exited(exit) => {
-                let known = self.last_exit.as_ref().is_some_and(|last| last.at_ms == exit.at_ms);
+                let known = self.exit_read_ms == Some(exit.at_ms);
                 if !known && !matches!(self.process, Process::Ended { .. }) {
                     let started_ms = exit.at_ms.min(now_ms);
                     if self.process == Process::Absent {

@@ -27,19 +27,14 @@ pub struct Credentials {
 
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials")
-            .field("username", &self.username)
-            .finish_non_exhaustive()
+        f.debug_struct("Credentials").field("username", &self.username).finish_non_exhaustive()
     }
 }
 
 impl Credentials {
     /// The value of an `Authorization` header.
     pub(crate) fn basic(&self) -> String {
-        format!(
-            "Basic {}",
-            encode_base64(format!("{}:{}", self.username, self.password).as_bytes())
-        )
+        format!("Basic {}", encode_base64(format!("{}:{}", self.username, self.password).as_bytes()))
     }
 }
 
@@ -47,9 +42,7 @@ impl Credentials {
 pub fn default_auth_file() -> Option<PathBuf> {
     let dir = match std::env::var_os("DOCKER_CONFIG").filter(|dir| !dir.is_empty()) {
         Some(dir) => PathBuf::from(dir),
-        None => {
-            PathBuf::from(std::env::var_os("HOME").filter(|dir| !dir.is_empty())?).join(".docker")
-        }
+        None => PathBuf::from(std::env::var_os("HOME").filter(|dir| !dir.is_empty())?).join(".docker"),
     };
     Some(dir.join("config.json"))
 }
@@ -73,47 +66,28 @@ pub(crate) fn from_file(file: &Path, registry: &str) -> Result<Option<Credential
     let Some(bytes) = files::read_limited(file, FILE_MAX)? else {
         return Ok(None);
     };
-    let bad = |why: &str| ImageError::BadCredentials {
-        file: file.to_path_buf(),
-        why: why.to_owned(),
-    };
+    let bad = |why: &str| ImageError::BadCredentials { file: file.to_path_buf(), why: why.to_owned() };
     let config: DockerConfig = serde_json::from_slice(&bytes).map_err(|e| bad(&e.to_string()))?;
-    let Some((_, auth)) = config
-        .auths
-        .iter()
-        .find(|(key, _)| key_host(key) == registry)
-    else {
+    let Some((_, auth)) = config.auths.iter().find(|(key, _)| key_host(key) == registry) else {
         return Ok(None);
     };
     if auth.auth.is_empty() {
         let (username, password) = (auth.username.clone(), auth.password.clone());
         // An entry without both is a mark that a credential helper has them.
-        return Ok((!username.is_empty() && !password.is_empty())
-            .then_some(Credentials { username, password }));
+        return Ok((!username.is_empty() && !password.is_empty()).then_some(Credentials { username, password }));
     }
     let decoded = decode_base64(&auth.auth).and_then(|bytes| String::from_utf8(bytes).ok());
     let decoded = decoded.ok_or_else(|| bad(&format!("`auth` of {registry} is not base64")))?;
-    let (username, password) = decoded
-        .split_once(':')
-        .ok_or_else(|| bad(&format!("`auth` of {registry} has no colon")))?;
-    Ok(Some(Credentials {
-        username: username.to_owned(),
-        password: password.trim_end_matches('\0').to_owned(),
-    }))
+    let (username, password) =
+        decoded.split_once(':').ok_or_else(|| bad(&format!("`auth` of {registry} has no colon")))?;
+    Ok(Some(Credentials { username: username.to_owned(), password: password.trim_end_matches('\0').to_owned() }))
 }
 
 /// Keys are hosts or old addresses such as `https://index.docker.io/v1/`.
 fn key_host(key: &str) -> &str {
-    let key = key
-        .strip_prefix("https://")
-        .or_else(|| key.strip_prefix("http://"))
-        .unwrap_or(key);
+    let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
     let host = key.split('/').next().unwrap_or(key);
-    if matches!(host, "index.docker.io" | "registry-1.docker.io") {
-        DEFAULT_REGISTRY
-    } else {
-        host
-    }
+    if matches!(host, "index.docker.io" | "registry-1.docker.io") { DEFAULT_REGISTRY } else { host }
 }
 
 /// One way to log in that a server offers.
@@ -135,26 +109,15 @@ pub(crate) fn parse_challenges(header: &str) -> Vec<Challenge> {
         let after_space = after.trim_start();
         if word.is_empty() {
             // A comma between items, or something that does not belong here.
-            rest = rest
-                .split_at(rest.chars().next().map_or(0, char::len_utf8))
-                .1
-                .trim_start();
-        } else if let Some(value) = after_space
-            .strip_prefix('=')
-            .filter(|_| !challenges.is_empty())
-        {
+            rest = rest.split_at(rest.chars().next().map_or(0, char::len_utf8)).1.trim_start();
+        } else if let Some(value) = after_space.strip_prefix('=').filter(|_| !challenges.is_empty()) {
             let (value, tail) = parse_value(value.trim_start());
             if let Some(challenge) = challenges.last_mut() {
-                challenge
-                    .parameters
-                    .insert(word.to_ascii_lowercase(), value);
+                challenge.parameters.insert(word.to_ascii_lowercase(), value);
             }
             rest = tail.trim_start();
         } else {
-            challenges.push(Challenge {
-                scheme: word.to_ascii_lowercase(),
-                parameters: BTreeMap::new(),
-            });
+            challenges.push(Challenge { scheme: word.to_ascii_lowercase(), parameters: BTreeMap::new() });
             rest = after_space;
         }
     }
@@ -168,9 +131,7 @@ fn is_token(c: char) -> bool {
 /// A token or a quoted string, and what follows.
 fn parse_value(text: &str) -> (String, &str) {
     let Some(quoted) = text.strip_prefix('"') else {
-        let end = text
-            .find(|c: char| c == ',' || c.is_whitespace())
-            .unwrap_or(text.len());
+        let end = text.find(|c: char| c == ',' || c.is_whitespace()).unwrap_or(text.len());
         return (text[..end].to_owned(), &text[end..]);
     };
     let (mut value, mut escaped) = (String::new(), false);
@@ -194,17 +155,10 @@ const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwx
 fn encode_base64(bytes: &[u8]) -> String {
     let mut text = String::new();
     for group in bytes.chunks(3) {
-        let bits = group
-            .iter()
-            .fold(0u32, |bits, byte| (bits << 8) | u32::from(*byte))
-            << (8 * (3 - group.len()));
+        let bits = group.iter().fold(0u32, |bits, byte| (bits << 8) | u32::from(*byte)) << (8 * (3 - group.len()));
         for at in 0..4 {
             let digit = ALPHABET[(bits >> (18 - 6 * at)) as usize & 63];
-            text.push(if at <= group.len() {
-                char::from(digit)
-            } else {
-                '='
-            });
+            text.push(if at <= group.len() { char::from(digit) } else { '=' });
         }
     }
     text
@@ -257,22 +211,13 @@ mod tests {
                     ],
                 )],
             ),
-            (
-                r#"Basic realm="a \"quoted\" one""#,
-                &[("basic", &[("realm", r#"a "quoted" one"#)])],
-            ),
+            (r#"Basic realm="a \"quoted\" one""#, &[("basic", &[("realm", r#"a "quoted" one"#)])]),
             (
                 r#"Basic realm="x", Bearer realm="y",service=z"#,
-                &[
-                    ("basic", &[("realm", "x")]),
-                    ("bearer", &[("realm", "y"), ("service", "z")]),
-                ],
+                &[("basic", &[("realm", "x")]), ("bearer", &[("realm", "y"), ("service", "z")])],
             ),
             ("Negotiate", &[("negotiate", &[])]),
-            (
-                r#"Bearer realm="unclosed"#,
-                &[("bearer", &[("realm", "unclosed")])],
-            ),
+            (r#"Bearer realm="unclosed"#, &[("bearer", &[("realm", "unclosed")])]),
             ("", &[]),
             (" , ;", &[]),
         ];
@@ -280,18 +225,9 @@ mod tests {
             let got = parse_challenges(header);
             let got: Vec<(&str, Vec<(&str, &str)>)> = got
                 .iter()
-                .map(|c| {
-                    (
-                        c.scheme.as_str(),
-                        c.parameters
-                            .iter()
-                            .map(|(k, v)| (k.as_str(), v.as_str()))
-                            .collect(),
-                    )
-                })
+                .map(|c| (c.scheme.as_str(), c.parameters.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect()))
                 .collect();
-            let expected: Vec<(&str, Vec<(&str, &str)>)> =
-                expected.iter().map(|(s, p)| (*s, p.to_vec())).collect();
+            let expected: Vec<(&str, Vec<(&str, &str)>)> = expected.iter().map(|(s, p)| (*s, p.to_vec())).collect();
             assert_eq!(got, expected, "{header}");
         }
     }
@@ -303,36 +239,19 @@ mod tests {
         let text = r#"{"auths":{"https://index.docker.io/v1/":{"auth":"dXNlcjpwYTpzcw=="},"reg:5000":{"username":"u","password":"p"},
             "helper.example":{},"broken.example":{"auth":"!"}},"credsStore":"desktop"}"#;
         std::fs::write(&file, text).unwrap();
-        let find = |registry: &str| {
-            from_file(&file, registry).map(|c| c.map(|c| (c.username, c.password)))
-        };
+        let find = |registry: &str| from_file(&file, registry).map(|c| c.map(|c| (c.username, c.password)));
         let pair = |a: &str, b: &str| Some((a.to_owned(), b.to_owned()));
         assert_eq!(find("docker.io").unwrap(), pair("user", "pa:ss"));
         assert_eq!(find("reg:5000").unwrap(), pair("u", "p"));
         assert_eq!(find("helper.example").unwrap(), None);
         assert_eq!(find("other.example").unwrap(), None);
-        assert!(
-            find("broken.example")
-                .unwrap_err()
-                .to_string()
-                .contains("base64")
-        );
-        assert!(
-            from_file(&dir.path().join("absent"), "docker.io")
-                .unwrap()
-                .is_none()
-        );
+        assert!(find("broken.example").unwrap_err().to_string().contains("base64"));
+        assert!(from_file(&dir.path().join("absent"), "docker.io").unwrap().is_none());
     }
 
     #[test]
     fn a_password_is_never_shown() {
-        let shown = format!(
-            "{:?}",
-            Credentials {
-                username: "u".into(),
-                password: "secret".into()
-            }
-        );
+        let shown = format!("{:?}", Credentials { username: "u".into(), password: "secret".into() });
         assert!(!shown.contains("secret"), "{shown}");
     }
 

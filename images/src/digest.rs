@@ -57,9 +57,7 @@ impl FromStr for Digest {
     type Err = BadDigest;
 
     fn from_str(text: &str) -> Result<Self, BadDigest> {
-        text.strip_prefix("sha256:")
-            .and_then(Self::from_hex)
-            .ok_or(BadDigest)
+        text.strip_prefix("sha256:").and_then(Self::from_hex).ok_or(BadDigest)
     }
 }
 
@@ -83,9 +81,7 @@ impl Serialize for Digest {
 
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -113,12 +109,7 @@ pub(crate) struct HashReader<R> {
 
 impl<R: Read> HashReader<R> {
     pub(crate) fn new(inner: R, limit: u64) -> Self {
-        Self {
-            inner,
-            hasher: Hasher::default(),
-            total: 0,
-            limit,
-        }
+        Self { inner, hasher: Hasher::default(), total: 0, limit }
     }
 
     /// Read to the end, so that every byte is in the digest.
@@ -168,13 +159,8 @@ mod tests {
 
     #[test]
     fn a_hash_reader_refuses_an_endless_stream() {
-        assert_eq!(
-            HashReader::new(&b"abc"[..], 3).finish().ok(),
-            Some(Digest::of(b"abc"))
-        );
-        let error = HashReader::new(io::repeat(0), 1 << 20)
-            .finish()
-            .unwrap_err();
+        assert_eq!(HashReader::new(&b"abc"[..], 3).finish().ok(), Some(Digest::of(b"abc")));
+        let error = HashReader::new(io::repeat(0), 1 << 20).finish().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
     }
 }

@@ -41,11 +41,7 @@ pub(crate) struct Resolver {
 
 impl Default for Resolver {
     fn default() -> Self {
-        Self {
-            hosts: "/etc/hosts".into(),
-            resolv_conf: "/etc/resolv.conf".into(),
-            port: 53,
-        }
+        Self { hosts: "/etc/hosts".into(), resolv_conf: "/etc/resolv.conf".into(), port: 53 }
     }
 }
 
@@ -54,8 +50,7 @@ impl Resolve for Resolver {
         let resolver = self.clone();
         Box::pin(async move {
             let found = resolver.lookup(name.as_str()).await?;
-            let addresses: Addrs =
-                Box::new(found.into_iter().map(|address| SocketAddr::new(address, 0)));
+            let addresses: Addrs = Box::new(found.into_iter().map(|address| SocketAddr::new(address, 0)));
             Ok(addresses)
         })
     }
@@ -69,27 +64,18 @@ struct Servers {
 }
 
 fn parse_resolv_conf(text: &str) -> Servers {
-    let mut found = Servers {
-        ndots: 1,
-        ..Servers::default()
-    };
+    let mut found = Servers { ndots: 1, ..Servers::default() };
     for line in text.lines() {
         let line = line.split(['#', ';']).next().unwrap_or_default();
         let mut words = line.split_whitespace();
         match words.next() {
             Some("nameserver") => {
                 // A zone after `%` cannot be used without its interface; such a server is left out.
-                found
-                    .servers
-                    .extend(words.next().and_then(|word| word.parse::<IpAddr>().ok()));
+                found.servers.extend(words.next().and_then(|word| word.parse::<IpAddr>().ok()));
             }
-            Some("search" | "domain") => {
-                found.search = words.map(|w| w.trim_end_matches('.').to_owned()).collect()
-            }
+            Some("search" | "domain") => found.search = words.map(|w| w.trim_end_matches('.').to_owned()).collect(),
             Some("options") => {
-                let ndots = words
-                    .filter_map(|word| word.strip_prefix("ndots:")?.parse::<usize>().ok())
-                    .next_back();
+                let ndots = words.filter_map(|word| word.strip_prefix("ndots:")?.parse::<usize>().ok()).next_back();
                 found.ndots = ndots.unwrap_or(found.ndots).min(15);
             }
             _ => {}
@@ -106,9 +92,7 @@ fn in_hosts(text: &str, name: &str) -> Vec<IpAddr> {
     let line = |line: &str| {
         let mut words = line.split('#').next()?.split_whitespace();
         let address = words.next()?.parse().ok()?;
-        words
-            .any(|other| other.eq_ignore_ascii_case(name))
-            .then_some(address)
+        words.any(|other| other.eq_ignore_ascii_case(name)).then_some(address)
     };
     text.lines().filter_map(line).collect()
 }
@@ -116,17 +100,9 @@ fn in_hosts(text: &str, name: &str) -> Vec<IpAddr> {
 /// The names to ask for, in order.
 fn candidates(name: &str, servers: &Servers) -> Vec<String> {
     let (absolute, bare) = (name.ends_with('.'), name.trim_end_matches('.'));
-    let searched = servers
-        .search
-        .iter()
-        .filter(|_| !absolute)
-        .map(|domain| format!("{bare}.{domain}"));
+    let searched = servers.search.iter().filter(|_| !absolute).map(|domain| format!("{bare}.{domain}"));
     let mut all: Vec<String> = searched.collect();
-    let at = if bare.matches('.').count() >= servers.ndots || absolute {
-        0
-    } else {
-        all.len()
-    };
+    let at = if bare.matches('.').count() >= servers.ndots || absolute { 0 } else { all.len() };
     all.insert(at, bare.to_owned());
     all
 }
@@ -137,27 +113,16 @@ impl Resolver {
         if let Ok(address) = bare.parse() {
             return Ok(vec![address]);
         }
-        let hosts = tokio::fs::read_to_string(&self.hosts)
-            .await
-            .unwrap_or_default();
+        let hosts = tokio::fs::read_to_string(&self.hosts).await.unwrap_or_default();
         let found = in_hosts(&hosts, bare);
         if !found.is_empty() {
             return Ok(found);
         }
-        if bare.eq_ignore_ascii_case("localhost")
-            || bare.to_ascii_lowercase().ends_with(".localhost")
-        {
+        if bare.eq_ignore_ascii_case("localhost") || bare.to_ascii_lowercase().ends_with(".localhost") {
             return Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
         }
-        let servers = parse_resolv_conf(
-            &tokio::fs::read_to_string(&self.resolv_conf)
-                .await
-                .unwrap_or_default(),
-        );
-        let mut failure = io::Error::new(
-            io::ErrorKind::NotFound,
-            format!("no address for host `{bare}`"),
-        );
+        let servers = parse_resolv_conf(&tokio::fs::read_to_string(&self.resolv_conf).await.unwrap_or_default());
+        let mut failure = io::Error::new(io::ErrorKind::NotFound, format!("no address for host `{bare}`"));
         for candidate in candidates(name, &servers) {
             match self.ask_all(&candidate, &servers).await {
                 Ok(found) if !found.is_empty() => return Ok(found),
@@ -178,17 +143,11 @@ impl Resolver {
                     (Err(error), Err(_)) => {
                         failure = io::Error::new(
                             error.kind(),
-                            format!(
-                                "name server {server} does not tell the address of `{name}`: {error}"
-                            ),
+                            format!("name server {server} does not tell the address of `{name}`: {error}"),
                         );
                     }
                     (v4, v6) => {
-                        return Ok(v4
-                            .unwrap_or_default()
-                            .into_iter()
-                            .chain(v6.unwrap_or_default())
-                            .collect());
+                        return Ok(v4.unwrap_or_default().into_iter().chain(v6.unwrap_or_default()).collect());
                     }
                 }
             }
@@ -218,11 +177,8 @@ enum Answer {
 }
 
 async fn over_udp(server: SocketAddr, question: &[u8]) -> io::Result<Answer> {
-    let any: SocketAddr = if server.is_ipv4() {
-        (Ipv4Addr::UNSPECIFIED, 0).into()
-    } else {
-        (Ipv6Addr::UNSPECIFIED, 0).into()
-    };
+    let any: SocketAddr =
+        if server.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
     let socket = UdpSocket::bind(any).await?;
     socket.connect(server).await?;
     socket.send(question).await?;
@@ -239,9 +195,7 @@ async fn over_udp(server: SocketAddr, question: &[u8]) -> io::Result<Answer> {
 async fn over_tcp(server: SocketAddr, question: &[u8]) -> io::Result<Answer> {
     let mut stream = TcpStream::connect(server).await?;
     let length = u16::try_from(question.len()).map_err(io::Error::other)?;
-    stream
-        .write_all(&[&length.to_be_bytes()[..], question].concat())
-        .await?;
+    stream.write_all(&[&length.to_be_bytes()[..], question].concat()).await?;
     let length = stream.read_u16().await?;
     let mut buffer = vec![0; length.into()];
     stream.read_exact(&mut buffer).await?;
@@ -253,15 +207,9 @@ fn encode(id: u16, name: &str, kind: u16) -> io::Result<Vec<u8>> {
     let mut message = Vec::from(id.to_be_bytes());
     message.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
     for label in name.split('.') {
-        let length = u8::try_from(label.len())
-            .ok()
-            .filter(|length| (1..=63).contains(length));
-        let length = length.ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("`{name}` is not a host name"),
-            )
-        })?;
+        let length = u8::try_from(label.len()).ok().filter(|length| (1..=63).contains(length));
+        let length = length
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("`{name}` is not a host name")))?;
         message.push(length);
         message.extend(label.to_ascii_lowercase().bytes());
     }
@@ -275,14 +223,8 @@ fn encode(id: u16, name: &str, kind: u16) -> io::Result<Vec<u8>> {
 fn decode(question: &[u8], answer: &[u8]) -> Option<io::Result<Answer>> {
     let header = answer.get(..12)?;
     let asked = &question[12..];
-    let same_question = answer
-        .get(12..12 + asked.len())
-        .is_some_and(|echo| echo.eq_ignore_ascii_case(asked));
-    if header[..2] != question[..2]
-        || header[2] & 0x80 == 0
-        || header[4..6] != [0, 1]
-        || !same_question
-    {
+    let same_question = answer.get(12..12 + asked.len()).is_some_and(|echo| echo.eq_ignore_ascii_case(asked));
+    if header[..2] != question[..2] || header[2] & 0x80 == 0 || header[4..6] != [0, 1] || !same_question {
         return None;
     }
     if header[2] & 0x02 != 0 {
@@ -293,19 +235,13 @@ fn decode(question: &[u8], answer: &[u8]) -> Option<io::Result<Answer>> {
         // No such name: an answer, with nothing in it.
         3 => return Some(Ok(Answer::Found(Vec::new()))),
         code => {
-            return Some(Err(io::Error::other(format!(
-                "it answers with error {code}"
-            ))));
+            return Some(Err(io::Error::other(format!("it answers with error {code}"))));
         }
     }
     let kind = u16::from_be_bytes([asked[asked.len() - 4], asked[asked.len() - 3]]);
     let count = u16::from_be_bytes([header[6], header[7]]);
     let records = records(answer, 12 + asked.len(), count, kind);
-    Some(
-        records
-            .map(Answer::Found)
-            .ok_or_else(|| io::Error::other("the answer is malformed")),
-    )
+    Some(records.map(Answer::Found).ok_or_else(|| io::Error::other("the answer is malformed")))
 }
 
 /// Addresses among the records. Aliases need no following: a recursive server sends their targets along.
@@ -348,13 +284,7 @@ mod tests {
     fn resolv_conf_is_read_as_the_manual_says() {
         let text = "# comment\nnameserver 10.0.0.2 ; x\nnameserver fe80::1%eth0\nnameserver ::1\nsearch a.example. b.example\noptions ndots:2 edns0\n";
         let servers = parse_resolv_conf(text);
-        assert_eq!(
-            servers.servers,
-            [
-                "10.0.0.2".parse::<IpAddr>().unwrap(),
-                "::1".parse().unwrap()
-            ]
-        );
+        assert_eq!(servers.servers, ["10.0.0.2".parse::<IpAddr>().unwrap(), "::1".parse().unwrap()]);
         for (name, expected) in [
             ("reg", "reg.a.example reg.b.example reg"),
             ("x.reg.io", "x.reg.io x.reg.io.a.example x.reg.io.b.example"),
@@ -362,22 +292,13 @@ mod tests {
         ] {
             assert_eq!(candidates(name, &servers).join(" "), expected, "{name}");
         }
-        assert_eq!(
-            parse_resolv_conf("").servers,
-            [IpAddr::from(Ipv4Addr::LOCALHOST)]
-        );
+        assert_eq!(parse_resolv_conf("").servers, [IpAddr::from(Ipv4Addr::LOCALHOST)]);
     }
 
     #[test]
     fn hosts_may_have_aliases_and_comments() {
         let text = "127.0.0.1 localhost\n10.1.2.3 registry.lab Registry # x\n#10.9.9.9 registry\nfd00::1 registry\n";
-        assert_eq!(
-            in_hosts(text, "REGISTRY"),
-            [
-                "10.1.2.3".parse::<IpAddr>().unwrap(),
-                "fd00::1".parse().unwrap()
-            ]
-        );
+        assert_eq!(in_hosts(text, "REGISTRY"), ["10.1.2.3".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
         assert!(in_hosts(text, "x").is_empty());
     }
 
@@ -426,19 +347,9 @@ mod tests {
         };
         let port = udp.local_addr().unwrap().port();
         let server = tokio::spawn(serve(udp, tcp));
-        let resolver = Resolver {
-            hosts,
-            resolv_conf,
-            port,
-        };
-        assert_eq!(
-            resolver.lookup("registry.test").await.unwrap(),
-            ["10.1.2.3".parse::<IpAddr>().unwrap()]
-        );
-        assert_eq!(
-            resolver.lookup("localhost").await.unwrap()[0],
-            IpAddr::from(Ipv4Addr::LOCALHOST)
-        );
+        let resolver = Resolver { hosts, resolv_conf, port };
+        assert_eq!(resolver.lookup("registry.test").await.unwrap(), ["10.1.2.3".parse::<IpAddr>().unwrap()]);
+        assert_eq!(resolver.lookup("localhost").await.unwrap()[0], IpAddr::from(Ipv4Addr::LOCALHOST));
         assert!(resolver.lookup(&"x".repeat(70)).await.is_err());
         server.abort();
     }

@@ -107,10 +107,7 @@ pub enum ImageError {
         unit: &'static str,
     },
     /// The registry wants other credentials than it got.
-    #[error(
-        "registry {registry} refuses access to `{repository}`{}",
-        detail_suffix(detail)
-    )]
+    #[error("registry {registry} refuses access to `{repository}`{}", detail_suffix(detail))]
     Unauthorized {
         /// Host of the registry.
         registry: String,
@@ -170,10 +167,7 @@ pub enum ImageError {
         why: String,
     },
     /// The registry answered with an error.
-    #[error(
-        "registry {registry} answers {status} to {request}{}",
-        detail_suffix(detail)
-    )]
+    #[error("registry {registry} answers {status} to {request}{}", detail_suffix(detail))]
     Registry {
         /// Host of the registry.
         registry: String,
@@ -246,11 +240,7 @@ pub enum ImageError {
 }
 
 fn detail_suffix(detail: &str) -> String {
-    if detail.is_empty() {
-        String::new()
-    } else {
-        format!(": {detail}")
-    }
+    if detail.is_empty() { String::new() } else { format!(": {detail}") }
 }
 
 impl ImageError {
@@ -302,32 +292,18 @@ impl ImageError {
     }
 
     /// The error for a failed call on `path`; a full disk is its own kind.
-    pub(crate) fn io(
-        action: &'static str,
-        path: impl AsRef<Path>,
-        source: impl Into<io::Error>,
-    ) -> Self {
+    pub(crate) fn io(action: &'static str, path: impl AsRef<Path>, source: impl Into<io::Error>) -> Self {
         let (path, source) = (path.as_ref(), source.into());
         if is_disk_full(&source) {
-            return Self::DiskFull {
-                dir: path.to_path_buf(),
-                needed: None,
-            };
+            return Self::DiskFull { dir: path.to_path_buf(), needed: None };
         }
-        Self::Io {
-            action,
-            path: path.to_path_buf(),
-            source,
-        }
+        Self::Io { action, path: path.to_path_buf(), source }
     }
 
     /// Name the directory of the store where the disk is full: what the operator knows it by.
     pub(crate) fn in_store(self, root: &Path) -> Self {
         match self {
-            Self::DiskFull { needed, .. } => Self::DiskFull {
-                dir: root.to_path_buf(),
-                needed,
-            },
+            Self::DiskFull { needed, .. } => Self::DiskFull { dir: root.to_path_buf(), needed },
             other => other,
         }
     }
@@ -339,9 +315,6 @@ pub(crate) fn is_disk_full(error: &io::Error) -> bool {
 }
 
 /// For `map_err`: `.map_err(at("read", &path))`.
-pub(crate) fn at<'a, E: Into<io::Error>>(
-    action: &'static str,
-    path: &'a Path,
-) -> impl FnOnce(E) -> ImageError + 'a {
+pub(crate) fn at<'a, E: Into<io::Error>>(action: &'static str, path: &'a Path) -> impl FnOnce(E) -> ImageError + 'a {
     move |source| ImageError::io(action, path, source)
 }

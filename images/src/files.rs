@@ -27,16 +27,9 @@ pub(crate) fn ensure_dir(path: &Path, mode: u32) -> Result<()> {
 /// Write a file so that a crash leaves the old or the new content: `temporary` must be on the same file system.
 pub(crate) fn write_atomic(path: &Path, temporary: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let mut options = OpenOptions::new();
-    let mut file = options
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .open(temporary)
-        .map_err(at("write", temporary))?;
-    file.write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .map_err(at("write", temporary))?;
+    let mut file =
+        options.write(true).create(true).truncate(true).mode(mode).open(temporary).map_err(at("write", temporary))?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(at("write", temporary))?;
     fs::rename(temporary, path).map_err(at("replace", path))?;
     sync_parent(path)
 }
@@ -44,9 +37,7 @@ pub(crate) fn write_atomic(path: &Path, temporary: &Path, bytes: &[u8], mode: u3
 /// Make a rename or removal in the directory of `path` last.
 pub(crate) fn sync_parent(path: &Path) -> Result<()> {
     let dir = path.parent().unwrap_or(path);
-    File::open(dir)
-        .and_then(|d| d.sync_all())
-        .map_err(at("sync", dir))
+    File::open(dir).and_then(|d| d.sync_all()).map_err(at("sync", dir))
 }
 
 /// Take a lock on `file`; waits for other threads and processes.
@@ -72,15 +63,9 @@ pub(crate) fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
         Err(error) => return Err(ImageError::io("open", path, error)),
     };
     let mut bytes = Vec::new();
-    file.take(limit + 1)
-        .read_to_end(&mut bytes)
-        .map_err(at("read", path))?;
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(at("read", path))?;
     if bytes.len() as u64 > limit {
-        return Err(ImageError::TooBig {
-            what: path.display().to_string(),
-            limit,
-            unit: "bytes",
-        });
+        return Err(ImageError::TooBig { what: path.display().to_string(), limit, unit: "bytes" });
     }
     Ok(Some(bytes))
 }
@@ -107,15 +92,9 @@ pub(crate) fn remove_all(path: &Path) -> Result<()> {
     let Ok(meta) = path.symlink_metadata() else {
         return Ok(());
     };
-    let done = if meta.is_dir() {
-        fs::remove_dir_all(path)
-    } else {
-        fs::remove_file(path)
-    };
+    let done = if meta.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     match done {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(ImageError::io("remove", path, error))
-        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ImageError::io("remove", path, error)),
         _ => Ok(()),
     }
 }

@@ -48,17 +48,11 @@ pub struct LayerInfo {
 impl Image {
     /// Operating system, processor and variant.
     pub fn platform(&self) -> Platform {
-        Platform {
-            os: self.os.clone(),
-            architecture: self.architecture.clone(),
-            variant: self.variant.clone(),
-        }
+        Platform { os: self.os.clone(), architecture: self.architecture.clone(), variant: self.variant.clone() }
     }
 
     /// The name to show: the first one in short form, or the start of the id.
     pub fn display_name(&self) -> String {
-        self.names
-            .first()
-            .map_or_else(|| self.id.short(), Reference::familiar)
+        self.names.first().map_or_else(|| self.id.short(), Reference::familiar)
     }
 }

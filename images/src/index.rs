@@ -45,10 +45,8 @@ impl Entry {
     }
 
     pub(crate) fn set_names(&mut self, name: Option<&Reference>, source: Option<Digest>) {
-        self.annotations
-            .extend(name.map(|name| (REF_NAME.to_owned(), name.to_string())));
-        self.annotations
-            .extend(source.map(|digest| (SOURCE_DIGEST.to_owned(), digest.to_string())));
+        self.annotations.extend(name.map(|name| (REF_NAME.to_owned(), name.to_string())));
+        self.annotations.extend(source.map(|digest| (SOURCE_DIGEST.to_owned(), digest.to_string())));
     }
 }
 
@@ -66,12 +64,7 @@ pub(crate) struct Index {
 
 impl Default for Index {
     fn default() -> Self {
-        Self {
-            schema_version: 2,
-            media_type: Some(OCI_INDEX.to_owned()),
-            manifests: Vec::new(),
-            rest: Map::new(),
-        }
+        Self { schema_version: 2, media_type: Some(OCI_INDEX.to_owned()), manifests: Vec::new(), rest: Map::new() }
     }
 }
 
@@ -81,10 +74,7 @@ impl Index {
     }
 
     pub(crate) fn parse(what: &str, bytes: &[u8]) -> Result<Self> {
-        let invalid = |why: String| ImageError::BadImage {
-            what: what.to_owned(),
-            why,
-        };
+        let invalid = |why: String| ImageError::BadImage { what: what.to_owned(), why };
         let index: Self = serde_json::from_slice(bytes).map_err(|e| invalid(e.to_string()))?;
         match index.schema_version {
             2 => Ok(index),
@@ -111,13 +101,12 @@ impl Index {
     /// Give a name to an image; it is taken from the image that had it.
     pub(crate) fn put(&mut self, entry: Entry) {
         let name = entry.annotations.get(REF_NAME).cloned();
-        self.manifests
-            .retain(|old| match (&name, old.annotations.get(REF_NAME)) {
-                (Some(name), Some(other)) => name != other,
-                // An image with a name needs no entry without one.
-                (_, None) => old.digest != entry.digest,
-                (None, Some(_)) => true,
-            });
+        self.manifests.retain(|old| match (&name, old.annotations.get(REF_NAME)) {
+            (Some(name), Some(other)) => name != other,
+            // An image with a name needs no entry without one.
+            (_, None) => old.digest != entry.digest,
+            (None, Some(_)) => true,
+        });
         if name.is_some() || !self.manifests.iter().any(|old| old.digest == entry.digest) {
             self.manifests.push(entry);
         }
@@ -129,40 +118,19 @@ mod tests {
     use super::*;
 
     fn entry(content: &str, name: Option<&str>) -> Entry {
-        let annotations = name
-            .map(|n| (REF_NAME.to_owned(), n.to_owned()))
-            .into_iter()
-            .collect();
-        Entry {
-            media_type: "m".into(),
-            digest: Digest::of(content.as_bytes()),
-            size: 1,
-            annotations,
-            rest: Map::new(),
-        }
+        let annotations = name.map(|n| (REF_NAME.to_owned(), n.to_owned())).into_iter().collect();
+        Entry { media_type: "m".into(), digest: Digest::of(content.as_bytes()), size: 1, annotations, rest: Map::new() }
     }
 
     #[test]
     fn a_name_belongs_to_one_image_and_a_nameless_entry_goes_when_there_is_a_name() {
         let mut index = Index::default();
-        for (content, name) in [
-            ("1", Some("a")),
-            ("2", None),
-            ("1", Some("b")),
-            ("3", Some("a")),
-            ("2", Some("c")),
-            ("2", None),
-        ] {
+        for (content, name) in
+            [("1", Some("a")), ("2", None), ("1", Some("b")), ("3", Some("a")), ("2", Some("c")), ("2", None)]
+        {
             index.put(entry(content, name));
         }
-        assert_eq!(
-            index.manifests,
-            [
-                entry("1", Some("b")),
-                entry("3", Some("a")),
-                entry("2", Some("c"))
-            ]
-        );
+        assert_eq!(index.manifests, [entry("1", Some("b")), entry("3", Some("a")), entry("2", Some("c"))]);
     }
 
     #[test]

@@ -42,18 +42,10 @@ impl Part {
         let path = store.ingest().join(format!("{}.part", digest.hex()));
         loop {
             let mut options = OpenOptions::new();
-            let options = options
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600);
+            let options = options.read(true).write(true).create(true).truncate(false).mode(0o600);
             let file = options.open(&path).map_err(at("open", &path))?;
             files::lock(&file, &path)?;
-            let part = Self {
-                file,
-                path: path.clone(),
-            };
+            let part = Self { file, path: path.clone() };
             // The one who had the lock may have renamed or removed the file: then it is not ours to write.
             if part.is_in_place()? {
                 return Ok(part);
@@ -64,10 +56,7 @@ impl Part {
     /// Whether the path still means the locked file. Only who holds the lock of a file changes that.
     fn is_in_place(&self) -> Result<bool> {
         let inode = self.file.metadata().map_err(at("read", &self.path))?.ino();
-        Ok(self
-            .path
-            .symlink_metadata()
-            .is_ok_and(|meta| meta.ino() == inode))
+        Ok(self.path.symlink_metadata().is_ok_and(|meta| meta.ino() == inode))
     }
 
     /// Bytes that an earlier attempt left.
@@ -82,11 +71,7 @@ impl Part {
 
     /// Not needed any more.
     pub(crate) fn remove(&self) -> Result<()> {
-        if self.is_in_place()? {
-            files::remove_all(&self.path)
-        } else {
-            Ok(())
-        }
+        if self.is_in_place()? { files::remove_all(&self.path) } else { Ok(()) }
     }
 }
 
@@ -119,14 +104,7 @@ pub(crate) fn ingest(
     for dir in [&tree, &tree.join("fs"), &scratch] {
         files::ensure_dir(dir, if dir.ends_with("fs") { 0o755 } else { 0o700 })?;
     }
-    let (fed, unpacked) = run(
-        spec,
-        &tree.join("fs"),
-        &scratch,
-        store.limits(),
-        &mut origin,
-        source,
-    );
+    let (fed, unpacked) = run(spec, &tree.join("fs"), &scratch, store.limits(), &mut origin, source);
     let outcome = settle(store, spec, &tree, origin, fed, unpacked);
     files::remove_all(&scratch)?;
     if outcome.is_err() {
@@ -153,15 +131,9 @@ fn run(
             no_room.store(full, Ordering::Release);
             done
         });
-        let part = if let Origin::Fetch(part) = origin {
-            Some(&mut **part)
-        } else {
-            None
-        };
+        let part = if let Origin::Fetch(part) = origin { Some(&mut **part) } else { None };
         let fed = feed(spec, part, source, sender, &no_room);
-        let unpacked = second
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let unpacked = second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         (fed, unpacked)
     })
 }
@@ -175,11 +147,7 @@ fn settle(
     fed: Result<()>,
     unpacked: Result<LayerMeta>,
 ) -> Result<()> {
-    let part = if let Origin::Fetch(part) = &origin {
-        Some(&**part)
-    } else {
-        None
-    };
+    let part = if let Origin::Fetch(part) = &origin { Some(&**part) } else { None };
     if let Err(error) = fed {
         // What broke off can go on later; what is wrong or has no room cannot.
         let resumable = matches!(error, ImageError::Truncated { .. } | ImageError::Stopped);
@@ -208,12 +176,7 @@ fn settle(
 }
 
 /// Sync, then rename: first the blob, so that a tree never lacks what it was made from.
-fn commit(
-    store: &Store,
-    spec: &LayerSpec,
-    tree: Option<(&Path, &LayerMeta)>,
-    origin: Origin<'_>,
-) -> Result<()> {
+fn commit(store: &Store, spec: &LayerSpec, tree: Option<(&Path, &LayerMeta)>, origin: Origin<'_>) -> Result<()> {
     if let Some((tree, meta)) = tree {
         let path = tree.join("meta.json");
         let text = serde_json::to_vec(meta).map_err(|e| ImageError::io("write", &path, e))?;
@@ -226,8 +189,7 @@ fn commit(
         Origin::Stored => None,
     };
     if let Some(path) = blob {
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o444))
-            .map_err(at("write", &path))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).map_err(at("write", &path))?;
         let target = store.blob(spec.digest);
         fs::rename(&path, &target).map_err(at("replace", &target))?;
     }
@@ -252,28 +214,17 @@ fn feed(
     sender: SyncSender<Vec<u8>>,
     no_room: &AtomicBool,
 ) -> Result<()> {
-    let mut feed = Feed {
-        spec,
-        hasher: Hasher::default(),
-        total: 0,
-        sender: Some(sender),
-        no_room,
-    };
+    let mut feed = Feed { spec, hasher: Hasher::default(), total: 0, sender: Some(sender), no_room };
     match part {
         Some(part) => {
-            part.file
-                .seek(SeekFrom::Start(0))
-                .map_err(at("read", &part.path))?;
+            part.file.seek(SeekFrom::Start(0)).map_err(at("read", &part.path))?;
             let mut kept = (&part.file).take(part.length()?);
-            feed.pump(&mut kept, None)
-                .map_err(|e| ImageError::io("read", &part.path, e))??;
+            feed.pump(&mut kept, None).map_err(|e| ImageError::io("read", &part.path, e))??;
             let mut keep = &part.file;
             let pumped = feed.pump(source, Some(&mut keep));
             pumped.map_err(|e| ImageError::io("write", &part.path, e))??;
         }
-        None => feed
-            .pump(source, None)
-            .map_err(|e| ImageError::io("read", Path::new(&spec.digest.hex()), e))??,
+        None => feed.pump(source, None).map_err(|e| ImageError::io("read", Path::new(&spec.digest.hex()), e))??,
     }
     feed.finish()
 }
@@ -293,11 +244,7 @@ impl Feed<'_> {
     }
 
     /// Until the source ends. The outer error is that of reading or keeping.
-    fn pump(
-        &mut self,
-        source: &mut dyn Read,
-        mut keep: Option<&mut dyn Write>,
-    ) -> io::Result<Result<()>> {
+    fn pump(&mut self, source: &mut dyn Read, mut keep: Option<&mut dyn Write>) -> io::Result<Result<()>> {
         loop {
             let chunk = read_chunk(source)?;
             if chunk.is_empty() {
@@ -305,22 +252,14 @@ impl Feed<'_> {
             }
             self.total += chunk.len() as u64;
             if self.total > self.spec.size {
-                return Ok(Err(ImageError::WrongSize {
-                    what: self.what(),
-                    wanted: self.spec.size,
-                    got: self.total,
-                }));
+                return Ok(Err(ImageError::WrongSize { what: self.what(), wanted: self.spec.size, got: self.total }));
             }
             self.hasher.update(&chunk);
             if let Some(keep) = &mut keep {
                 keep.write_all(&chunk)?;
             }
             // If unpacking failed, the digest is still wanted: it tells damage from a malformed archive.
-            if self
-                .sender
-                .as_ref()
-                .is_some_and(|sender| sender.send(chunk).is_err())
-            {
+            if self.sender.as_ref().is_some_and(|sender| sender.send(chunk).is_err()) {
                 self.sender = None;
             }
             if self.no_room.load(Ordering::Acquire) {
@@ -335,15 +274,7 @@ impl Feed<'_> {
             return Err(ImageError::Truncated { what, wanted, got });
         }
         let got = self.hasher.finish();
-        if got == self.spec.digest {
-            Ok(())
-        } else {
-            Err(ImageError::Damaged {
-                what,
-                wanted: self.spec.digest,
-                got,
-            })
-        }
+        if got == self.spec.digest { Ok(()) } else { Err(ImageError::Damaged { what, wanted: self.spec.digest, got }) }
     }
 }
 
@@ -373,73 +304,37 @@ fn unpack_stream(
 ) -> Result<LayerMeta> {
     let what = format!("layer {}", spec.digest);
     let limits = limits.for_packed(spec.size);
-    let packed = Chunks {
-        receiver,
-        chunk: Vec::new(),
-        at: 0,
-    };
-    let stream_max = limits
-        .bytes
-        .saturating_add(limits.inodes.saturating_mul(4096));
-    let reader = HashReader::new(
-        decoder(spec.compression, packed).map_err(|e| bad(&what, &e.to_string()))?,
-        stream_max,
-    );
-    let (meta, rest) = unpack::unpack(reader, tree, scratch, limits)
-        .map_err(|error| unpack_error(&what, tree, error))?;
+    let packed = Chunks { receiver, chunk: Vec::new(), at: 0 };
+    let stream_max = limits.bytes.saturating_add(limits.inodes.saturating_mul(4096));
+    let reader =
+        HashReader::new(decoder(spec.compression, packed).map_err(|e| bad(&what, &e.to_string()))?, stream_max);
+    let (meta, rest) =
+        unpack::unpack(reader, tree, scratch, limits).map_err(|error| unpack_error(&what, tree, error))?;
     // What a buffer has already read has been hashed on the way in.
-    let got = rest
-        .into_inner()
-        .finish()
-        .map_err(|e| bad(&what, &format!("cannot be unpacked: {e}")))?;
+    let got = rest.into_inner().finish().map_err(|e| bad(&what, &format!("cannot be unpacked: {e}")))?;
     if got == spec.diff_id {
         Ok(meta)
     } else {
-        Err(ImageError::Damaged {
-            what: format!("unpacked layer {}", spec.digest),
-            wanted: spec.diff_id,
-            got,
-        })
+        Err(ImageError::Damaged { what: format!("unpacked layer {}", spec.digest), wanted: spec.diff_id, got })
     }
 }
 
 fn bad(what: &str, why: &str) -> ImageError {
-    ImageError::BadArchive {
-        archive: what.to_owned(),
-        why: why.to_owned(),
-    }
+    ImageError::BadArchive { archive: what.to_owned(), why: why.to_owned() }
 }
 
 fn unpack_error(what: &str, tree: &Path, error: UnpackError) -> ImageError {
     match error {
-        full if full.is_disk_full() => ImageError::DiskFull {
-            dir: tree.to_path_buf(),
-            needed: None,
-        },
-        UnpackError::TooBig { limit, unit } => ImageError::TooBig {
-            what: what.to_owned(),
-            limit,
-            unit,
-        },
-        UnpackError::Write {
-            action,
-            path,
-            source,
-        } => ImageError::Io {
-            action,
-            path: tree.join(path),
-            source,
-        },
+        full if full.is_disk_full() => ImageError::DiskFull { dir: tree.to_path_buf(), needed: None },
+        UnpackError::TooBig { limit, unit } => ImageError::TooBig { what: what.to_owned(), limit, unit },
+        UnpackError::Write { action, path, source } => ImageError::Io { action, path: tree.join(path), source },
         other => bad(what, &other.to_string()),
     }
 }
 
 /// The plain bytes of a stream. All members of a gzip file and all frames of a zstd file count; other bytes after
 /// them are an error.
-pub(crate) fn decoder<'a>(
-    compression: Compression,
-    packed: impl BufRead + 'a,
-) -> io::Result<Box<dyn Read + 'a>> {
+pub(crate) fn decoder<'a>(compression: Compression, packed: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
     Ok(match compression {
         Compression::Plain => Box::new(packed),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(packed)),

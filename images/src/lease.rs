@@ -27,17 +27,12 @@ impl Lease {
         let dir = ingest.join(format!("{}{SUFFIX}", files::unique()));
         fs::create_dir(&dir).map_err(at("make directory", &dir))?;
         let path = dir.join("lease");
-        let lease = File::create_new(&path)
-            .map_err(at("write", &path))
-            .and_then(|file| {
-                files::lock(&file, &path)?;
-                Ok(file)
-            });
+        let lease = File::create_new(&path).map_err(at("write", &path)).and_then(|file| {
+            files::lock(&file, &path)?;
+            Ok(file)
+        });
         match lease {
-            Ok(file) => Ok(Self {
-                dir,
-                file: Mutex::new(file),
-            }),
+            Ok(file) => Ok(Self { dir, file: Mutex::new(file) }),
             Err(error) => {
                 // The first error is the one to tell; the next sweep takes the directory.
                 let _ = files::remove_all(&dir);
@@ -53,16 +48,9 @@ impl Lease {
 
     /// Keep this content. Must be called with the store locked.
     pub(crate) fn protect(&self, digests: impl IntoIterator<Item = Digest>) -> Result<()> {
-        let text: String = digests
-            .into_iter()
-            .map(|digest| format!("{digest}\n"))
-            .collect();
-        let mut file = self
-            .file
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        file.write_all(text.as_bytes())
-            .map_err(at("write", &self.dir))
+        let text: String = digests.into_iter().map(|digest| format!("{digest}\n")).collect();
+        let mut file = self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        file.write_all(text.as_bytes()).map_err(at("write", &self.dir))
     }
 }
 
@@ -77,10 +65,7 @@ impl Drop for Lease {
 /// Digests that living leases protect, and the directories of dead ones. Must be called with the store locked.
 pub(crate) fn survey(ingest: &Path) -> Result<(Vec<Digest>, Vec<PathBuf>)> {
     let (mut protected, mut dead) = (Vec::new(), Vec::new());
-    for name in files::names(ingest)?
-        .iter()
-        .filter(|name| name.ends_with(SUFFIX))
-    {
+    for name in files::names(ingest)?.iter().filter(|name| name.ends_with(SUFFIX)) {
         let dir = ingest.join(name);
         match File::open(dir.join("lease")) {
             Ok(file) if !files::try_lock(&file) => {

@@ -15,8 +15,8 @@ use crate::index::{Entry, Index, REF_NAME};
 use crate::layer::{self, Origin, Part};
 use crate::lease::Lease;
 use crate::manifest::{
-    self, CONFIG_MAX, Compression, ConfigFile, Descriptor, Document, LayerSpec, MANIFEST_MAX,
-    Manifest, OCI_CONFIG, OCI_MANIFEST,
+    self, CONFIG_MAX, Compression, ConfigFile, Descriptor, Document, LayerSpec, MANIFEST_MAX, Manifest, OCI_CONFIG,
+    OCI_MANIFEST,
 };
 use crate::platform::Platform;
 use crate::progress::{Event, Progress};
@@ -53,10 +53,7 @@ impl std::fmt::Debug for LoadSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Path(path) => f.debug_tuple("Path").field(path).finish(),
-            Self::Reader { name, .. } => f
-                .debug_struct("Reader")
-                .field("name", name)
-                .finish_non_exhaustive(),
+            Self::Reader { name, .. } => f.debug_struct("Reader").field("name", name).finish_non_exhaustive(),
         }
     }
 }
@@ -84,33 +81,18 @@ impl Store {
     ///
     /// # Errors
     /// As `load`.
-    pub fn load_with(
-        &self,
-        source: LoadSource,
-        options: &LoadOptions,
-        progress: &dyn Progress,
-    ) -> Result<Vec<Image>> {
+    pub fn load_with(&self, source: LoadSource, options: &LoadOptions, progress: &dyn Progress) -> Result<Vec<Image>> {
         let lease = self.lease()?;
         let archive = Archive::open(source, &lease).map_err(|e| e.in_store(self.root()))?;
-        progress.event(Event::Resolving {
-            what: archive.title.clone(),
-        });
+        progress.event(Event::Resolving { what: archive.title.clone() });
         let platform = options.platform.clone().unwrap_or_else(Platform::host);
-        let loader = Loader {
-            store: self,
-            lease: &lease,
-            archive: &archive,
-            platform,
-            progress,
-        };
+        let loader = Loader { store: self, lease: &lease, archive: &archive, platform, progress };
         if archive.has("index.json") && archive.has("oci-layout") {
             loader.oci()
         } else if archive.has("manifest.json") {
             loader.docker()
         } else {
-            Err(archive.bad(
-                "it has neither index.json with oci-layout, nor manifest.json: it is not an image",
-            ))
+            Err(archive.bad("it has neither index.json with oci-layout, nor manifest.json: it is not an image"))
         }
     }
 }
@@ -128,10 +110,7 @@ struct Archive {
 #[derive(Debug)]
 enum Content {
     Directory(PathBuf),
-    Spool {
-        files: BTreeMap<String, Spooled>,
-        links: BTreeMap<String, String>,
-    },
+    Spool { files: BTreeMap<String, Spooled>, links: BTreeMap<String, String> },
 }
 
 /// A file of a tar archive, in the lease.
@@ -147,22 +126,14 @@ impl Archive {
         match source {
             LoadSource::Path(path) if path.is_dir() => {
                 let full = path.canonicalize().map_err(at("open", &path))?;
-                Ok(Self {
-                    title: path.display().to_string(),
-                    stem: stem(&full),
-                    content: Content::Directory(full),
-                })
+                Ok(Self { title: path.display().to_string(), stem: stem(&full), content: Content::Directory(full) })
             }
             LoadSource::Path(path) => {
                 let file = File::open(&path).map_err(at("open", &path))?;
                 Self::spool(file, path.display().to_string(), stem(&path), lease)
             }
             LoadSource::Reader { reader, name } => {
-                let title = if name.is_empty() {
-                    "the archive".to_owned()
-                } else {
-                    name.clone()
-                };
+                let title = if name.is_empty() { "the archive".to_owned() } else { name.clone() };
                 Self::spool(reader, title, stem(Path::new(&name)), lease)
             }
         }
@@ -170,10 +141,7 @@ impl Archive {
 
     /// Streams have their parts in any order, so all of it goes to files first; those of layers become the blobs.
     fn spool(reader: impl Read, title: String, stem: String, lease: &Lease) -> Result<Self> {
-        let bad = |error: io::Error| ImageError::BadArchive {
-            archive: title.clone(),
-            why: error.to_string(),
-        };
+        let bad = |error: io::Error| ImageError::BadArchive { archive: title.clone(), why: error.to_string() };
         let mut packed = BufReader::with_capacity(256 << 10, reader);
         let compression = Compression::sniff(packed.fill_buf().map_err(bad)?);
         let mut tar = TarReader::new(layer::decoder(compression, packed).map_err(bad)?);
@@ -200,27 +168,16 @@ impl Archive {
                 _ => {}
             }
             if files.len() + links.len() > MEMBERS_MAX {
-                return Err(ImageError::TooBig {
-                    what: title,
-                    limit: MEMBERS_MAX as u64,
-                    unit: "members",
-                });
+                return Err(ImageError::TooBig { what: title, limit: MEMBERS_MAX as u64, unit: "members" });
             }
         }
         // To the end: a stream that was cut off or damaged behind the last member is not to be trusted.
         io::copy(&mut tar.into_inner(), &mut io::sink()).map_err(bad)?;
-        Ok(Self {
-            title,
-            stem,
-            content: Content::Spool { files, links },
-        })
+        Ok(Self { title, stem, content: Content::Spool { files, links } })
     }
 
     fn bad(&self, why: impl Into<String>) -> ImageError {
-        ImageError::BadArchive {
-            archive: self.title.clone(),
-            why: why.into(),
-        }
+        ImageError::BadArchive { archive: self.title.clone(), why: why.into() }
     }
 
     /// The file of that name in the archive, links followed.
@@ -252,15 +209,11 @@ impl Archive {
     }
 
     fn read(&self, name: &str, limit: u64) -> Result<Vec<u8>> {
-        let path = self
-            .path(name)
-            .ok_or_else(|| self.bad(format!("`{name}` is missing")))?;
+        let path = self.path(name).ok_or_else(|| self.bad(format!("`{name}` is missing")))?;
         match files::read_limited(&path, limit) {
-            Err(ImageError::TooBig { limit, unit, .. }) => Err(ImageError::TooBig {
-                what: format!("`{name}` of {}", self.title),
-                limit,
-                unit,
-            }),
+            Err(ImageError::TooBig { limit, unit, .. }) => {
+                Err(ImageError::TooBig { what: format!("`{name}` of {}", self.title), limit, unit })
+            }
             Ok(None) => Err(self.bad(format!("`{name}` is missing"))),
             Ok(Some(bytes)) => Ok(bytes),
             Err(other) => Err(other),
@@ -272,19 +225,11 @@ impl Archive {
         let bytes = self.read(&blob_name(digest), limit)?;
         let what = format!("{what} {digest}");
         if bytes.len() as u64 != size {
-            return Err(ImageError::WrongSize {
-                what,
-                wanted: size,
-                got: bytes.len() as u64,
-            });
+            return Err(ImageError::WrongSize { what, wanted: size, got: bytes.len() as u64 });
         }
         match Digest::of(&bytes) {
             got if got == digest => Ok(bytes),
-            got => Err(ImageError::Damaged {
-                what,
-                wanted: digest,
-                got,
-            }),
+            got => Err(ImageError::Damaged { what, wanted: digest, got }),
         }
     }
 }
@@ -316,10 +261,7 @@ enum SpoolError {
 impl SpoolError {
     fn named(self, title: &str) -> ImageError {
         match self {
-            Self::Read(error) => ImageError::BadArchive {
-                archive: title.to_owned(),
-                why: error.to_string(),
-            },
+            Self::Read(error) => ImageError::BadArchive { archive: title.to_owned(), why: error.to_string() },
             Self::Write(error) => error,
         }
     }
@@ -332,11 +274,7 @@ fn write_member<R: Read>(tar: &mut TarReader<R>, path: PathBuf) -> Result<Spoole
     loop {
         let count = tar.read_data(&mut buffer).map_err(SpoolError::Read)?;
         if count == 0 {
-            return Ok(Spooled {
-                path,
-                size,
-                digest: hasher.finish(),
-            });
+            return Ok(Spooled { path, size, digest: hasher.finish() });
         }
         hasher.update(&buffer[..count]);
         size += count as u64;
@@ -346,27 +284,14 @@ fn write_member<R: Read>(tar: &mut TarReader<R>, path: PathBuf) -> Result<Spoole
 
 /// The name of a file without what says that it is an archive, as the name of an image.
 fn stem(path: &Path) -> String {
-    let name = path
-        .file_name()
-        .map(|n| n.to_string_lossy().to_lowercase())
-        .unwrap_or_default();
+    let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
     let mut stem = name.as_str();
     for end in [".gz", ".zst", ".tgz", ".tar", ".oci", ".docker"] {
         stem = stem.strip_suffix(end).unwrap_or(stem);
     }
-    let clean: String = stem
-        .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | ':') {
-                c
-            } else {
-                '-'
-            }
-        })
-        .collect();
-    clean
-        .trim_matches(|c: char| !c.is_ascii_alphanumeric())
-        .to_owned()
+    let clean: String =
+        stem.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | ':') { c } else { '-' }).collect();
+    clean.trim_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned()
 }
 
 /// What `org.opencontainers.image.ref.name` means. Tools write a full name, a name, or only a tag; a tag is taken for
@@ -420,19 +345,12 @@ impl Loader<'_> {
         if groups.is_empty() {
             return Err(self.archive.bad("its index.json lists no image"));
         }
-        groups
-            .iter()
-            .map(|(name, group)| self.oci_image(name.as_ref(), group))
-            .collect()
+        groups.iter().map(|(name, group)| self.oci_image(name.as_ref(), group)).collect()
     }
 
     fn entry_name(&self, entry: &Entry) -> Option<Reference> {
         let annotation = |key: &str| entry.annotations.get(key).map(String::as_str);
-        name_of(
-            annotation(REF_NAME),
-            annotation("io.containerd.image.name"),
-            &self.archive.stem,
-        )
+        name_of(annotation(REF_NAME), annotation("io.containerd.image.name"), &self.archive.stem)
     }
 
     fn oci_image(&self, name: Option<&Reference>, group: &[Descriptor]) -> Result<Image> {
@@ -443,30 +361,15 @@ impl Loader<'_> {
         };
         let source = chosen.digest;
         for _ in 0..NESTING_MAX {
-            let bytes = self
-                .archive
-                .blob("manifest", chosen.digest, chosen.size, MANIFEST_MAX)?;
+            let bytes = self.archive.blob("manifest", chosen.digest, chosen.size, MANIFEST_MAX)?;
             let what = format!("manifest of {title}");
             match manifest::parse(&what, Some(&chosen.media_type), &bytes)? {
-                Document::Index(parts) => {
-                    chosen = manifest::choose(&title, &parts, &self.platform)?.clone()
-                }
+                Document::Index(parts) => chosen = manifest::choose(&title, &parts, &self.platform)?.clone(),
                 Document::Manifest(manifest) => {
-                    let config = self.archive.blob(
-                        "configuration",
-                        manifest.config.digest,
-                        manifest.config.size,
-                        CONFIG_MAX,
-                    )?;
+                    let config =
+                        self.archive.blob("configuration", manifest.config.digest, manifest.config.size, CONFIG_MAX)?;
                     let source = Some(source).filter(|digest| *digest != chosen.digest);
-                    return self.image(
-                        &title,
-                        name.cloned().into_iter().collect(),
-                        &bytes,
-                        &manifest,
-                        &config,
-                        source,
-                    );
+                    return self.image(&title, name.cloned().into_iter().collect(), &bytes, &manifest, &config, source);
                 }
             }
         }
@@ -477,37 +380,22 @@ impl Loader<'_> {
         let what = format!("manifest.json of {}", self.archive.title);
         let bytes = self.archive.read("manifest.json", JSON_MAX)?;
         let images: Vec<DockerImage> =
-            serde_json::from_slice(&bytes).map_err(|e| ImageError::BadImage {
-                what,
-                why: e.to_string(),
-            })?;
+            serde_json::from_slice(&bytes).map_err(|e| ImageError::BadImage { what, why: e.to_string() })?;
         if images.is_empty() {
             return Err(self.archive.bad("its manifest.json lists no image"));
         }
-        images
-            .iter()
-            .map(|image| self.docker_image(image))
-            .collect()
+        images.iter().map(|image| self.docker_image(image)).collect()
     }
 
     fn docker_image(&self, image: &DockerImage) -> Result<Image> {
         let tags = image.repo_tags.clone().unwrap_or_default();
-        let mut names = tags
-            .iter()
-            .map(|tag| tag.parse())
-            .collect::<Result<Vec<Reference>>>()?;
+        let mut names = tags.iter().map(|tag| tag.parse()).collect::<Result<Vec<Reference>>>()?;
         if names.is_empty() {
             names.extend(name_of(None, None, &self.archive.stem));
         }
-        let title = names
-            .first()
-            .map_or_else(|| self.archive.title.clone(), Reference::familiar);
+        let title = names.first().map_or_else(|| self.archive.title.clone(), Reference::familiar);
         let config = self.archive.read(&image.config, CONFIG_MAX)?;
-        let layers = image
-            .layers
-            .iter()
-            .map(|name| self.docker_layer(name))
-            .collect::<Result<Vec<_>>>()?;
+        let layers = image.layers.iter().map(|name| self.docker_layer(name)).collect::<Result<Vec<_>>>()?;
         let plain = |media_type: &str, digest, size| Descriptor {
             media_type: media_type.to_owned(),
             digest,
@@ -520,10 +408,7 @@ impl Loader<'_> {
             schema_version: 2,
             media_type: Some(OCI_MANIFEST.to_owned()),
             config: plain(OCI_CONFIG, Digest::of(&config), config.len() as u64),
-            layers: layers
-                .iter()
-                .map(|(c, digest, size)| plain(c.media_type(), *digest, *size))
-                .collect(),
+            layers: layers.iter().map(|(c, digest, size)| plain(c.media_type(), *digest, *size)).collect(),
         };
         let bytes = serde_json::to_vec(&manifest).map_err(|e| self.archive.bad(e.to_string()))?;
         self.image(&title, names, &bytes, &manifest, &config, None)
@@ -531,10 +416,7 @@ impl Loader<'_> {
 
     /// Such an archive does not give the digests of its layers as packed, so they are computed.
     fn docker_layer(&self, name: &str) -> Result<(Compression, Digest, u64)> {
-        let path = self
-            .archive
-            .path(name)
-            .ok_or_else(|| self.archive.bad(format!("`{name}` is missing")))?;
+        let path = self.archive.path(name).ok_or_else(|| self.archive.bad(format!("`{name}` is missing")))?;
         let mut file = File::open(&path).map_err(at("open", &path))?;
         let mut start = [0; 4];
         let length = file.read(&mut start).map_err(at("read", &path))?;
@@ -544,9 +426,7 @@ impl Loader<'_> {
         }
         let file = File::open(&path).map_err(at("open", &path))?;
         let size = file.metadata().map_err(at("read", &path))?.len();
-        let digest = crate::digest::HashReader::new(file, u64::MAX)
-            .finish()
-            .map_err(at("read", &path))?;
+        let digest = crate::digest::HashReader::new(file, u64::MAX).finish().map_err(at("read", &path))?;
         Ok((compression, digest, size))
     }
 
@@ -563,27 +443,18 @@ impl Loader<'_> {
         file.check_platform(title, &self.platform)?;
         let specs = manifest.layer_specs(&format!("manifest of {title}"), &file)?;
         let parts = specs.iter().flat_map(|spec| [spec.digest, spec.diff_id]);
-        self.store.protect(
-            self.lease,
-            parts.chain([Digest::of(bytes), manifest.config.digest]),
-        )?;
+        self.store.protect(self.lease, parts.chain([Digest::of(bytes), manifest.config.digest]))?;
         for spec in &specs {
             self.layer(spec)?;
         }
         self.store.write_blob(self.lease, config)?;
         let digest = self.store.write_blob(self.lease, bytes)?;
         let entry = Entry {
-            media_type: manifest
-                .media_type
-                .clone()
-                .unwrap_or_else(|| OCI_MANIFEST.to_owned()),
+            media_type: manifest.media_type.clone().unwrap_or_else(|| OCI_MANIFEST.to_owned()),
             digest,
             size: bytes.len() as u64,
             annotations: BTreeMap::new(),
-            rest: serde_json::Map::from_iter([(
-                "platform".to_owned(),
-                serde_json::json!(file.platform()),
-            )]),
+            rest: serde_json::Map::from_iter([("platform".to_owned(), serde_json::json!(file.platform()))]),
         };
         let image = self.store.commit(self.lease, &entry, &names, source)?;
         self.progress.event(Event::Done { digest });
@@ -591,13 +462,9 @@ impl Loader<'_> {
     }
 
     fn layer(&self, spec: &LayerSpec) -> Result<()> {
-        self.progress.event(Event::LayerStart {
-            digest: spec.digest,
-            total: spec.size,
-        });
+        self.progress.event(Event::LayerStart { digest: spec.digest, total: spec.size });
         let mut part = Part::lock(self.store, spec.digest)?;
-        let reused =
-            self.store.has_layer(spec.diff_id) && self.store.has_blob(spec.digest, spec.size);
+        let reused = self.store.has_layer(spec.diff_id) && self.store.has_blob(spec.digest, spec.size);
         if reused {
             part.remove()?;
         } else if let Err(error) = self.ingest(spec, &mut part) {
@@ -605,10 +472,7 @@ impl Loader<'_> {
             part.remove()?;
             return Err(error);
         }
-        self.progress.event(Event::LayerDone {
-            digest: spec.digest,
-            reused,
-        });
+        self.progress.event(Event::LayerDone { digest: spec.digest, reused });
         Ok(())
     }
 
@@ -616,9 +480,9 @@ impl Loader<'_> {
         let name = blob_name(spec.digest);
         let spooled = match &self.archive.content {
             // A docker archive has other names, but the same bytes.
-            Content::Spool { files, .. } => files
-                .get(&name)
-                .or_else(|| files.values().find(|file| file.digest == spec.digest)),
+            Content::Spool { files, .. } => {
+                files.get(&name).or_else(|| files.values().find(|file| file.digest == spec.digest))
+            }
             Content::Directory(_) => None,
         };
         if let Some(file) = spooled {
@@ -638,28 +502,16 @@ impl Loader<'_> {
         };
         part.clear()?;
         let mut source = Counted::open(&path, spec, self.progress)?;
-        layer::ingest(
-            self.store,
-            self.lease,
-            spec,
-            Origin::Fetch(part),
-            &mut source,
-        )
+        layer::ingest(self.store, self.lease, spec, Origin::Fetch(part), &mut source)
     }
 
     /// A layer of a docker archive that was unpacked into a directory.
     fn find_by_digest(&self, spec: &LayerSpec) -> Result<PathBuf> {
-        let missing = || {
-            self.archive
-                .bad(format!("layer {} is missing", spec.digest))
-        };
+        let missing = || self.archive.bad(format!("layer {} is missing", spec.digest));
         let Content::Directory(_) = &self.archive.content else {
             return Err(missing());
         };
-        let bytes = self
-            .archive
-            .read("manifest.json", JSON_MAX)
-            .map_err(|_| missing())?;
+        let bytes = self.archive.read("manifest.json", JSON_MAX).map_err(|_| missing())?;
         let images: Vec<DockerImage> = serde_json::from_slice(&bytes).map_err(|_| missing())?;
         for name in images.iter().flat_map(|image| &image.layers) {
             if self.docker_layer(name)?.1 == spec.digest {
@@ -677,10 +529,7 @@ fn descriptor(entry: &Entry) -> Descriptor {
         size: entry.size,
         urls: Vec::new(),
         annotations: BTreeMap::new(),
-        platform: entry
-            .rest
-            .get("platform")
-            .and_then(|p| serde_json::from_value(p.clone()).ok()),
+        platform: entry.rest.get("platform").and_then(|p| serde_json::from_value(p.clone()).ok()),
     }
 }
 
@@ -702,12 +551,7 @@ impl<'a> Counted<'a> {
                 got: meta.len(),
             });
         }
-        Ok(Self {
-            file: File::open(path).map_err(at("open", path))?,
-            spec,
-            done: 0,
-            progress,
-        })
+        Ok(Self { file: File::open(path).map_err(at("open", path))?, spec, done: 0, progress })
     }
 }
 
@@ -716,11 +560,7 @@ impl Read for Counted<'_> {
         let count = self.file.read(buffer)?;
         self.done += count as u64;
         let (digest, total) = (self.spec.digest, self.spec.size);
-        self.progress.event(Event::LayerProgress {
-            digest,
-            done: self.done,
-            total,
-        });
+        self.progress.event(Event::LayerProgress { digest, done: self.done, total });
         if self.done == total && count > 0 {
             self.progress.event(Event::Unpacking { digest });
         }
@@ -740,29 +580,15 @@ mod tests {
             (Some("latest"), None, "web.tar.gz", "web:latest"),
             (Some("1.36"), None, "dir/busybox", "busybox:1.36"),
             (Some("v2"), None, "api.oci.tar", "api:v2"),
-            (
-                Some("latest"),
-                Some("docker.io/library/redis:7"),
-                "x.tar",
-                "redis:7",
-            ),
-            (
-                Some("reg.example.com/a/b:1"),
-                None,
-                "x",
-                "reg.example.com/a/b:1",
-            ),
+            (Some("latest"), Some("docker.io/library/redis:7"), "x.tar", "redis:7"),
+            (Some("reg.example.com/a/b:1"), None, "x", "reg.example.com/a/b:1"),
             (None, None, "shop-api.tgz", "shop-api:latest"),
             (None, None, "My Image.tar", "my-image:latest"),
             (Some("not a name"), None, "x", ""),
             (None, None, "", ""),
         ] {
             let name = name_of(ref_name, full_name, &stem(Path::new(file)));
-            assert_eq!(
-                name.map(|n| n.familiar()).unwrap_or_default(),
-                expected,
-                "{ref_name:?} {file}"
-            );
+            assert_eq!(name.map(|n| n.familiar()).unwrap_or_default(), expected, "{ref_name:?} {file}");
         }
     }
 

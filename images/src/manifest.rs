@@ -35,17 +35,9 @@ pub(crate) struct Descriptor {
     pub(crate) media_type: String,
     pub(crate) digest: Digest,
     pub(crate) size: u64,
-    #[serde(
-        default,
-        skip_serializing_if = "Vec::is_empty",
-        deserialize_with = "null_is_default"
-    )]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_default")]
     pub(crate) urls: Vec<String>,
-    #[serde(
-        default,
-        skip_serializing_if = "BTreeMap::is_empty",
-        deserialize_with = "null_is_default"
-    )]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_is_default")]
     pub(crate) annotations: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) platform: Option<Platform>,
@@ -97,15 +89,18 @@ impl Compression {
 
     fn of_media_type(media_type: &str) -> Result<Self, String> {
         match media_type {
-            "application/vnd.oci.image.layer.v1.tar"
-            | "application/vnd.docker.image.rootfs.diff.tar" => Ok(Self::Plain),
-            "application/vnd.oci.image.layer.v1.tar+gzip"
-            | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Ok(Self::Gzip),
-            "application/vnd.oci.image.layer.v1.tar+zstd"
-            | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Ok(Self::Zstd),
-            other if other.contains("foreign") || other.contains("nondistributable") => Err(
-                format!("layers of type {other} are not fetched: they live outside the registry"),
-            ),
+            "application/vnd.oci.image.layer.v1.tar" | "application/vnd.docker.image.rootfs.diff.tar" => {
+                Ok(Self::Plain)
+            }
+            "application/vnd.oci.image.layer.v1.tar+gzip" | "application/vnd.docker.image.rootfs.diff.tar.gzip" => {
+                Ok(Self::Gzip)
+            }
+            "application/vnd.oci.image.layer.v1.tar+zstd" | "application/vnd.docker.image.rootfs.diff.tar.zstd" => {
+                Ok(Self::Zstd)
+            }
+            other if other.contains("foreign") || other.contains("nondistributable") => {
+                Err(format!("layers of type {other} are not fetched: they live outside the registry"))
+            }
             other => Err(format!("layer type {other} is not known")),
         }
     }
@@ -121,10 +116,7 @@ pub(crate) struct LayerSpec {
 }
 
 fn invalid(what: &str, why: impl Into<String>) -> ImageError {
-    ImageError::BadImage {
-        what: what.to_owned(),
-        why: why.into(),
-    }
+    ImageError::BadImage { what: what.to_owned(), why: why.into() }
 }
 
 /// Parse a manifest or an index.
@@ -140,16 +132,10 @@ pub(crate) fn parse(what: &str, content_type: Option<&str>, bytes: &[u8]) -> Res
     match value.get("schemaVersion").and_then(Value::as_u64) {
         Some(2) => {}
         Some(1) => {
-            return Err(invalid(
-                what,
-                "schema 1 is obsolete: the image must be pushed again by a newer tool",
-            ));
+            return Err(invalid(what, "schema 1 is obsolete: the image must be pushed again by a newer tool"));
         }
         other => {
-            return Err(invalid(
-                what,
-                format!("schemaVersion must be 2, is {other:?}"),
-            ));
+            return Err(invalid(what, format!("schemaVersion must be 2, is {other:?}")));
         }
     }
     let inside = value.get("mediaType").and_then(Value::as_str);
@@ -157,10 +143,7 @@ pub(crate) fn parse(what: &str, content_type: Option<&str>, bytes: &[u8]) -> Res
     match said {
         Some(OCI_INDEX | DOCKER_LIST) => index(what, value),
         Some(OCI_MANIFEST | DOCKER_MANIFEST) => manifest(what, value),
-        Some(other) => Err(invalid(
-            what,
-            format!("type {other} is neither an image nor an index"),
-        )),
+        Some(other) => Err(invalid(what, format!("type {other} is neither an image nor an index"))),
         None if has("manifests") => index(what, value),
         None => manifest(what, value),
     }
@@ -176,28 +159,18 @@ fn index(what: &str, value: Value) -> Result<Document> {
 }
 
 fn manifest(what: &str, value: Value) -> Result<Document> {
-    let manifest: Manifest =
-        serde_json::from_value(value).map_err(|e| invalid(what, e.to_string()))?;
+    let manifest: Manifest = serde_json::from_value(value).map_err(|e| invalid(what, e.to_string()))?;
     let kind = manifest.config.media_type.as_str();
     if kind != OCI_CONFIG && kind != DOCKER_CONFIG {
-        return Err(invalid(
-            what,
-            format!("it holds {kind}, which is not a container image"),
-        ));
+        return Err(invalid(what, format!("it holds {kind}, which is not a container image")));
     }
     if manifest.config.size > CONFIG_MAX {
-        return Err(invalid(
-            what,
-            format!("the image configuration is larger than {CONFIG_MAX} bytes"),
-        ));
+        return Err(invalid(what, format!("the image configuration is larger than {CONFIG_MAX} bytes")));
     }
     if manifest.layers.len() > LAYERS_MAX {
         return Err(invalid(
             what,
-            format!(
-                "{} layers are more than the {LAYERS_MAX} that can be stacked",
-                manifest.layers.len()
-            ),
+            format!("{} layers are more than the {LAYERS_MAX} that can be stacked", manifest.layers.len()),
         ));
     }
     Ok(Document::Manifest(Box::new(manifest)))
@@ -208,40 +181,22 @@ impl Manifest {
     pub(crate) fn layer_specs(&self, what: &str, config: &ConfigFile) -> Result<Vec<LayerSpec>> {
         let (layers, diffs) = (&self.layers, &config.rootfs.diff_ids);
         if layers.len() != diffs.len() {
-            return Err(invalid(
-                what,
-                format!("{} layers, but {} diff_ids", layers.len(), diffs.len()),
-            ));
+            return Err(invalid(what, format!("{} layers, but {} diff_ids", layers.len(), diffs.len())));
         }
         let pair = |(layer, diff_id): (&Descriptor, &Digest)| {
             if !layer.urls.is_empty() {
-                return Err(invalid(
-                    what,
-                    format!("layer {} is to be fetched from elsewhere", layer.digest),
-                ));
+                return Err(invalid(what, format!("layer {} is to be fetched from elsewhere", layer.digest)));
             }
-            let compression =
-                Compression::of_media_type(&layer.media_type).map_err(|why| invalid(what, why))?;
-            Ok(LayerSpec {
-                digest: layer.digest,
-                size: layer.size,
-                diff_id: *diff_id,
-                compression,
-            })
+            let compression = Compression::of_media_type(&layer.media_type).map_err(|why| invalid(what, why))?;
+            Ok(LayerSpec { digest: layer.digest, size: layer.size, diff_id: *diff_id, compression })
         };
         layers.iter().zip(diffs).map(pair).collect()
     }
 }
 
 /// Choose from an index what runs best on `platform`; among equals the first.
-pub(crate) fn choose<'a>(
-    reference: &str,
-    index: &'a [Descriptor],
-    platform: &Platform,
-) -> Result<&'a Descriptor> {
-    let rated = index
-        .iter()
-        .filter_map(|d| Some((d.platform.as_ref()?.fits(platform)?, d)));
+pub(crate) fn choose<'a>(reference: &str, index: &'a [Descriptor], platform: &Platform) -> Result<&'a Descriptor> {
+    let rated = index.iter().filter_map(|d| Some((d.platform.as_ref()?.fits(platform)?, d)));
     let best = rated.fold(None, |best: Option<(u32, &Descriptor)>, next| match best {
         Some(best) if best.0 >= next.0 => Some(best),
         _ => Some(next),
@@ -260,16 +215,9 @@ pub(crate) fn choose<'a>(
 }
 
 fn available(index: &[Descriptor]) -> String {
-    let known = index
-        .iter()
-        .filter_map(|d| d.platform.as_ref())
-        .filter(|p| p.os != "unknown");
+    let known = index.iter().filter_map(|d| d.platform.as_ref()).filter(|p| p.os != "unknown");
     let all: BTreeSet<String> = known.map(Platform::to_string).collect();
-    if all.is_empty() {
-        "no platform at all".into()
-    } else {
-        all.into_iter().collect::<Vec<_>>().join(", ")
-    }
+    if all.is_empty() { "no platform at all".into() } else { all.into_iter().collect::<Vec<_>>().join(", ") }
 }
 
 /// The image configuration file, as far as we use it.
@@ -299,24 +247,16 @@ pub(crate) struct RootFs {
 impl ConfigFile {
     pub(crate) fn parse(what: &str, bytes: &[u8]) -> Result<Self> {
         let what = format!("configuration of {what}");
-        let config: Self =
-            serde_json::from_slice(bytes).map_err(|e| invalid(&what, e.to_string()))?;
+        let config: Self = serde_json::from_slice(bytes).map_err(|e| invalid(&what, e.to_string()))?;
         if config.rootfs.kind != "layers" {
-            return Err(invalid(
-                &what,
-                format!("rootfs type {} is not known", config.rootfs.kind),
-            ));
+            return Err(invalid(&what, format!("rootfs type {} is not known", config.rootfs.kind)));
         }
         Ok(config)
     }
 
     pub(crate) fn platform(&self) -> Platform {
         let variant = self.variant.clone().filter(|v| !v.is_empty());
-        Platform {
-            os: self.os.clone(),
-            architecture: self.architecture.clone(),
-            variant,
-        }
+        Platform { os: self.os.clone(), architecture: self.architecture.clone(), variant }
     }
 
     /// Refuse an image that this machine cannot run; a configuration that does not say is believed.
@@ -392,9 +332,7 @@ pub struct Healthcheck {
 }
 
 /// Go writes an empty list or map as `null`.
-fn null_is_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
-    deserializer: D,
-) -> Result<T, D::Error> {
+fn null_is_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
@@ -405,10 +343,7 @@ fn keys<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeSet<String>, 
 }
 
 fn as_keys<S: serde::Serializer>(set: &BTreeSet<String>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(
-        set.iter()
-            .map(|key| (key, Value::Object(serde_json::Map::new()))),
-    )
+    serializer.collect_map(set.iter().map(|key| (key, Value::Object(serde_json::Map::new()))))
 }
 
 #[cfg(test)]
@@ -426,9 +361,8 @@ mod tests {
 
     fn specs(manifest: &str, diffs: usize) -> Result<Vec<LayerSpec>> {
         let diffs = vec![format!("{HEX:?}"); diffs].join(",");
-        let config = format!(
-            r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":[{diffs}]}}}}"#
-        );
+        let config =
+            format!(r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":[{diffs}]}}}}"#);
         let config = ConfigFile::parse("x", config.as_bytes())?;
         match parse("x", None, manifest.as_bytes())? {
             Document::Manifest(manifest) => manifest.layer_specs("x", &config),
@@ -439,43 +373,17 @@ mod tests {
     #[test]
     fn layers_must_be_known_and_paired() {
         let gzip = Compression::Gzip.media_type();
-        assert_eq!(
-            specs(&with(gzip, ""), 1).unwrap()[0].compression,
-            Compression::Gzip
-        );
+        assert_eq!(specs(&with(gzip, ""), 1).unwrap()[0].compression, Compression::Gzip);
         for (manifest, diffs, why) in [
             (with(gzip, ""), 2, "1 layers, but 2 diff_ids"),
             (with(gzip, ""), 0, "1 layers, but 0 diff_ids"),
             (with("application/x-unknown", ""), 1, "not known"),
-            (
-                with(
-                    "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
-                    "",
-                ),
-                1,
-                "outside the registry",
-            ),
-            (
-                with(gzip, r#","urls":["http://169.254.169.254/"]"#),
-                1,
-                "from elsewhere",
-            ),
+            (with("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", ""), 1, "outside the registry"),
+            (with(gzip, r#","urls":["http://169.254.169.254/"]"#), 1, "from elsewhere"),
             (with(gzip, "").replace("\"size\":3", "\"size\":-3"), 1, "-3"),
-            (
-                with(gzip, "").replace(HEX, "sha256:../../x"),
-                1,
-                "digest is",
-            ),
-            (
-                with(gzip, "").replace("\"schemaVersion\":2", "\"schemaVersion\":1"),
-                1,
-                "obsolete",
-            ),
-            (
-                with(gzip, "").replace("\"layers\"", "\"manifests\":[],\"layers\""),
-                1,
-                "both",
-            ),
+            (with(gzip, "").replace(HEX, "sha256:../../x"), 1, "digest is"),
+            (with(gzip, "").replace("\"schemaVersion\":2", "\"schemaVersion\":1"), 1, "obsolete"),
+            (with(gzip, "").replace("\"layers\"", "\"manifests\":[],\"layers\""), 1, "both"),
             (
                 with(gzip, "").replace(OCI_CONFIG, "application/vnd.cncf.helm.config.v1+json"),
                 1,
@@ -497,11 +405,7 @@ mod tests {
             size,
             urls: vec![],
             annotations: BTreeMap::new(),
-            platform: Some(Platform {
-                os: os.into(),
-                architecture: arch.into(),
-                variant: variant.map(Into::into),
-            }),
+            platform: Some(Platform { os: os.into(), architecture: arch.into(), variant: variant.map(Into::into) }),
         };
         let index = [
             entry("unknown", "unknown", None, 1),
@@ -510,26 +414,11 @@ mod tests {
             entry("linux", "amd64", Some("v3"), 4),
             entry("linux", "amd64", None, 5),
         ];
-        for (platform, size) in [
-            ("linux/arm64", 2),
-            ("linux/amd64/v2", 3),
-            ("linux/amd64/v4", 4),
-        ] {
-            assert_eq!(
-                choose("x", &index, &platform.parse().unwrap())
-                    .unwrap()
-                    .size,
-                size,
-                "{platform}"
-            );
+        for (platform, size) in [("linux/arm64", 2), ("linux/amd64/v2", 3), ("linux/amd64/v4", 4)] {
+            assert_eq!(choose("x", &index, &platform.parse().unwrap()).unwrap().size, size, "{platform}");
         }
-        let error = choose("x", &index, &"linux/s390x".parse().unwrap())
-            .unwrap_err()
-            .to_string();
-        assert_eq!(
-            error,
-            "`x` is not for linux/s390x, but for linux/amd64, linux/amd64/v3, linux/arm64/v8"
-        );
+        let error = choose("x", &index, &"linux/s390x".parse().unwrap()).unwrap_err().to_string();
+        assert_eq!(error, "`x` is not for linux/s390x, but for linux/amd64, linux/amd64/v3, linux/arm64/v8");
     }
 
     #[test]
@@ -542,9 +431,6 @@ mod tests {
         assert!(config.exposed_ports.contains("80/tcp"));
         assert_eq!(config.healthcheck.unwrap().interval_ns, 5_000_000_000);
         let none = r#"{"config":null,"rootfs":{"type":"layers"}}"#;
-        assert_eq!(
-            ConfigFile::parse("x", none.as_bytes()).unwrap().config,
-            ImageConfig::default()
-        );
+        assert_eq!(ConfigFile::parse("x", none.as_bytes()).unwrap().config, ImageConfig::default());
     }
 }

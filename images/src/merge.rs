@@ -57,10 +57,7 @@ pub(crate) fn stack(layers: &[Tree], fix: &Path) -> Result<Stack> {
     if !wrong.is_empty() {
         for path in &with_parents {
             let target = fix.join(path);
-            DirBuilder::new()
-                .mode(0o755)
-                .create(&target)
-                .map_err(at("make directory", &target))?;
+            DirBuilder::new().mode(0o755).create(&target).map_err(at("make directory", &target))?;
         }
         // Deepest first, so that setting a time inside does not change one already set.
         for path in with_parents.iter().rev() {
@@ -68,9 +65,7 @@ pub(crate) fn stack(layers: &[Tree], fix: &Path) -> Result<Stack> {
         }
     }
     let root = effective(&visible, Path::new(""))?;
-    let root = root.map_or((0o755, 0, 0), |meta| {
-        (meta.permissions().mode() & 0o7777, meta.uid(), meta.gid())
-    });
+    let root = root.map_or((0o755, 0, 0), |meta| (meta.permissions().mode() & 0o7777, meta.uid(), meta.gid()));
     Ok(Stack {
         layers: visible.iter().map(|tree| tree.diff_id).collect(),
         fix: !wrong.is_empty(),
@@ -84,10 +79,7 @@ pub(crate) fn stack(layers: &[Tree], fix: &Path) -> Result<Stack> {
 fn wrong_directories(layers: &[&Tree]) -> Result<BTreeSet<PathBuf>> {
     let mut wrong = BTreeSet::new();
     let undeclared = layers.iter().flat_map(|tree| &tree.meta.undeclared);
-    for path in undeclared
-        .filter(|path| !path.is_empty())
-        .map(|path| unescape(path))
-    {
+    for path in undeclared.filter(|path| !path.is_empty()).map(|path| unescape(path)) {
         if let Some(top) = stacked(layers, &path)?.first() {
             let shown = top.fs.join(&path).symlink_metadata();
             let shown = shown.map_err(at("read", &path))?;
@@ -135,19 +127,12 @@ fn stacked<'a>(layers: &[&'a Tree], path: &Path) -> Result<Vec<&'a Tree>> {
 
 fn is_opaque(path: &Path) -> bool {
     let mut value = [0; 1];
-    rustix::fs::lgetxattr(path, OPAQUE, &mut value[..])
-        .is_ok_and(|length| length == 1 && value[0] == b'y')
+    rustix::fs::lgetxattr(path, OPAQUE, &mut value[..]).is_ok_and(|length| length == 1 && value[0] == b'y')
 }
 
 /// The attributes that the directory should have: those of the topmost layer that declared it.
 fn effective(layers: &[&Tree], path: &Path) -> Result<Option<Metadata>> {
-    let declared = |tree: &&&Tree| {
-        !tree
-            .meta
-            .undeclared
-            .iter()
-            .any(|other| unescape(other) == path)
-    };
+    let declared = |tree: &&&Tree| !tree.meta.undeclared.iter().any(|other| unescape(other) == path);
     let stacked = stacked(layers, path)?;
     let Some(tree) = stacked.iter().find(declared) else {
         return Ok(None);
@@ -159,8 +144,7 @@ fn effective(layers: &[&Tree], path: &Path) -> Result<Option<Metadata>> {
 fn correct(layers: &[&Tree], path: &Path, fix: &Path) -> Result<()> {
     let target = fix.join(path);
     // Declared nowhere: as it is shown.
-    let shown =
-        || stacked(layers, path).map(|stacked| stacked.first().map(|tree| tree.fs.join(path)));
+    let shown = || stacked(layers, path).map(|stacked| stacked.first().map(|tree| tree.fs.join(path)));
     let meta = match effective(layers, path)? {
         Some(meta) => meta,
         None => match shown()? {
@@ -168,18 +152,10 @@ fn correct(layers: &[&Tree], path: &Path, fix: &Path) -> Result<()> {
             None => return Ok(()),
         },
     };
-    std::os::unix::fs::chown(&target, Some(meta.uid()), Some(meta.gid()))
-        .map_err(at("set the owner of", &target))?;
+    std::os::unix::fs::chown(&target, Some(meta.uid()), Some(meta.gid())).map_err(at("set the owner of", &target))?;
     fs::set_permissions(&target, fs::Permissions::from_mode(meta.mode() & 0o7777))
         .map_err(at("set the mode of", &target))?;
-    let time = Timespec {
-        tv_sec: meta.mtime(),
-        tv_nsec: meta.mtime_nsec(),
-    };
-    let times = Timestamps {
-        last_access: time,
-        last_modification: time,
-    };
-    rustix::fs::utimensat(CWD, &target, &times, AtFlags::SYMLINK_NOFOLLOW)
-        .map_err(at("set the time of", &target))
+    let time = Timespec { tv_sec: meta.mtime(), tv_nsec: meta.mtime_nsec() };
+    let times = Timestamps { last_access: time, last_modification: time };
+    rustix::fs::utimensat(CWD, &target, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(at("set the time of", &target))
 }

@@ -11,9 +11,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
-use rustix::mount::{
-    self, FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
-};
+use rustix::mount::{self, FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags};
 
 use crate::error::{ImageError, Result, at};
 
@@ -48,11 +46,7 @@ const WAYS: [Way; 3] = [Way::Descriptors, Way::Names, Way::OldCall];
 /// Mount at `target`, which must be a directory.
 pub(crate) fn mount(overlay: &Overlay<'_>, target: &Path) -> Result<()> {
     let opened = Opened {
-        lowers: overlay
-            .lowers
-            .iter()
-            .map(|dir| open(dir))
-            .collect::<Result<_>>()?,
+        lowers: overlay.lowers.iter().map(|dir| open(dir)).collect::<Result<_>>()?,
         upper: open(overlay.upper)?,
         work: open(overlay.work)?,
         volatile: overlay.volatile,
@@ -63,27 +57,19 @@ pub(crate) fn mount(overlay: &Overlay<'_>, target: &Path) -> Result<()> {
             Ok(()) => return Ok(()),
             Err((errno, detail)) => {
                 // The first refusal with words of the kernel is the one that explains.
-                let better = failure
-                    .as_ref()
-                    .is_none_or(|(_, old): &(Errno, String)| old.is_empty() && !detail.is_empty());
+                let better =
+                    failure.as_ref().is_none_or(|(_, old): &(Errno, String)| old.is_empty() && !detail.is_empty());
                 if better {
                     failure = Some((errno, detail));
                 }
-                if !matches!(
-                    errno,
-                    Errno::INVAL | Errno::NOSYS | Errno::BADF | Errno::OPNOTSUPP
-                ) {
+                if !matches!(errno, Errno::INVAL | Errno::NOSYS | Errno::BADF | Errno::OPNOTSUPP) {
                     break;
                 }
             }
         }
     }
     let (errno, detail) = failure.unwrap_or((Errno::NOSYS, String::new()));
-    Err(ImageError::Mount {
-        target: target.to_path_buf(),
-        detail,
-        source: errno.into(),
-    })
+    Err(ImageError::Mount { target: target.to_path_buf(), detail, source: errno.into() })
 }
 
 fn mount_by(way: Way, opened: &Opened, target: &Path) -> Result<(), (Errno, String)> {
@@ -99,20 +85,11 @@ fn open(dir: &Path) -> Result<OwnedFd> {
 }
 
 fn new_api(opened: &Opened, target: &Path, way: Way) -> Result<(), (Errno, String)> {
-    let context =
-        mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| (e, String::new()))?;
+    let context = mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| (e, String::new()))?;
     let fs = context.as_fd();
     let done = configure(fs, opened, way)
         .and_then(|()| mount::fsmount(fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()))
-        .and_then(|made| {
-            mount::move_mount(
-                &made,
-                "",
-                CWD,
-                target,
-                MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-            )
-        });
+        .and_then(|made| mount::move_mount(&made, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH));
     done.map_err(|errno| (errno, words(fs)))
 }
 
@@ -157,18 +134,13 @@ fn words(fs: BorrowedFd<'_>) -> String {
 
 fn old_api(opened: &Opened, target: &Path) -> Result<(), (Errno, String)> {
     let lowers: Vec<String> = opened.lowers.iter().map(name).collect();
-    let mut options = format!(
-        "lowerdir={},upperdir={},workdir={}",
-        lowers.join(":"),
-        name(&opened.upper),
-        name(&opened.work)
-    );
+    let mut options =
+        format!("lowerdir={},upperdir={},workdir={}", lowers.join(":"), name(&opened.upper), name(&opened.work));
     if opened.volatile {
         options.push_str(",volatile");
     }
     let options = CString::new(options).map_err(|_| (Errno::INVAL, String::new()))?;
-    mount::mount("overlay", target, "overlay", MountFlags::empty(), &*options)
-        .map_err(|e| (e, String::new()))
+    mount::mount("overlay", target, "overlay", MountFlags::empty(), &*options).map_err(|e| (e, String::new()))
 }
 
 /// Whether something is mounted at `path`.
@@ -200,11 +172,7 @@ mod tests {
     #[test]
     fn every_way_mounts_the_same() {
         unshare(CloneFlags::CLONE_NEWNS).expect("needs root");
-        mount::mount_change(
-            "/",
-            mount::MountPropagationFlags::REC | mount::MountPropagationFlags::PRIVATE,
-        )
-        .unwrap();
+        mount::mount_change("/", mount::MountPropagationFlags::REC | mount::MountPropagationFlags::PRIVATE).unwrap();
         mount::mount("tmpfs", "/mnt", "tmpfs", MountFlags::empty(), None).unwrap();
         for way in WAYS {
             let base = Path::new("/mnt").join(format!("{way:?}"));
@@ -224,11 +192,7 @@ mod tests {
             };
             mount_by(way, &opened, &target).unwrap_or_else(|e| panic!("{way:?}: {e:?}"));
             assert!(is_mounted(&target).unwrap(), "{way:?}");
-            assert_eq!(
-                std::fs::read_to_string(target.join("file")).unwrap(),
-                "top",
-                "{way:?}"
-            );
+            assert_eq!(std::fs::read_to_string(target.join("file")).unwrap(), "top", "{way:?}");
             unmount(&target).unwrap();
             assert!(!is_mounted(&target).unwrap(), "{way:?}");
             assert!(!target.join("file").exists(), "{way:?}");
@@ -238,11 +202,7 @@ mod tests {
     #[test]
     fn a_refusal_of_the_kernel_is_told_in_its_words() {
         unshare(CloneFlags::CLONE_NEWNS).expect("needs root");
-        mount::mount_change(
-            "/",
-            mount::MountPropagationFlags::REC | mount::MountPropagationFlags::PRIVATE,
-        )
-        .unwrap();
+        mount::mount_change("/", mount::MountPropagationFlags::REC | mount::MountPropagationFlags::PRIVATE).unwrap();
         mount::mount("tmpfs", "/mnt", "tmpfs", MountFlags::empty(), None).unwrap();
         let dir = |name: &str| {
             let dir = Path::new("/mnt").join(name);
@@ -251,25 +211,13 @@ mod tests {
         };
         let lowers = [dir("lower")];
         let (upper, work, target) = (dir("upper"), dir("work"), dir("target"));
-        let good = Overlay {
-            lowers: &lowers,
-            upper: &upper,
-            work: &work,
-            volatile: false,
-        };
+        let good = Overlay { lowers: &lowers, upper: &upper, work: &work, volatile: false };
         super::mount(&good, &target).unwrap();
         // overlayfs cannot write to an overlay.
         let (upper, work) = (dir("target/upper"), dir("target/work"));
-        let bad = Overlay {
-            upper: &upper,
-            work: &work,
-            ..good
-        };
+        let bad = Overlay { upper: &upper, work: &work, ..good };
         let error = super::mount(&bad, &dir("other")).unwrap_err();
-        assert!(
-            matches!(&error, ImageError::Mount { detail, .. } if detail.contains("upperdir")),
-            "{error}"
-        );
+        assert!(matches!(&error, ImageError::Mount { detail, .. } if detail.contains("upperdir")), "{error}");
         assert!(error.hint().unwrap().contains("not on an overlay"));
     }
 }

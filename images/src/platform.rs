@@ -31,11 +31,7 @@ impl Platform {
             "loongarch64" => ("loong64", None),
             other => (other, None),
         };
-        Self {
-            os: "linux".into(),
-            architecture: architecture.into(),
-            variant,
-        }
+        Self { os: "linux".into(), architecture: architecture.into(), variant }
     }
 
     /// How well an image for `self` runs on `host`: `None` is not at all, more is better.
@@ -55,13 +51,7 @@ impl Platform {
 
     /// Variants in order: `v2` needs more of the processor than `v1`.
     fn level(&self) -> Option<u32> {
-        self.variant
-            .as_deref()?
-            .strip_prefix('v')?
-            .split('.')
-            .next()?
-            .parse()
-            .ok()
+        self.variant.as_deref()?.strip_prefix('v')?.split('.').next()?.parse().ok()
     }
 }
 
@@ -70,19 +60,8 @@ impl Platform {
 fn x86_level() -> u32 {
     use std::arch::is_x86_feature_detected as has;
     let v2 = has!("cmpxchg16b") && has!("popcnt") && has!("sse4.2") && has!("ssse3");
-    let v3 = v2
-        && has!("avx2")
-        && has!("bmi1")
-        && has!("bmi2")
-        && has!("fma")
-        && has!("lzcnt")
-        && has!("movbe");
-    let v4 = v3
-        && has!("avx512f")
-        && has!("avx512bw")
-        && has!("avx512cd")
-        && has!("avx512dq")
-        && has!("avx512vl");
+    let v3 = v2 && has!("avx2") && has!("bmi1") && has!("bmi2") && has!("fma") && has!("lzcnt") && has!("movbe");
+    let v4 = v3 && has!("avx512f") && has!("avx512bw") && has!("avx512cd") && has!("avx512dq") && has!("avx512vl");
     1 + u32::from(v2) + u32::from(v3) + u32::from(v4)
 }
 
@@ -106,8 +85,7 @@ impl FromStr for Platform {
 
     fn from_str(text: &str) -> Result<Self, ImageError> {
         let mut parts = text.split('/').map(str::to_owned);
-        let (os, architecture, variant, rest) =
-            (parts.next(), parts.next(), parts.next(), parts.next());
+        let (os, architecture, variant, rest) = (parts.next(), parts.next(), parts.next(), parts.next());
         match (os, architecture, variant, rest) {
             (Some(os), Some(architecture), variant, None)
                 if !os.is_empty() && !architecture.is_empty() && variant.as_deref() != Some("") =>
@@ -117,11 +95,7 @@ impl FromStr for Platform {
                     "aarch64" => "arm64".to_owned(),
                     _ => architecture,
                 };
-                Ok(Self {
-                    os,
-                    architecture,
-                    variant,
-                })
+                Ok(Self { os, architecture, variant })
             }
             _ => Err(ImageError::BadOption {
                 field: "platform",
@@ -155,11 +129,7 @@ mod tests {
             ("linux/arm64", "linux/amd64", None),
             ("windows/amd64", "linux/amd64", None),
         ] {
-            assert_eq!(
-                platform(image).fits(&platform(host)),
-                fits,
-                "{image} on {host}"
-            );
+            assert_eq!(platform(image).fits(&platform(host)), fits, "{image} on {host}");
         }
         assert!(Platform::host().fits(&Platform::host()).is_some());
     }
@@ -167,14 +137,7 @@ mod tests {
     #[test]
     fn a_platform_is_two_or_three_words() {
         assert_eq!(platform("linux/aarch64").to_string(), "linux/arm64");
-        for bad in [
-            "",
-            "linux",
-            "linux/",
-            "/amd64",
-            "linux/arm/",
-            "linux/arm/v7/x",
-        ] {
+        for bad in ["", "linux", "linux/", "/amd64", "linux/arm/", "linux/arm/v7/x"] {
             assert!(bad.parse::<Platform>().is_err(), "{bad}");
         }
     }

@@ -22,9 +22,7 @@ use crate::image::Image;
 use crate::index::Entry;
 use crate::layer::{self, Origin, Part};
 use crate::lease::Lease;
-use crate::manifest::{
-    self, CONFIG_MAX, ConfigFile, Document, LayerSpec, MANIFEST_MAX, Manifest, OCI_MANIFEST,
-};
+use crate::manifest::{self, CONFIG_MAX, ConfigFile, Document, LayerSpec, MANIFEST_MAX, Manifest, OCI_MANIFEST};
 use crate::platform::Platform;
 use crate::progress::{Event, Progress};
 use crate::reference::Reference;
@@ -84,12 +82,7 @@ impl Store {
     /// # Errors
     /// `NotInRegistry`, `Unauthorized`, `WrongPlatform`, `Damaged`, `DiskFull`, `Network` and others. What was fetched and
     /// verified is kept, so that the next attempt goes on from there.
-    pub async fn pull(
-        &self,
-        reference: &Reference,
-        options: &PullOptions,
-        progress: &dyn Progress,
-    ) -> Result<Image> {
+    pub async fn pull(&self, reference: &Reference, options: &PullOptions, progress: &dyn Progress) -> Result<Image> {
         let platform = options.platform.clone().unwrap_or_else(Platform::host);
         let present = self.find_meant(reference)?.filter(|image| {
             let own = image.platform();
@@ -102,9 +95,7 @@ impl Store {
             (None, PullPolicy::Never) => return Err(ImageError::NotFound(reference.familiar())),
             _ => {}
         }
-        progress.event(Event::Resolving {
-            what: reference.familiar(),
-        });
+        progress.event(Event::Resolving { what: reference.familiar() });
         let credentials = match (&options.credentials, &options.auth_file) {
             (Some(credentials), _) => Some(credentials.clone()),
             (None, Some(file)) => auth::from_file(file, reference.registry())?,
@@ -119,9 +110,7 @@ impl Store {
             stop: watch::Sender::new(false),
         };
         let image = pull.run().await.map_err(|e| e.in_store(self.root()))?;
-        progress.event(Event::Done {
-            digest: image.digest,
-        });
+        progress.event(Event::Done { digest: image.digest });
         Ok(image)
     }
 }
@@ -149,10 +138,7 @@ impl Pull<'_> {
         let plan = self.plan(wanted).await?;
         self.check_room(&plan)?;
         let lease = Arc::new(self.store.lease()?);
-        let parts = plan
-            .layers
-            .iter()
-            .flat_map(|spec| [spec.digest, spec.diff_id]);
+        let parts = plan.layers.iter().flat_map(|spec| [spec.digest, spec.diff_id]);
         let own = [Digest::of(&plan.manifest), Digest::of(&plan.config)];
         self.store.protect(&lease, parts.chain(own))?;
         self.layers(&plan, &lease).await?;
@@ -174,121 +160,68 @@ impl Pull<'_> {
     async fn plan(&self, wanted: Option<Digest>) -> Result<Plan> {
         let title = self.reference.familiar();
         let asked = wanted.map(|digest| digest.to_string());
-        let asked = asked
-            .or_else(|| self.reference.tag().map(str::to_owned))
-            .unwrap_or_default();
+        let asked = asked.or_else(|| self.reference.tag().map(str::to_owned)).unwrap_or_default();
         let first = self.registry.manifest(&asked).await?;
         let top = verify(&format!("manifest of {title}"), &first.bytes, wanted)?;
-        let (fetched, manifest) = match manifest::parse(
-            &format!("manifest of {title}"),
-            first.content_type.as_deref(),
-            &first.bytes,
-        )? {
-            Document::Manifest(manifest) => (first, *manifest),
-            Document::Index(parts) => self.chosen(&title, &parts).await?,
-        };
+        let (fetched, manifest) =
+            match manifest::parse(&format!("manifest of {title}"), first.content_type.as_deref(), &first.bytes)? {
+                Document::Manifest(manifest) => (first, *manifest),
+                Document::Index(parts) => self.chosen(&title, &parts).await?,
+            };
         let what = format!("configuration of {title}");
         let descriptor = &manifest.config;
         if descriptor.size > CONFIG_MAX {
-            return Err(ImageError::TooBig {
-                what,
-                limit: CONFIG_MAX,
-                unit: "bytes",
-            });
+            return Err(ImageError::TooBig { what, limit: CONFIG_MAX, unit: "bytes" });
         }
-        let config = self
-            .registry
-            .small_blob(&what, descriptor.digest, descriptor.size)
-            .await?;
+        let config = self.registry.small_blob(&what, descriptor.digest, descriptor.size).await?;
         verify(&what, &config, Some(descriptor.digest))?;
         let file = ConfigFile::parse(&title, &config)?;
         file.check_platform(&title, &self.platform)?;
         let layers = manifest.layer_specs(&format!("manifest of {title}"), &file)?;
         let source = (top != Digest::of(&fetched.bytes)).then_some(top);
-        let media_type = manifest
-            .media_type
-            .or(fetched.content_type)
-            .unwrap_or_else(|| OCI_MANIFEST.to_owned());
-        Ok(Plan {
-            manifest: fetched.bytes,
-            media_type,
-            config,
-            platform: file.platform(),
-            layers,
-            source,
-        })
+        let media_type = manifest.media_type.or(fetched.content_type).unwrap_or_else(|| OCI_MANIFEST.to_owned());
+        Ok(Plan { manifest: fetched.bytes, media_type, config, platform: file.platform(), layers, source })
     }
 
-    async fn chosen(
-        &self,
-        title: &str,
-        parts: &[manifest::Descriptor],
-    ) -> Result<(Fetched, Manifest)> {
+    async fn chosen(&self, title: &str, parts: &[manifest::Descriptor]) -> Result<(Fetched, Manifest)> {
         let what = format!("manifest of {title} for {}", self.platform);
         let descriptor = manifest::choose(title, parts, &self.platform)?;
         if descriptor.size > MANIFEST_MAX {
-            return Err(ImageError::TooBig {
-                what,
-                limit: MANIFEST_MAX,
-                unit: "bytes",
-            });
+            return Err(ImageError::TooBig { what, limit: MANIFEST_MAX, unit: "bytes" });
         }
-        let fetched = self
-            .registry
-            .manifest(&descriptor.digest.to_string())
-            .await?;
+        let fetched = self.registry.manifest(&descriptor.digest.to_string()).await?;
         let got = fetched.bytes.len() as u64;
         if got != descriptor.size {
-            return Err(ImageError::WrongSize {
-                what,
-                wanted: descriptor.size,
-                got,
-            });
+            return Err(ImageError::WrongSize { what, wanted: descriptor.size, got });
         }
         verify(&what, &fetched.bytes, Some(descriptor.digest))?;
         match manifest::parse(&what, Some(&descriptor.media_type), &fetched.bytes)? {
             Document::Manifest(manifest) => Ok((fetched, *manifest)),
-            Document::Index(_) => Err(ImageError::BadImage {
-                what,
-                why: "it is an index inside an index".into(),
-            }),
+            Document::Index(_) => Err(ImageError::BadImage { what, why: "it is an index inside an index".into() }),
         }
     }
 
     /// Refuse before anything is fetched what cannot fit: packed layers alone need this much.
     fn check_room(&self, plan: &Plan) -> Result<()> {
-        let missing = plan
-            .layers
-            .iter()
-            .filter(|spec| !self.store.has_blob(spec.digest, spec.size));
+        let missing = plan.layers.iter().filter(|spec| !self.store.has_blob(spec.digest, spec.size));
         let needed = missing.fold(0u64, |sum, spec| sum.saturating_add(spec.size));
         if needed > IMAGE_MAX {
-            return Err(ImageError::TooBig {
-                what: self.reference.familiar(),
-                limit: IMAGE_MAX,
-                unit: "bytes packed",
-            });
+            return Err(ImageError::TooBig { what: self.reference.familiar(), limit: IMAGE_MAX, unit: "bytes packed" });
         }
         let root = self.store.root();
         let room = rustix::fs::statvfs(root).map_err(at("look at", root))?;
         if needed > room.f_bavail.saturating_mul(room.f_frsize) {
-            return Err(ImageError::DiskFull {
-                dir: root.to_path_buf(),
-                needed: Some(needed),
-            });
+            return Err(ImageError::DiskFull { dir: root.to_path_buf(), needed: Some(needed) });
         }
         Ok(())
     }
 
     /// Largest first: it decides when all are done.
     async fn layers(&self, plan: &Plan, lease: &Arc<Lease>) -> Result<()> {
-        let unique: BTreeMap<Digest, &LayerSpec> =
-            plan.layers.iter().map(|spec| (spec.digest, spec)).collect();
+        let unique: BTreeMap<Digest, &LayerSpec> = plan.layers.iter().map(|spec| (spec.digest, spec)).collect();
         let mut specs: Vec<LayerSpec> = unique.into_values().cloned().collect();
         specs.sort_by_key(|spec| std::cmp::Reverse(spec.size));
-        let mut all = stream::iter(specs)
-            .map(|spec| self.layer(spec, lease))
-            .buffer_unordered(LAYERS_AT_ONCE);
+        let mut all = stream::iter(specs).map(|spec| self.layer(spec, lease)).buffer_unordered(LAYERS_AT_ONCE);
         let mut failure = None;
         // All are waited for, so that nothing is still writing when the caller is told.
         while let Some(done) = all.next().await {
@@ -369,18 +302,11 @@ impl Pull<'_> {
         let (sender, receiver) = mpsc::channel::<Bytes>(PIECES_WAITING);
         let (store, lease, copy) = (self.store.clone(), Arc::clone(lease), spec.clone());
         let task = tokio::task::spawn_blocking(move || {
-            let mut source = Pieces {
-                receiver,
-                piece: Bytes::new(),
-            };
+            let mut source = Pieces { receiver, piece: Bytes::new() };
             layer::ingest(&store, &lease, &copy, Origin::Fetch(&mut part), &mut source)
         });
         let sink = |bytes: Bytes, done: u64| {
-            self.progress.event(Event::LayerProgress {
-                digest,
-                done,
-                total,
-            });
+            self.progress.event(Event::LayerProgress { digest, done, total });
             let sender = &sender;
             async move { sender.send(bytes).await.is_ok() }
         };
@@ -414,10 +340,7 @@ impl Pull<'_> {
                 digest,
                 size: plan.manifest.len() as u64,
                 annotations: BTreeMap::new(),
-                rest: serde_json::Map::from_iter([(
-                    "platform".to_owned(),
-                    serde_json::json!(plan.platform),
-                )]),
+                rest: serde_json::Map::from_iter([("platform".to_owned(), serde_json::json!(plan.platform))]),
             };
             store.commit(&lease, &entry, &[name], plan.source)
         })
@@ -428,22 +351,14 @@ impl Pull<'_> {
 fn verify(what: &str, bytes: &[u8], wanted: Option<Digest>) -> Result<Digest> {
     let got = Digest::of(bytes);
     match wanted {
-        Some(wanted) if wanted != got => Err(ImageError::Damaged {
-            what: what.to_owned(),
-            wanted,
-            got,
-        }),
+        Some(wanted) if wanted != got => Err(ImageError::Damaged { what: what.to_owned(), wanted, got }),
         _ => Ok(got),
     }
 }
 
 /// Run what waits for disks or locks beside the runtime.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| ImageError::Stopped)?
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| ImageError::Stopped)?
 }
 
 /// What the network task sends, as a stream for a thread.

@@ -65,9 +65,7 @@ impl Reference {
             // `docker.io/library/a/b` would come back as `a/b`, another repository.
             Some(short) if !self.repository["library/".len()..].contains('/') => short.to_owned(),
             _ => match full.strip_prefix("docker.io/") {
-                Some(short) if short.contains('/') && !self.repository.starts_with("library/") => {
-                    short.to_owned()
-                }
+                Some(short) if short.contains('/') && !self.repository.starts_with("library/") => short.to_owned(),
                 _ => full,
             },
         }
@@ -79,28 +77,17 @@ impl Reference {
     /// `tag` is not well formed.
     pub fn with_tag(&self, tag: &str) -> Result<Self, ImageError> {
         check_tag(tag).map_err(|why| bad(tag, why))?;
-        Ok(Self {
-            tag: Some(tag.to_owned()),
-            digest: None,
-            ..self.clone()
-        })
+        Ok(Self { tag: Some(tag.to_owned()), digest: None, ..self.clone() })
     }
 
     /// The same repository at `digest`, without a tag.
     pub fn with_digest(&self, digest: Digest) -> Self {
-        Self {
-            tag: None,
-            digest: Some(digest),
-            ..self.clone()
-        }
+        Self { tag: None, digest: Some(digest), ..self.clone() }
     }
 }
 
 fn bad(reference: &str, why: impl Into<String>) -> ImageError {
-    ImageError::BadReference {
-        reference: reference.to_owned(),
-        why: why.into(),
-    }
+    ImageError::BadReference { reference: reference.to_owned(), why: why.into() }
 }
 
 impl FromStr for Reference {
@@ -147,9 +134,7 @@ fn check_whole(text: &str) -> Result<(), String> {
     match text {
         "" => Err("it is empty".into()),
         text if text.len() > 1024 => Err("it is longer than 1024 characters".into()),
-        text if text.contains("://") => {
-            Err("it must not start with a scheme such as https://".into())
-        }
+        text if text.contains("://") => Err("it must not start with a scheme such as https://".into()),
         _ => Ok(()),
     }
 }
@@ -163,11 +148,8 @@ fn split_registry(text: &str) -> (&str, &str) {
                 || first.starts_with('[')
                 || first.bytes().any(|b| b.is_ascii_uppercase()) =>
         {
-            let host = if matches!(first, "index.docker.io" | "registry-1.docker.io") {
-                DEFAULT_REGISTRY
-            } else {
-                first
-            };
+            let host =
+                if matches!(first, "index.docker.io" | "registry-1.docker.io") { DEFAULT_REGISTRY } else { first };
             (host, rest)
         }
         _ => (DEFAULT_REGISTRY, text),
@@ -183,25 +165,16 @@ fn check_registry(registry: &str) -> Result<(), String> {
         return Err(format!("`{port}` is not a port"));
     }
     if let Some(inside) = host.strip_prefix('[') {
-        let address = inside
-            .strip_suffix(']')
-            .and_then(|a| a.parse::<std::net::Ipv6Addr>().ok());
-        return address
-            .map(|_| ())
-            .ok_or_else(|| format!("`{host}` is not an IPv6 address"));
+        let address = inside.strip_suffix(']').and_then(|a| a.parse::<std::net::Ipv6Addr>().ok());
+        return address.map(|_| ()).ok_or_else(|| format!("`{host}` is not an IPv6 address"));
     }
     let label = |l: &str| {
         !l.is_empty()
             && !l.starts_with('-')
             && !l.ends_with('-')
-            && l.bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
-    if host.len() <= 253 && host.split('.').all(label) {
-        Ok(())
-    } else {
-        Err(format!("`{host}` is not a host name"))
-    }
+    if host.len() <= 253 && host.split('.').all(label) { Ok(()) } else { Err(format!("`{host}` is not a host name")) }
 }
 
 /// `host:port`, where the host may be an IPv6 address in brackets.
@@ -215,22 +188,14 @@ pub(crate) fn split_port(registry: &str) -> (&str, Option<&str>) {
 /// Whether the host of a registry is this machine.
 pub(crate) fn is_loopback(registry: &str) -> bool {
     let host = split_port(registry).0;
-    let host = host
-        .strip_prefix('[')
-        .and_then(|h| h.strip_suffix(']'))
-        .unwrap_or(host);
-    host == "localhost"
-        || host
-            .parse::<IpAddr>()
-            .is_ok_and(|address| address.is_loopback())
+    let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Parts of lower-case letters and digits, joined by one dot, one or two underscores, or dashes.
 fn check_repository(path: &str) -> Result<(), String> {
     if path.len() > REPOSITORY_MAX {
-        return Err(format!(
-            "the name is longer than {REPOSITORY_MAX} characters"
-        ));
+        return Err(format!("the name is longer than {REPOSITORY_MAX} characters"));
     }
     for part in path.split('/') {
         if part.is_empty() {
@@ -239,10 +204,7 @@ fn check_repository(path: &str) -> Result<(), String> {
         if part.bytes().any(|b| b.is_ascii_uppercase()) {
             return Err(format!("`{part}` must be lower case"));
         }
-        if let Some(other) = part
-            .chars()
-            .find(|c| !matches!(c, 'a'..='z' | '0'..='9' | '.' | '_' | '-'))
-        {
+        if let Some(other) = part.chars().find(|c| !matches!(c, 'a'..='z' | '0'..='9' | '.' | '_' | '-')) {
             return Err(format!("`{other}` must not be in a name"));
         }
         let joined_well = part
@@ -250,9 +212,7 @@ fn check_repository(path: &str) -> Result<(), String> {
             .enumerate()
             .all(|(at, gap)| gap.is_empty() || (at > 0 && good_gap(gap)));
         if !joined_well || !part.ends_with(|c: char| c.is_ascii_alphanumeric()) {
-            return Err(format!(
-                "`{part}` has separators at an end or too many in a row"
-            ));
+            return Err(format!("`{part}` has separators at an end or too many in a row"));
         }
     }
     Ok(())
@@ -297,9 +257,7 @@ impl Serialize for Reference {
 
 impl<'de> Deserialize<'de> for Reference {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -315,47 +273,19 @@ mod tests {
         let pinned = format!("busybox@sha256:{HEX}");
         let both = format!("reg.example.com:5000/a/b:1@sha256:{HEX}");
         for (text, full, familiar) in [
-            (
-                "busybox",
-                "docker.io/library/busybox:latest",
-                "busybox:latest",
-            ),
-            (
-                "busybox:1.36",
-                "docker.io/library/busybox:1.36",
-                "busybox:1.36",
-            ),
+            ("busybox", "docker.io/library/busybox:latest", "busybox:latest"),
+            ("busybox:1.36", "docker.io/library/busybox:1.36", "busybox:1.36"),
             ("shop/api:2", "docker.io/shop/api:2", "shop/api:2"),
-            (
-                "docker.io/busybox",
-                "docker.io/library/busybox:latest",
-                "busybox:latest",
-            ),
-            (
-                "index.docker.io/library/busybox",
-                "docker.io/library/busybox:latest",
-                "busybox:latest",
-            ),
+            ("docker.io/busybox", "docker.io/library/busybox:latest", "busybox:latest"),
+            ("index.docker.io/library/busybox", "docker.io/library/busybox:latest", "busybox:latest"),
             ("localhost/a", "localhost/a:latest", "localhost/a:latest"),
-            (
-                "localhost:5000/a",
-                "localhost:5000/a:latest",
-                "localhost:5000/a:latest",
-            ),
+            ("localhost:5000/a", "localhost:5000/a:latest", "localhost:5000/a:latest"),
             ("host:5000/a:b", "host:5000/a:b", "host:5000/a:b"),
             ("[::1]:5000/a", "[::1]:5000/a:latest", "[::1]:5000/a:latest"),
             ("[::1]/a", "[::1]/a:latest", "[::1]/a:latest"),
             ("127.0.0.1/a", "127.0.0.1/a:latest", "127.0.0.1/a:latest"),
-            (
-                "ghcr.io/o/r-x__y.z:V1.2_3",
-                "ghcr.io/o/r-x__y.z:V1.2_3",
-                "ghcr.io/o/r-x__y.z:V1.2_3",
-            ),
-            (
-                "docker.io/library/a/b",
-                "docker.io/library/a/b:latest",
-                "docker.io/library/a/b:latest",
-            ),
+            ("ghcr.io/o/r-x__y.z:V1.2_3", "ghcr.io/o/r-x__y.z:V1.2_3", "ghcr.io/o/r-x__y.z:V1.2_3"),
+            ("docker.io/library/a/b", "docker.io/library/a/b:latest", "docker.io/library/a/b:latest"),
             (&pinned, &format!("docker.io/library/{pinned}"), &pinned),
             (&both, &both, &both),
         ] {

@@ -12,8 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, RANGE,
-    RETRY_AFTER, WWW_AUTHENTICATE,
+    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, RANGE, RETRY_AFTER, WWW_AUTHENTICATE,
 };
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
@@ -22,9 +21,7 @@ use crate::auth::{self, Challenge, Credentials};
 use crate::digest::Digest;
 use crate::dns::Resolver;
 use crate::error::{ImageError, Result};
-use crate::manifest::{
-    DOCKER_LIST, DOCKER_MANIFEST, LayerSpec, MANIFEST_MAX, OCI_INDEX, OCI_MANIFEST,
-};
+use crate::manifest::{DOCKER_LIST, DOCKER_MANIFEST, LayerSpec, MANIFEST_MAX, OCI_INDEX, OCI_MANIFEST};
 use crate::reference::{self, DEFAULT_REGISTRY, Reference};
 
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
@@ -69,24 +66,12 @@ pub(crate) struct Fetched {
 
 impl Registry {
     /// Prepare; nothing is sent yet.
-    pub(crate) fn new(
-        reference: &Reference,
-        insecure: &[String],
-        credentials: Option<Credentials>,
-    ) -> Result<Self> {
+    pub(crate) fn new(reference: &Reference, insecure: &[String], credentials: Option<Credentials>) -> Result<Self> {
         let name = reference.registry().to_owned();
         let loopback = reference::is_loopback(&name);
         let plain = loopback || insecure.contains(&name);
-        let host = if name == DEFAULT_REGISTRY {
-            "registry-1.docker.io"
-        } else {
-            name.as_str()
-        };
-        let base = format!(
-            "{}://{host}/v2/{}",
-            if plain { "http" } else { "https" },
-            reference.repository()
-        );
+        let host = if name == DEFAULT_REGISTRY { "registry-1.docker.io" } else { name.as_str() };
+        let base = format!("{}://{host}/v2/{}", if plain { "http" } else { "https" }, reference.repository());
         let client = client(plain, loopback).map_err(|source| ImageError::Network {
             registry: name.clone(),
             request: "the first connection".into(),
@@ -106,16 +91,11 @@ impl Registry {
     /// The digest of a tag, without its content; `None` if the registry does not tell.
     pub(crate) async fn resolve(&self, tag: &str) -> Result<Option<Digest>> {
         let path = format!("manifests/{tag}");
-        let response = self
-            .send(Method::HEAD, &path, &manifest_types(), None)
-            .await?;
+        let response = self.send(Method::HEAD, &path, &manifest_types(), None).await?;
         match response.status() {
             StatusCode::OK => {
                 self.check_not_html(&path, response.headers())?;
-                let digest = response
-                    .headers()
-                    .get("docker-content-digest")
-                    .and_then(|value| value.to_str().ok());
+                let digest = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
                 Ok(digest.and_then(|digest| digest.parse().ok()))
             }
             // Some answer 400 or 405 to HEAD: GET will tell.
@@ -127,55 +107,30 @@ impl Registry {
     /// A manifest by tag or digest, not verified.
     pub(crate) async fn manifest(&self, what: &str) -> Result<Fetched> {
         let path = format!("manifests/{what}");
-        let response = self
-            .send(Method::GET, &path, &manifest_types(), None)
-            .await?;
+        let response = self.send(Method::GET, &path, &manifest_types(), None).await?;
         if response.status() != StatusCode::OK {
             return Err(self.refused(Method::GET, &path, response).await);
         }
         self.check_not_html(&path, response.headers())?;
         let content_type = content_type(response.headers());
         let bytes = self.body(&path, response, MANIFEST_MAX).await?;
-        Ok(Fetched {
-            content_type,
-            bytes,
-        })
+        Ok(Fetched { content_type, bytes })
     }
 
     /// A small blob of known size, not verified.
-    pub(crate) async fn small_blob(
-        &self,
-        what: &str,
-        digest: Digest,
-        size: u64,
-    ) -> Result<Vec<u8>> {
+    pub(crate) async fn small_blob(&self, what: &str, digest: Digest, size: u64) -> Result<Vec<u8>> {
         let path = format!("blobs/{digest}");
         let response = self.send(Method::GET, &path, "*/*", None).await?;
         if response.status() != StatusCode::OK {
             return Err(self.refused(Method::GET, &path, response).await);
         }
         self.check_length(what, response.headers(), size, &path)?;
-        let bytes = self
-            .body(&path, response, size)
-            .await
-            .map_err(|error| match error {
-                ImageError::TooBig { .. } => ImageError::WrongSize {
-                    what: what.to_owned(),
-                    wanted: size,
-                    got: size + 1,
-                },
-                other => other,
-            })?;
+        let bytes = self.body(&path, response, size).await.map_err(|error| match error {
+            ImageError::TooBig { .. } => ImageError::WrongSize { what: what.to_owned(), wanted: size, got: size + 1 },
+            other => other,
+        })?;
         let got = bytes.len() as u64;
-        if got == size {
-            Ok(bytes)
-        } else {
-            Err(ImageError::Truncated {
-                what: what.to_owned(),
-                wanted: size,
-                got,
-            })
-        }
+        if got == size { Ok(bytes) } else { Err(ImageError::Truncated { what: what.to_owned(), wanted: size, got }) }
     }
 
     /// The bytes of a layer from `offset` on, given to `sink` in order; what breaks off is taken up where it broke.
@@ -202,14 +157,8 @@ impl Registry {
             failures = if done > before { 1 } else { failures + 1 };
             if failures >= ATTEMPTS {
                 return Err(match broken {
-                    Some(source) if done == 0 => {
-                        self.network(format!("GET {}", spec.digest), source)
-                    }
-                    _ => ImageError::Truncated {
-                        what,
-                        wanted: spec.size,
-                        got: done,
-                    },
+                    Some(source) if done == 0 => self.network(format!("GET {}", spec.digest), source),
+                    _ => ImageError::Truncated { what, wanted: spec.size, got: done },
                 });
             }
             tracing::debug!(layer = %spec.digest, done, "broken off, going on");
@@ -219,12 +168,7 @@ impl Registry {
     }
 
     /// One request for the rest of a layer. `Ok(false)`: the sink wants no more.
-    async fn some_of_layer<F, W>(
-        &self,
-        spec: &LayerSpec,
-        done: &mut u64,
-        sink: &mut F,
-    ) -> Result<bool, Broken>
+    async fn some_of_layer<F, W>(&self, spec: &LayerSpec, done: &mut u64, sink: &mut F) -> Result<bool, Broken>
     where
         F: FnMut(Bytes, u64) -> W,
         W: Future<Output = bool>,
@@ -232,17 +176,13 @@ impl Registry {
         let path = format!("blobs/{}", spec.digest);
         let what = format!("layer {}", spec.digest);
         let range = (*done > 0).then(|| format!("bytes={done}-"));
-        let mut response = self
-            .send(Method::GET, &path, "*/*", range.as_deref())
-            .await?;
+        let mut response = self.send(Method::GET, &path, "*/*", range.as_deref()).await?;
         // A registry without ranges sends all of it again: what we have is skipped.
         let mut skip = match response.status() {
             StatusCode::PARTIAL_CONTENT if starts_at(response.headers(), *done) => 0,
             StatusCode::OK => *done,
             _ => {
-                return Err(Broken::Fatal(
-                    self.refused(Method::GET, &path, response).await,
-                ));
+                return Err(Broken::Fatal(self.refused(Method::GET, &path, response).await));
             }
         };
         self.check_length(&what, response.headers(), spec.size - *done + skip, &path)?;
@@ -260,11 +200,7 @@ impl Registry {
             }
             *done += bytes.len() as u64;
             if *done > spec.size {
-                return Err(Broken::Fatal(ImageError::WrongSize {
-                    what,
-                    wanted: spec.size,
-                    got: *done,
-                }));
+                return Err(Broken::Fatal(ImageError::WrongSize { what, wanted: spec.size, got: *done }));
             }
             if !sink(bytes, *done).await {
                 return Ok(false);
@@ -273,19 +209,10 @@ impl Registry {
     }
 
     /// Send a request to the repository; log in if that is asked for.
-    async fn send(
-        &self,
-        method: Method,
-        path: &str,
-        accept: &str,
-        range: Option<&str>,
-    ) -> Result<Response> {
+    async fn send(&self, method: Method, path: &str, accept: &str, range: Option<&str>) -> Result<Response> {
         let url = format!("{}/{path}", self.base);
         let request = || {
-            let mut request = self
-                .client
-                .request(method.clone(), &url)
-                .header(ACCEPT, accept);
+            let mut request = self.client.request(method.clone(), &url).header(ACCEPT, accept);
             if let Some(value) = self.authorization() {
                 request = request.header(AUTHORIZATION, value);
             }
@@ -324,33 +251,21 @@ impl Registry {
     }
 
     fn authorization(&self) -> Option<String> {
-        self.authorization
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Answer a challenge: get a token, or send name and password.
     async fn log_in(&self, method: &Method, path: &str, response: Response) -> Result<()> {
         let headers = response.headers().get_all(WWW_AUTHENTICATE).iter();
-        let challenges: Vec<Challenge> = headers
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(auth::parse_challenges)
-            .collect();
-        let offered = |scheme: &str| {
-            challenges
-                .iter()
-                .find(|challenge| challenge.scheme == scheme)
-        };
+        let challenges: Vec<Challenge> =
+            headers.filter_map(|value| value.to_str().ok()).flat_map(auth::parse_challenges).collect();
+        let offered = |scheme: &str| challenges.iter().find(|challenge| challenge.scheme == scheme);
         let value = match (offered("bearer"), offered("basic"), &self.credentials) {
             (Some(bearer), _, _) => format!("Bearer {}", self.token(bearer).await?),
             (None, Some(_), Some(credentials)) => credentials.basic(),
             _ => return Err(self.refused(method.clone(), path, response).await),
         };
-        *self
-            .authorization
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(value);
+        *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
         Ok(())
     }
 
@@ -408,29 +323,18 @@ impl Registry {
     }
 
     fn unauthorized(&self, detail: String) -> ImageError {
-        ImageError::Unauthorized {
-            registry: self.name.clone(),
-            repository: self.repository.clone(),
-            detail,
-        }
+        ImageError::Unauthorized { registry: self.name.clone(), repository: self.repository.clone(), detail }
     }
 
     fn network(&self, request: String, source: reqwest::Error) -> ImageError {
-        ImageError::Network {
-            registry: self.name.clone(),
-            request,
-            source: source.without_url(),
-        }
+        ImageError::Network { registry: self.name.clone(), request, source: source.without_url() }
     }
 
     /// The error that an answer other than success means.
     async fn refused(&self, method: Method, path: &str, response: Response) -> ImageError {
         let status = response.status();
         let html = content_type(response.headers()).filter(|kind| kind.starts_with("text/html"));
-        let text = self
-            .body(path, response, SMALL_MAX)
-            .await
-            .unwrap_or_default();
+        let text = self.body(path, response, SMALL_MAX).await.unwrap_or_default();
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.unauthorized(detail(&text)),
             StatusCode::NOT_FOUND if html.is_some() => self.not_a_registry(path, html),
@@ -466,17 +370,11 @@ impl Registry {
     }
 
     fn check_length(&self, what: &str, headers: &HeaderMap, wanted: u64, path: &str) -> Result<()> {
-        let length = headers
-            .get(CONTENT_LENGTH)
-            .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         match length {
             Some(got) if got != wanted => {
                 self.check_not_html(path, headers)?;
-                Err(ImageError::WrongSize {
-                    what: what.to_owned(),
-                    wanted,
-                    got,
-                })
+                Err(ImageError::WrongSize { what: what.to_owned(), wanted, got })
             }
             _ => Ok(()),
         }
@@ -485,11 +383,7 @@ impl Registry {
     /// A whole body of at most `limit` bytes.
     async fn body(&self, path: &str, mut response: Response, limit: u64) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        while let Some(chunk) = response
-            .chunk()
-            .await
-            .map_err(|source| self.network(path.to_owned(), source))?
-        {
+        while let Some(chunk) = response.chunk().await.map_err(|source| self.network(path.to_owned(), source))? {
             bytes.extend_from_slice(&chunk);
             if bytes.len() as u64 > limit {
                 return Err(ImageError::TooBig {
@@ -530,11 +424,7 @@ fn client(plain: bool, loopback: bool) -> reqwest::Result<Client> {
             .read_timeout(SILENCE_MAX)
             .redirect(redirects());
         // A proxy of the environment cannot reach our loopback.
-        if loopback {
-            builder.no_proxy()
-        } else {
-            builder
-        }
+        if loopback { builder.no_proxy() } else { builder }
     };
     match builder().build() {
         // A host without any CA certificates can still talk to its own registry.
@@ -546,8 +436,8 @@ fn client(plain: bool, loopback: bool) -> reqwest::Result<Client> {
 /// Followed, but never from HTTPS to HTTP. reqwest takes the `Authorization` header off when the host changes.
 fn redirects() -> reqwest::redirect::Policy {
     reqwest::redirect::Policy::custom(|attempt| {
-        let downgrade = attempt.url().scheme() == "http"
-            && attempt.previous().iter().any(|url| url.scheme() == "https");
+        let downgrade =
+            attempt.url().scheme() == "http" && attempt.previous().iter().any(|url| url.scheme() == "https");
         if downgrade {
             attempt.error("redirected from HTTPS to HTTP")
         } else if attempt.previous().len() > REDIRECTS_MAX {
@@ -564,49 +454,24 @@ fn manifest_types() -> String {
 
 fn content_type(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(CONTENT_TYPE)?.to_str().ok()?;
-    Some(
-        value
-            .split(';')
-            .next()
-            .unwrap_or(value)
-            .trim()
-            .to_ascii_lowercase(),
-    )
+    Some(value.split(';').next().unwrap_or(value).trim().to_ascii_lowercase())
 }
 
 /// `Content-Range: bytes START-END/SIZE`.
 fn starts_at(headers: &HeaderMap, offset: u64) -> bool {
-    let range = headers
-        .get(CONTENT_RANGE)
-        .and_then(|value| value.to_str().ok());
-    let start = range.and_then(|range| {
-        range
-            .strip_prefix("bytes ")?
-            .split('-')
-            .next()?
-            .parse::<u64>()
-            .ok()
-    });
+    let range = headers.get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+    let start = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse::<u64>().ok());
     start == Some(offset)
 }
 
 fn may_pass(status: StatusCode) -> bool {
-    matches!(
-        status,
-        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS
-    ) || status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
+    matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
+        || status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
 }
 
 /// Seconds; the form with a date is not used by registries.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers
-        .get(RETRY_AFTER)?
-        .to_str()
-        .ok()?
-        .trim()
-        .parse()
-        .ok()
-        .map(Duration::from_secs)
+    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
 }
 
 fn pause(failures: u32) -> Duration {
@@ -632,17 +497,10 @@ fn detail(body: &[u8]) -> String {
         return String::new();
     };
     let one = |item: &Item| {
-        if item.message.is_empty() {
-            item.code.clone()
-        } else {
-            item.message.clone()
-        }
+        if item.message.is_empty() { item.code.clone() } else { item.message.clone() }
     };
     let text = parsed.errors.iter().map(one).collect::<Vec<_>>().join("; ");
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(300)
-        .collect()
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect()
 }
 
 #[cfg(test)]
@@ -677,10 +535,7 @@ mod tests {
     #[test]
     fn the_words_of_a_registry_are_one_short_line() {
         for (body, expected) in [
-            (
-                &br#"{"errors":[{"code":"DENIED","message":"no\naccess"},{"code":"X"}]}"#[..],
-                "no access; X",
-            ),
+            (&br#"{"errors":[{"code":"DENIED","message":"no\naccess"},{"code":"X"}]}"#[..], "no access; X"),
             (b"<html>", ""),
             (b"", ""),
         ] {

@@ -59,19 +59,14 @@ impl Store {
         self.protect(&lease, image_parts(image))?;
         let (_, _, layers) = self.manifest(image.digest)?;
         self.ensure_unpacked(&lease, &layers)?;
-        let (stack_dir, stack) = self
-            .stack(&lease, image.digest, &layers)
-            .map_err(|e| e.in_store(self.root()))?;
+        let (stack_dir, stack) = self.stack(&lease, image.digest, &layers).map_err(|e| e.in_store(self.root()))?;
         // Held until it is mounted, so that two callers do not mount it one over the other.
         let _lock = self.lock()?;
         let dir = self.containers().join(id);
         let volatile = match self.record(id)? {
             Some(record) if record.image == image.digest => record.volatile,
             Some(record) => {
-                return Err(ImageError::SnapshotExists {
-                    id: id.to_owned(),
-                    image: record.image,
-                });
+                return Err(ImageError::SnapshotExists { id: id.to_owned(), image: record.image });
             }
             None => {
                 self.create(&lease, &dir, image.digest, &stack, options)?;
@@ -92,12 +87,7 @@ impl Store {
             };
             mount::mount(&overlay, &rootfs)?;
         }
-        Ok(Snapshot {
-            id: id.to_owned(),
-            rootfs,
-            image: image.digest,
-            volatile,
-        })
+        Ok(Snapshot { id: id.to_owned(), rootfs, image: image.digest, volatile })
     }
 
     /// Directories to stack, topmost first. An image without layers still needs something below.
@@ -106,12 +96,7 @@ impl Store {
         if stack.fix {
             lowers.push(stack_dir.join("fix"));
         }
-        lowers.extend(
-            stack
-                .layers
-                .iter()
-                .map(|layer| self.layer(*layer).join("fs")),
-        );
+        lowers.extend(stack.layers.iter().map(|layer| self.layer(*layer).join("fs")));
         if lowers.is_empty() {
             let empty = dir.join("empty");
             files::ensure_dir(&empty, 0o755)?;
@@ -120,14 +105,7 @@ impl Store {
         Ok(lowers)
     }
 
-    fn create(
-        &self,
-        lease: &Lease,
-        dir: &Path,
-        image: Digest,
-        stack: &Stack,
-        options: &SnapshotOptions,
-    ) -> Result<()> {
+    fn create(&self, lease: &Lease, dir: &Path, image: Digest, stack: &Stack, options: &SnapshotOptions) -> Result<()> {
         let new = lease.path("container");
         files::ensure_dir(&new, 0o700)?;
         for name in ["work", "rootfs"] {
@@ -138,25 +116,13 @@ impl Store {
         // A directory without a record is what a removal left that was killed.
         self.to_trash(dir)?;
         fs::rename(&new, dir).map_err(at("replace", dir))?;
-        if options.volatile {
-            Ok(())
-        } else {
-            files::sync_parent(dir)
-        }
+        if options.volatile { Ok(()) } else { files::sync_parent(dir) }
     }
 
     /// overlayfs refuses a volatile directory a second time, because it may have lost data. It has not if the host has
     /// run on; otherwise start anew.
-    fn renew_volatile(
-        &self,
-        lease: &Lease,
-        dir: &Path,
-        image: Digest,
-        stack: &Stack,
-    ) -> Result<()> {
-        let same_boot = self
-            .record_in(dir)?
-            .is_some_and(|record| record.boot == boot_id());
+    fn renew_volatile(&self, lease: &Lease, dir: &Path, image: Digest, stack: &Stack) -> Result<()> {
+        let same_boot = self.record_in(dir)?.is_some_and(|record| record.boot == boot_id());
         let mut old = vec!["work"];
         if !same_boot {
             old.push("upper");
@@ -174,11 +140,7 @@ impl Store {
         if !dir.join("upper").is_dir() {
             make_upper(dir, stack)?;
         }
-        if same_boot {
-            Ok(())
-        } else {
-            write_record(dir, image, true)
-        }
+        if same_boot { Ok(()) } else { write_record(dir, image, true) }
     }
 
     fn record(&self, id: &str) -> Result<Option<Record>> {
@@ -219,9 +181,7 @@ impl Store {
             drop(lock);
             self.empty_trash();
             if let Some(record) = record
-                && self
-                    .by_digest(record.image)
-                    .is_ok_and(|image| image.names.is_empty())
+                && self.by_digest(record.image).is_ok_and(|image| image.names.is_empty())
             {
                 self.collect()?;
             }
@@ -238,12 +198,7 @@ impl Store {
         for id in files::names(&self.containers())? {
             if let Some(record) = self.record(&id)? {
                 let rootfs = self.containers().join(&id).join("rootfs");
-                snapshots.push(Snapshot {
-                    id,
-                    rootfs,
-                    image: record.image,
-                    volatile: record.volatile,
-                });
+                snapshots.push(Snapshot { id, rootfs, image: record.image, volatile: record.volatile });
             }
         }
         Ok(snapshots)
@@ -252,10 +207,7 @@ impl Store {
 
 /// Everything of an image that must not be collected while it is being mounted.
 fn image_parts(image: &Image) -> Vec<Digest> {
-    let layers = image
-        .layers
-        .iter()
-        .flat_map(|layer| [layer.digest, layer.diff_id]);
+    let layers = image.layers.iter().flat_map(|layer| [layer.digest, layer.diff_id]);
     layers.chain([image.digest, image.id]).collect()
 }
 
@@ -263,19 +215,13 @@ fn image_parts(image: &Image) -> Vec<Digest> {
 fn make_upper(dir: &Path, stack: &Stack) -> Result<()> {
     let upper = dir.join("upper");
     files::ensure_dir(&upper, 0o755)?;
-    std::os::unix::fs::chown(&upper, Some(stack.uid), Some(stack.gid))
-        .map_err(at("set the owner of", &upper))?;
-    fs::set_permissions(&upper, fs::Permissions::from_mode(stack.mode))
-        .map_err(at("set the mode of", &upper))
+    std::os::unix::fs::chown(&upper, Some(stack.uid), Some(stack.gid)).map_err(at("set the owner of", &upper))?;
+    fs::set_permissions(&upper, fs::Permissions::from_mode(stack.mode)).map_err(at("set the mode of", &upper))
 }
 
 fn write_record(dir: &Path, image: Digest, volatile: bool) -> Result<()> {
     let path = dir.join("snapshot.json");
-    let record = Record {
-        image,
-        volatile,
-        boot: boot_id(),
-    };
+    let record = Record { image, volatile, boot: boot_id() };
     let text = serde_json::to_vec(&record).map_err(|e| ImageError::io("write", &path, e))?;
     if volatile {
         // Not worth a sync: after a crash it starts anew anyway.
@@ -286,10 +232,7 @@ fn write_record(dir: &Path, image: Digest, volatile: bool) -> Result<()> {
 
 /// Changes with every boot; empty if the kernel does not tell.
 fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .unwrap_or_default()
-        .trim()
-        .to_owned()
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 /// A container's id is a directory's name.
@@ -297,18 +240,10 @@ fn check_id(id: &str) -> Result<()> {
     let word = |b: u8| b.is_ascii_alphanumeric();
     let good = id.len() <= 128
         && id.bytes().next().is_some_and(word)
-        && id
-            .bytes()
-            .all(|b| word(b) || matches!(b, b'-' | b'_' | b'.' | b'+'));
+        && id.bytes().all(|b| word(b) || matches!(b, b'-' | b'_' | b'.' | b'+'));
     if good {
         return Ok(());
     }
-    let why =
-        "write up to 128 letters, digits, `-`, `_`, `.` and `+`, starting with a letter or digit"
-            .to_owned();
-    Err(ImageError::BadOption {
-        field: "container id",
-        value: id.to_owned(),
-        why,
-    })
+    let why = "write up to 128 letters, digits, `-`, `_`, `.` and `+`, starting with a letter or digit".to_owned();
+    Err(ImageError::BadOption { field: "container id", value: id.to_owned(), why })
 }

@@ -32,15 +32,7 @@ use crate::unpack::{LayerMeta, Limits};
 
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
-const DIRECTORIES: [&str; 7] = [
-    "blobs",
-    "blobs/sha256",
-    "layers",
-    "images",
-    "containers",
-    "ingest",
-    "trash",
-];
+const DIRECTORIES: [&str; 7] = ["blobs", "blobs/sha256", "layers", "images", "containers", "ingest", "trash"];
 
 /// What may be in the directory before it is a whole store.
 const OWN_NAMES: [&str; 11] = [
@@ -108,9 +100,7 @@ impl Store {
         let dir = dir.as_ref();
         let made = std::fs::create_dir_all(dir).and_then(|()| dir.canonicalize());
         let root = made.map_err(at("make directory", dir))?;
-        let store = Self {
-            inner: Arc::new(Inner { root, limits }),
-        };
+        let store = Self { inner: Arc::new(Inner { root, limits }) };
         store.prepare().map_err(|e| e.in_store(dir))?;
         store.sweep()?;
         Ok(store)
@@ -121,9 +111,7 @@ impl Store {
         let root = self.root();
         let layout = root.join("oci-layout");
         let names = files::names(root)?;
-        let foreign = names
-            .iter()
-            .find(|name| !OWN_NAMES.contains(&name.as_str()));
+        let foreign = names.iter().find(|name| !OWN_NAMES.contains(&name.as_str()));
         if let Some(other) = foreign
             && !layout.exists()
         {
@@ -158,19 +146,11 @@ impl Store {
         for dir in dead {
             self.to_trash(&dir)?;
         }
-        for name in files::names(&self.ingest())?
-            .iter()
-            .filter(|name| name.ends_with(".part"))
-        {
+        for name in files::names(&self.ingest())?.iter().filter(|name| name.ends_with(".part")) {
             let path = self.ingest().join(name);
-            let age = path
-                .metadata()
-                .and_then(|m| m.modified())
-                .ok()
-                .and_then(|t| SystemTime::now().duration_since(t).ok());
-            if age.is_some_and(|age| age > PART_AGE_MAX)
-                && File::open(&path).is_ok_and(|file| files::try_lock(&file))
-            {
+            let age =
+                path.metadata().and_then(|m| m.modified()).ok().and_then(|t| SystemTime::now().duration_since(t).ok());
+            if age.is_some_and(|age| age > PART_AGE_MAX) && File::open(&path).is_ok_and(|file| files::try_lock(&file)) {
                 files::remove_all(&path)?;
             }
         }
@@ -211,9 +191,7 @@ impl Store {
     /// Everything written to the file system of the store is on disk when this returns.
     pub(crate) fn sync(&self) -> Result<()> {
         let dir = File::open(self.root()).map_err(at("open", self.root()))?;
-        rustix::fs::syncfs(dir)
-            .map_err(at("sync", self.root()))
-            .map_err(|e| e.in_store(self.root()))
+        rustix::fs::syncfs(dir).map_err(at("sync", self.root())).map_err(|e| e.in_store(self.root()))
     }
 
     pub(crate) fn lock(&self) -> Result<StoreLock> {
@@ -237,19 +215,13 @@ impl Store {
     }
 
     /// Keep this content while the lease lives.
-    pub(crate) fn protect(
-        &self,
-        lease: &Lease,
-        digests: impl IntoIterator<Item = Digest>,
-    ) -> Result<()> {
+    pub(crate) fn protect(&self, lease: &Lease, digests: impl IntoIterator<Item = Digest>) -> Result<()> {
         let _lock = self.lock()?;
         lease.protect(digests).map_err(|e| e.in_store(self.root()))
     }
 
     pub(crate) fn has_blob(&self, digest: Digest, size: u64) -> bool {
-        self.blob(digest)
-            .symlink_metadata()
-            .is_ok_and(|meta| meta.is_file() && meta.len() == size)
+        self.blob(digest).symlink_metadata().is_ok_and(|meta| meta.is_file() && meta.len() == size)
     }
 
     pub(crate) fn has_layer(&self, diff_id: Digest) -> bool {
@@ -276,8 +248,7 @@ impl Store {
     }
 
     fn index(&self) -> Result<Index> {
-        Index::read(self.root())?
-            .ok_or_else(|| bad_store(self.root(), "it has no index.json".into()))
+        Index::read(self.root())?.ok_or_else(|| bad_store(self.root(), "it has no index.json".into()))
     }
 
     /// A small blob, verified.
@@ -286,11 +257,7 @@ impl Store {
         let bytes = bytes.ok_or_else(|| ImageError::NotFound(format!("{what} {digest}")))?;
         match Digest::of(&bytes) {
             got if got == digest => Ok(bytes),
-            got => Err(ImageError::Damaged {
-                what: what.to_owned(),
-                wanted: digest,
-                got,
-            }),
+            got => Err(ImageError::Damaged { what: what.to_owned(), wanted: digest, got }),
         }
     }
 
@@ -299,23 +266,16 @@ impl Store {
         let digest = Digest::of(bytes);
         if !self.has_blob(digest, bytes.len() as u64) {
             let temporary = lease.path(&digest.hex());
-            files::write_atomic(&self.blob(digest), &temporary, bytes, 0o444)
-                .map_err(|e| e.in_store(self.root()))?;
+            files::write_atomic(&self.blob(digest), &temporary, bytes, 0o444).map_err(|e| e.in_store(self.root()))?;
         }
         Ok(digest)
     }
 
-    pub(crate) fn manifest(
-        &self,
-        digest: Digest,
-    ) -> Result<(Manifest, ConfigFile, Vec<LayerSpec>)> {
+    pub(crate) fn manifest(&self, digest: Digest) -> Result<(Manifest, ConfigFile, Vec<LayerSpec>)> {
         let what = format!("manifest {digest}");
         let bytes = self.read_blob("manifest", digest, MANIFEST_MAX)?;
         let Document::Manifest(manifest) = manifest::parse(&what, None, &bytes)? else {
-            return Err(ImageError::BadImage {
-                what,
-                why: "it is an index".into(),
-            });
+            return Err(ImageError::BadImage { what, why: "it is an index".into() });
         };
         let config = self.read_blob("configuration", manifest.config.digest, CONFIG_MAX)?;
         let config = ConfigFile::parse(&what, &config)?;
@@ -326,48 +286,29 @@ impl Store {
     pub(crate) fn layer_meta(&self, diff_id: Digest) -> Result<LayerMeta> {
         let path = self.layer(diff_id).join("meta.json");
         let bytes = files::read_limited(&path, META_MAX)?;
-        let bytes =
-            bytes.ok_or_else(|| ImageError::NotFound(format!("unpacked layer {diff_id}")))?;
-        serde_json::from_slice(&bytes).map_err(|e| ImageError::BadImage {
-            what: path.display().to_string(),
-            why: e.to_string(),
-        })
+        let bytes = bytes.ok_or_else(|| ImageError::NotFound(format!("unpacked layer {diff_id}")))?;
+        serde_json::from_slice(&bytes)
+            .map_err(|e| ImageError::BadImage { what: path.display().to_string(), why: e.to_string() })
     }
 
     /// How to mount an image; made when it is asked for the first time. All layers must be unpacked.
-    pub(crate) fn stack(
-        &self,
-        lease: &Lease,
-        manifest: Digest,
-        layers: &[LayerSpec],
-    ) -> Result<(PathBuf, Stack)> {
+    pub(crate) fn stack(&self, lease: &Lease, manifest: Digest, layers: &[LayerSpec]) -> Result<(PathBuf, Stack)> {
         let dir = self.stack_dir(manifest);
         if let Some(bytes) = files::read_limited(&dir.join("stack.json"), META_MAX)? {
-            let parsed = serde_json::from_slice(&bytes).map_err(|e| ImageError::BadImage {
-                what: dir.display().to_string(),
-                why: e.to_string(),
-            });
+            let parsed = serde_json::from_slice(&bytes)
+                .map_err(|e| ImageError::BadImage { what: dir.display().to_string(), why: e.to_string() });
             return Ok((dir, parsed?));
         }
         let tree = |spec: &LayerSpec| {
             let diff_id = spec.diff_id;
-            Ok(Tree {
-                diff_id,
-                fs: self.layer(diff_id).join("fs"),
-                meta: self.layer_meta(diff_id)?,
-            })
+            Ok(Tree { diff_id, fs: self.layer(diff_id).join("fs"), meta: self.layer_meta(diff_id)? })
         };
         let trees = layers.iter().map(tree).collect::<Result<Vec<_>>>()?;
         let new = lease.path(&format!("{}.stack-{}", manifest.hex(), files::unique()));
         files::ensure_dir(&new, 0o700)?;
         let stack = merge::stack(&trees, &new.join("fix"))?;
         let text = serde_json::to_vec(&stack).map_err(|e| ImageError::io("write", &new, e))?;
-        files::write_atomic(
-            &new.join("stack.json"),
-            &new.join("stack.tmp"),
-            &text,
-            0o600,
-        )?;
+        files::write_atomic(&new.join("stack.json"), &new.join("stack.tmp"), &text, 0o600)?;
         if stack.fix {
             self.sync()?;
         }
@@ -398,8 +339,7 @@ impl Store {
     ) -> Result<Image> {
         let (_, _, layers) = self.manifest(entry.digest)?;
         self.ensure_unpacked(lease, &layers)?;
-        self.stack(lease, entry.digest, &layers)
-            .map_err(|e| e.in_store(self.root()))?;
+        self.stack(lease, entry.digest, &layers).map_err(|e| e.in_store(self.root()))?;
         for dir in ["blobs/sha256", "layers", "images"] {
             files::sync_parent(&self.root().join(dir).join("any"))?;
         }
@@ -416,9 +356,7 @@ impl Store {
                 index.put(named);
             }
             if index != before {
-                index
-                    .write(self.root())
-                    .map_err(|e| e.in_store(self.root()))?;
+                index.write(self.root()).map_err(|e| e.in_store(self.root()))?;
             }
         }
         self.by_digest(entry.digest)
@@ -445,23 +383,14 @@ impl Store {
     }
 
     pub(crate) fn by_digest(&self, digest: Digest) -> Result<Image> {
-        let entries: Vec<Entry> = self
-            .index()?
-            .manifests
-            .into_iter()
-            .filter(|entry| entry.digest == digest)
-            .collect();
+        let entries: Vec<Entry> = self.index()?.manifests.into_iter().filter(|entry| entry.digest == digest).collect();
         self.read_image(digest, &entries)
     }
 
     fn read_image(&self, digest: Digest, entries: &[Entry]) -> Result<Image> {
         let (manifest, config, layers) = self.manifest(digest)?;
         let mut size = 0;
-        for diff_id in layers
-            .iter()
-            .map(|spec| spec.diff_id)
-            .collect::<BTreeSet<_>>()
-        {
+        for diff_id in layers.iter().map(|spec| spec.diff_id).collect::<BTreeSet<_>>() {
             size += self.layer_meta(diff_id).map_or(0, |meta| meta.size);
         }
         let mut names: Vec<Reference> = entries.iter().filter_map(Entry::reference).collect();
@@ -479,14 +408,7 @@ impl Store {
             os: platform.os,
             variant: platform.variant,
             config: config.config,
-            layers: layers
-                .iter()
-                .map(|l| LayerInfo {
-                    digest: l.digest,
-                    diff_id: l.diff_id,
-                    size: l.size,
-                })
-                .collect(),
+            layers: layers.iter().map(|l| LayerInfo { digest: l.digest, diff_id: l.diff_id, size: l.size }).collect(),
         })
     }
 
@@ -541,18 +463,12 @@ impl Store {
     /// `NotFound`, `InUse`, `SeveralNames`, and those of the file system.
     pub fn remove(&self, name: &str, force: bool) -> Result<Removed> {
         let lock = self.lock()?;
-        let image = self
-            .image(name)?
-            .ok_or_else(|| ImageError::NotFound(name.to_owned()))?;
+        let image = self.image(name)?.ok_or_else(|| ImageError::NotFound(name.to_owned()))?;
         let untagged = self.names_to_remove(&image, name, force)?;
         let mut index = self.index()?;
         let last = untagged.len() == image.names.len();
         index.manifests.retain(|entry| {
-            entry.digest != image.digest
-                || (!last
-                    && !entry
-                        .reference()
-                        .is_some_and(|name| untagged.contains(&name)))
+            entry.digest != image.digest || (!last && !entry.reference().is_some_and(|name| untagged.contains(&name)))
         });
         index.write(self.root())?;
         let mut removed = self.collect_locked()?;
@@ -564,35 +480,22 @@ impl Store {
 
     fn names_to_remove(&self, image: &Image, name: &str, force: bool) -> Result<Vec<Reference>> {
         let named = |reference: &&Reference| {
-            let given = |text: &str| {
-                text.parse::<Reference>()
-                    .is_ok_and(|given| **reference == given)
-            };
+            let given = |text: &str| text.parse::<Reference>().is_ok_and(|given| **reference == given);
             given(name) || given(&format!("localhost/{name}"))
         };
         let untagged: Vec<Reference> = match image.names.iter().find(named) {
             Some(one) => vec![one.clone()],
             None if image.names.len() > 1 && !force => {
                 let names = image.names.iter().map(Reference::familiar).collect();
-                return Err(ImageError::SeveralNames {
-                    image: name.to_owned(),
-                    names,
-                });
+                return Err(ImageError::SeveralNames { image: name.to_owned(), names });
             }
             None => image.names.clone(),
         };
         if untagged.len() == image.names.len() && !force {
-            let containers: Vec<String> = self
-                .snapshots()?
-                .into_iter()
-                .filter(|s| s.image == image.digest)
-                .map(|s| s.id)
-                .collect();
+            let containers: Vec<String> =
+                self.snapshots()?.into_iter().filter(|s| s.image == image.digest).map(|s| s.id).collect();
             if !containers.is_empty() {
-                return Err(ImageError::InUse {
-                    image: name.to_owned(),
-                    containers,
-                });
+                return Err(ImageError::InUse { image: name.to_owned(), containers });
             }
         }
         Ok(untagged)
@@ -616,13 +519,11 @@ impl Store {
         for (dir, is_blob) in [("images", false), ("layers", false), ("blobs/sha256", true)] {
             for name in files::names(&self.root().join(dir))? {
                 let path = self.root().join(dir).join(&name);
-                let Some(digest) = Digest::from_hex(&name).filter(|digest| !keep.contains(digest))
-                else {
+                let Some(digest) = Digest::from_hex(&name).filter(|digest| !keep.contains(digest)) else {
                     continue;
                 };
                 let size = if is_blob {
-                    path.symlink_metadata()
-                        .map_or(0, |meta| meta.blocks() * 512)
+                    path.symlink_metadata().map_or(0, |meta| meta.blocks() * 512)
                 } else {
                     self.layer_meta(digest).map_or(0, |meta| meta.size)
                 };
@@ -642,12 +543,7 @@ impl Store {
     fn needed(&self) -> Result<BTreeSet<Digest>> {
         let (leased, _) = lease::survey(&self.ingest())?;
         let mut keep: BTreeSet<Digest> = leased.into_iter().collect();
-        let mut roots: Vec<Digest> = self
-            .index()?
-            .manifests
-            .iter()
-            .map(|entry| entry.digest)
-            .collect();
+        let mut roots: Vec<Digest> = self.index()?.manifests.iter().map(|entry| entry.digest).collect();
         roots.extend(self.snapshots()?.iter().map(|snapshot| snapshot.image));
         let mut seen = BTreeSet::new();
         while let Some(digest) = roots.pop() {
@@ -659,12 +555,7 @@ impl Store {
         Ok(keep)
     }
 
-    fn add_parts(
-        &self,
-        digest: Digest,
-        keep: &mut BTreeSet<Digest>,
-        roots: &mut Vec<Digest>,
-    ) -> Result<()> {
+    fn add_parts(&self, digest: Digest, keep: &mut BTreeSet<Digest>, roots: &mut Vec<Digest>) -> Result<()> {
         let what = format!("manifest {digest}");
         let bytes = match self.read_blob("manifest", digest, MANIFEST_MAX) {
             Ok(bytes) => bytes,
@@ -677,8 +568,7 @@ impl Store {
             Ok(Document::Manifest(manifest)) => {
                 keep.insert(manifest.config.digest);
                 keep.extend(manifest.layers.iter().map(|layer| layer.digest));
-                if let Ok(bytes) =
-                    self.read_blob("configuration", manifest.config.digest, CONFIG_MAX)
+                if let Ok(bytes) = self.read_blob("configuration", manifest.config.digest, CONFIG_MAX)
                     && let Ok(config) = ConfigFile::parse(&what, &bytes)
                 {
                     keep.extend(config.rootfs.diff_ids);
@@ -702,26 +592,16 @@ fn check_layout(root: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 fn bad_store(dir: &Path, why: String) -> ImageError {
-    ImageError::BadStore {
-        dir: dir.to_path_buf(),
-        why,
-    }
+    ImageError::BadStore { dir: dir.to_path_buf(), why }
 }
 
 fn by_prefix(images: &[Image], text: &str) -> Result<Option<Image>> {
     let digits = text.strip_prefix("sha256:").unwrap_or(text);
-    if !(4..=64).contains(&digits.len())
-        || !digits
-            .bytes()
-            .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-    {
+    if !(4..=64).contains(&digits.len()) || !digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
         return Ok(None);
     }
     let fits = |image: &&Image| {
-        let mut digests = image
-            .source_digests
-            .iter()
-            .chain([&image.id, &image.digest]);
+        let mut digests = image.source_digests.iter().chain([&image.id, &image.digest]);
         digests.any(|digest| digest.hex().starts_with(digits))
     };
     let found: Vec<&Image> = images.iter().filter(fits).collect();

@@ -82,12 +82,7 @@ fn malformed(why: impl Into<String>) -> io::Error {
 
 impl<R: Read> TarReader<R> {
     pub(crate) fn new(inner: R) -> Self {
-        Self {
-            inner,
-            left: 0,
-            padding: 0,
-            global: Extended::default(),
-        }
+        Self { inner, left: 0, padding: 0, global: Extended::default() }
     }
 
     /// The reader below, for what follows the end of the archive.
@@ -122,35 +117,22 @@ impl<R: Read> TarReader<R> {
         }
     }
 
-    fn member(
-        &mut self,
-        header: &[u8; BLOCK],
-        size: u64,
-        extended: Extended,
-    ) -> io::Result<Member> {
+    fn member(&mut self, header: &[u8; BLOCK], size: u64, extended: Extended) -> io::Result<Member> {
         let path = extended.path.clone().unwrap_or_else(|| plain_path(header));
         let kind = kind(header[156], &path)?;
         let has_data = kind == Kind::File;
-        let stored = if has_data {
-            extended.size.unwrap_or(size)
-        } else {
-            0
-        };
+        let stored = if has_data { extended.size.unwrap_or(size) } else { 0 };
         self.start_data(stored);
         let mut member = Member {
             path,
-            link: extended
-                .link
-                .clone()
-                .unwrap_or_else(|| until_nul(&header[157..257]).to_vec()),
+            link: extended.link.clone().unwrap_or_else(|| until_nul(&header[157..257]).to_vec()),
             kind,
             mode: u32::try_from(number(&header[100..108])?).unwrap_or(0) & 0o7777,
             uid: extended.uid.map_or_else(|| id(&header[108..116]), Ok)?,
             gid: extended.gid.map_or_else(|| id(&header[116..124]), Ok)?,
-            mtime_s: extended.mtime.map_or_else(
-                || i64::try_from(number(&header[136..148]).unwrap_or(0)).unwrap_or(0),
-                |m| m.0,
-            ),
+            mtime_s: extended
+                .mtime
+                .map_or_else(|| i64::try_from(number(&header[136..148]).unwrap_or(0)).unwrap_or(0), |m| m.0),
             mtime_ns: extended.mtime.map_or(0, |m| m.1),
             size: stored,
             device: (0, 0),
@@ -170,9 +152,7 @@ impl<R: Read> TarReader<R> {
 
     /// Read the data of the current member; 0 at its end.
     pub(crate) fn read_data(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let want = usize::try_from(self.left)
-            .unwrap_or(usize::MAX)
-            .min(buffer.len());
+        let want = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
         if want == 0 {
             return Ok(0);
         }
@@ -193,11 +173,7 @@ impl<R: Read> TarReader<R> {
         let rest = self.left.saturating_add(self.padding);
         (self.left, self.padding) = (0, 0);
         let skipped = io::copy(&mut (&mut self.inner).take(rest), &mut io::sink())?;
-        if skipped == rest {
-            Ok(())
-        } else {
-            Err(cut_off())
-        }
+        if skipped == rest { Ok(()) } else { Err(cut_off()) }
     }
 
     /// A header with a valid checksum; `None` for a block of zeros or the end of the data.
@@ -214,30 +190,17 @@ impl<R: Read> TarReader<R> {
         if block.iter().all(|byte| *byte == 0) {
             return Ok(None);
         }
-        let sum: u64 = block
-            .iter()
-            .enumerate()
-            .map(|(at, b)| {
-                if (148..156).contains(&at) {
-                    32
-                } else {
-                    u64::from(*b)
-                }
-            })
-            .sum();
+        let sum: u64 =
+            block.iter().enumerate().map(|(at, b)| if (148..156).contains(&at) { 32 } else { u64::from(*b) }).sum();
         if number(&block[148..156]).ok() != Some(sum) {
-            return Err(malformed(
-                "it is not a tar archive, or a header is damaged (wrong checksum)",
-            ));
+            return Err(malformed("it is not a tar archive, or a header is damaged (wrong checksum)"));
         }
         Ok(Some(block))
     }
 
     fn extension(&mut self, size: u64) -> io::Result<Vec<u8>> {
         if size > EXTENSION_MAX {
-            return Err(malformed(format!(
-                "an extended header of {size} bytes is more than {EXTENSION_MAX}"
-            )));
+            return Err(malformed(format!("an extended header of {size} bytes is more than {EXTENSION_MAX}")));
         }
         self.start_data(size);
         let mut body = vec![0; usize::try_from(size).unwrap_or(0)];
@@ -267,20 +230,12 @@ impl<R: Read> TarReader<R> {
         let map = match (extended.sparse_version, &extended.sparse_map) {
             ((1, 0), _) => self.sparse_1_0()?,
             (_, Some(text)) => {
-                let numbers = text
-                    .split(|b| *b == b',')
-                    .map(decimal)
-                    .collect::<io::Result<Vec<_>>>()?;
-                numbers
-                    .chunks_exact(2)
-                    .map(|pair| (pair[0], pair[1]))
-                    .collect()
+                let numbers = text.split(|b| *b == b',').map(decimal).collect::<io::Result<Vec<_>>>()?;
+                numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect()
             }
             _ => return Err(malformed("this form of a sparse file is not known")),
         };
-        member.size = extended
-            .sparse_size
-            .ok_or_else(|| malformed("a sparse file without its size"))?;
+        member.size = extended.sparse_size.ok_or_else(|| malformed("a sparse file without its size"))?;
         if let Some(name) = &extended.sparse_name {
             member.path.clone_from(name);
         }
@@ -307,18 +262,12 @@ impl<R: Read> TarReader<R> {
                     byte => line.push(byte),
                 }
                 if numbers.len() == 1 && wanted == 1 {
-                    let count = usize::try_from(numbers[0])
-                        .ok()
-                        .filter(|n| *n <= SPARSE_MAX);
-                    wanted = 1 + 2 * count
-                        .ok_or_else(|| malformed("a sparse file has too many pieces"))?;
+                    let count = usize::try_from(numbers[0]).ok().filter(|n| *n <= SPARSE_MAX);
+                    wanted = 1 + 2 * count.ok_or_else(|| malformed("a sparse file has too many pieces"))?;
                 }
             }
         }
-        Ok(numbers[1..]
-            .chunks_exact(2)
-            .map(|pair| (pair[0], pair[1]))
-            .collect())
+        Ok(numbers[1..].chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
     }
 }
 
@@ -336,11 +285,7 @@ fn kind(flag: u8, path: &[u8]) -> io::Result<Kind> {
         b'4' => Ok(Kind::Block),
         b'5' => Ok(Kind::Directory),
         b'6' => Ok(Kind::Fifo),
-        other => Err(malformed(format!(
-            "`{}` has the unknown type `{}`",
-            lossy(path),
-            other.escape_ascii()
-        ))),
+        other => Err(malformed(format!("`{}` has the unknown type `{}`", lossy(path), other.escape_ascii()))),
     }
 }
 
@@ -351,16 +296,8 @@ fn lossy(bytes: &[u8]) -> String {
 /// Name and prefix of the plain header; GNU's header has other things where the prefix would be.
 fn plain_path(header: &[u8; BLOCK]) -> Vec<u8> {
     let name = until_nul(&header[..100]);
-    let prefix = if &header[257..263] == b"ustar\0" {
-        until_nul(&header[345..500])
-    } else {
-        b""
-    };
-    if prefix.is_empty() {
-        name.to_vec()
-    } else {
-        [prefix, b"/", name].concat()
-    }
+    let prefix = if &header[257..263] == b"ustar\0" { until_nul(&header[345..500]) } else { b"" };
+    if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
 }
 
 fn until_nul(bytes: &[u8]) -> &[u8] {
@@ -384,17 +321,14 @@ fn number(field: &[u8]) -> io::Result<u64> {
     digits
         .iter()
         .try_fold(0u64, |sum, digit| match digit {
-            b'0'..=b'7' => sum
-                .checked_mul(8)
-                .and_then(|s| s.checked_add(u64::from(digit - b'0'))),
+            b'0'..=b'7' => sum.checked_mul(8).and_then(|s| s.checked_add(u64::from(digit - b'0'))),
             _ => None,
         })
         .ok_or_else(|| malformed(format!("`{}` is not a number", lossy(digits))))
 }
 
 fn id(field: &[u8]) -> io::Result<u32> {
-    u32::try_from(number(field)?)
-        .map_err(|_| malformed("a user, group or device number is too large"))
+    u32::try_from(number(field)?).map_err(|_| malformed("a user, group or device number is too large"))
 }
 
 fn decimal(text: &[u8]) -> io::Result<u64> {
@@ -406,32 +340,18 @@ fn pieces(fields: &[u8], map: &mut Vec<(u64, u64)>) -> io::Result<()> {
     for piece in fields.chunks_exact(24).filter(|piece| piece[0] != 0) {
         map.push((number(&piece[..12])?, number(&piece[12..])?));
     }
-    if map.len() > SPARSE_MAX {
-        Err(malformed("a sparse file has too many pieces"))
-    } else {
-        Ok(())
-    }
+    if map.len() > SPARSE_MAX { Err(malformed("a sparse file has too many pieces")) } else { Ok(()) }
 }
 
 /// Pieces must be in order, within the file, and be all of the data that is stored.
 fn check_map(map: Vec<(u64, u64)>, stored: u64, size: u64) -> io::Result<Vec<(u64, u64)>> {
     let (mut end, mut sum) = (0u64, 0u64);
     for (offset, length) in &map {
-        let next = offset
-            .checked_add(*length)
-            .filter(|next| *offset >= end && *next <= size);
-        end = next.ok_or_else(|| {
-            malformed("the pieces of a sparse file overlap or reach beyond its end")
-        })?;
+        let next = offset.checked_add(*length).filter(|next| *offset >= end && *next <= size);
+        end = next.ok_or_else(|| malformed("the pieces of a sparse file overlap or reach beyond its end"))?;
         sum += length;
     }
-    if sum == stored {
-        Ok(map)
-    } else {
-        Err(malformed(
-            "a sparse file does not have the data its map says",
-        ))
-    }
+    if sum == stored { Ok(map) } else { Err(malformed("a sparse file does not have the data its map says")) }
 }
 
 impl Extended {
@@ -439,11 +359,7 @@ impl Extended {
     fn apply(&mut self, mut body: &[u8]) -> io::Result<()> {
         let broken = || malformed("an extended header is malformed");
         while !body.is_empty() && body[0] != 0 {
-            let space = body
-                .iter()
-                .take(20)
-                .position(|b| *b == b' ')
-                .ok_or_else(broken)?;
+            let space = body.iter().take(20).position(|b| *b == b' ').ok_or_else(broken)?;
             let length = usize::try_from(decimal(&body[..space])?).map_err(|_| broken())?;
             if length <= space + 1 || length > body.len() || body[length - 1] != b'\n' {
                 return Err(broken());
@@ -468,9 +384,7 @@ impl Extended {
 
     fn set(&mut self, key: &[u8], value: &[u8]) -> io::Result<()> {
         let id = |value: &[u8]| {
-            decimal(value).and_then(|n| {
-                u32::try_from(n).map_err(|_| malformed("a user or group number is too large"))
-            })
+            decimal(value).and_then(|n| u32::try_from(n).map_err(|_| malformed("a user or group number is too large")))
         };
         match key {
             b"path" => self.path = Some(value.to_vec()),
@@ -501,21 +415,10 @@ impl Extended {
 fn seconds(value: &[u8]) -> io::Result<(i64, u32)> {
     let text = std::str::from_utf8(value).unwrap_or_default();
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let parsed: i64 = whole
-        .parse()
-        .map_err(|_| malformed(format!("`{text}` is not a time")))?;
-    let digits: String = fraction
-        .chars()
-        .filter(char::is_ascii_digit)
-        .chain("000000000".chars())
-        .take(9)
-        .collect();
+    let parsed: i64 = whole.parse().map_err(|_| malformed(format!("`{text}` is not a time")))?;
+    let digits: String = fraction.chars().filter(char::is_ascii_digit).chain("000000000".chars()).take(9).collect();
     let ns: u32 = digits.parse().unwrap_or(0);
-    if whole.starts_with('-') && ns > 0 {
-        Ok((parsed.saturating_sub(1), 1_000_000_000 - ns))
-    } else {
-        Ok((parsed, ns))
-    }
+    if whole.starts_with('-') && ns > 0 { Ok((parsed.saturating_sub(1), 1_000_000_000 - ns)) } else { Ok((parsed, ns)) }
 }
 
 #[cfg(test)]
@@ -553,13 +456,7 @@ mod tests {
     fn long_names_numbers_and_attributes_are_read() {
         let long = format!("{}/file", "directory-with-a-long-name".repeat(9));
         let mut builder = tar::Builder::new(Vec::new());
-        builder
-            .append_data(
-                &mut header("x", tar::EntryType::Regular, 5),
-                &long,
-                &b"hello"[..],
-            )
-            .unwrap();
+        builder.append_data(&mut header("x", tar::EntryType::Regular, 5), &long, &b"hello"[..]).unwrap();
         builder
             .append_pax_extensions([
                 ("SCHILY.xattr.user.a", &b"1\n2=3\0"[..]),
@@ -567,38 +464,20 @@ mod tests {
                 ("uid", b"4000000000"),
             ])
             .unwrap();
-        builder
-            .append(&header("y", tar::EntryType::Regular, 0), &b""[..])
-            .unwrap();
-        builder
-            .append_link(&mut header("z", tar::EntryType::Symlink, 0), "z", &long)
-            .unwrap();
+        builder.append(&header("y", tar::EntryType::Regular, 0), &b""[..]).unwrap();
+        builder.append_link(&mut header("z", tar::EntryType::Symlink, 0), "z", &long).unwrap();
         let all = members(&builder.into_inner().unwrap()).unwrap();
         assert_eq!(all.len(), 3);
-        assert_eq!(
-            (all[0].0.path.as_slice(), all[0].1.as_slice()),
-            (long.as_bytes(), &b"hello"[..])
-        );
-        assert_eq!(
-            all[1].0.xattrs,
-            [(b"user.a".to_vec(), b"1\n2=3\0".to_vec())]
-        );
-        assert_eq!(
-            (all[1].0.mtime_s, all[1].0.mtime_ns, all[1].0.uid),
-            (-2, 750_000_000, 4_000_000_000)
-        );
-        assert_eq!(
-            (all[2].0.kind, all[2].0.link.as_slice()),
-            (Kind::Symlink, long.as_bytes())
-        );
+        assert_eq!((all[0].0.path.as_slice(), all[0].1.as_slice()), (long.as_bytes(), &b"hello"[..]));
+        assert_eq!(all[1].0.xattrs, [(b"user.a".to_vec(), b"1\n2=3\0".to_vec())]);
+        assert_eq!((all[1].0.mtime_s, all[1].0.mtime_ns, all[1].0.uid), (-2, 750_000_000, 4_000_000_000));
+        assert_eq!((all[2].0.kind, all[2].0.link.as_slice()), (Kind::Symlink, long.as_bytes()));
     }
 
     #[test]
     fn an_extended_size_wins_and_the_next_member_is_found() {
         let mut builder = tar::Builder::new(Vec::new());
-        builder
-            .append_pax_extensions([("size", &b"600"[..])])
-            .unwrap();
+        builder.append_pax_extensions([("size", &b"600"[..])]).unwrap();
         let mut bytes = builder.into_inner().unwrap();
         bytes.truncate(1024);
         bytes.extend_from_slice(header("a", tar::EntryType::Regular, 0).as_bytes());
@@ -613,23 +492,10 @@ mod tests {
     #[test]
     fn sparse_files_of_gnu_tar_are_read() {
         let dir = tempfile::tempdir().unwrap();
-        let script =
-            "truncate -s 3M a; printf hello | dd of=a bs=1 seek=1000000 conv=notrunc status=none;
+        let script = "truncate -s 3M a; printf hello | dd of=a bs=1 seek=1000000 conv=notrunc status=none;
             printf end | dd of=a bs=1 seek=3145725 conv=notrunc status=none";
-        assert!(
-            std::process::Command::new("sh")
-                .arg("-c")
-                .arg(script)
-                .current_dir(&dir)
-                .status()
-                .unwrap()
-                .success()
-        );
-        for format in [
-            &["--format=gnu"][..],
-            &["--format=posix"],
-            &["--format=posix", "--sparse-version=0.1"],
-        ] {
+        assert!(std::process::Command::new("sh").arg("-c").arg(script).current_dir(&dir).status().unwrap().success());
+        for format in [&["--format=gnu"][..], &["--format=posix"], &["--format=posix", "--sparse-version=0.1"]] {
             let out = std::process::Command::new("tar")
                 .args(["-cS", "-f", "-"])
                 .args(format)
@@ -639,19 +505,9 @@ mod tests {
                 .unwrap();
             assert!(out.status.success());
             let (member, data) = members(&out.stdout).unwrap().remove(0);
-            assert_eq!(
-                (member.path.as_slice(), member.size),
-                (&b"a"[..], 3 << 20),
-                "{format:?}"
-            );
-            let map = member
-                .sparse
-                .unwrap_or_else(|| panic!("{format:?}: no map"));
-            assert_eq!(
-                map.iter().map(|piece| piece.1).sum::<u64>(),
-                data.len() as u64,
-                "{format:?}"
-            );
+            assert_eq!((member.path.as_slice(), member.size), (&b"a"[..], 3 << 20), "{format:?}");
+            let map = member.sparse.unwrap_or_else(|| panic!("{format:?}: no map"));
+            assert_eq!(map.iter().map(|piece| piece.1).sum::<u64>(), data.len() as u64, "{format:?}");
             assert!(data.windows(5).any(|w| w == b"hello"), "{format:?}");
         }
     }
@@ -664,10 +520,7 @@ mod tests {
         let mut huge = header("a", tar::EntryType::GNULongName, 1 << 40);
         huge.set_cksum();
         for (bytes, why) in [
-            (
-                &b"<html>not an archive, but long enough"[..].repeat(20),
-                "not a tar",
-            ),
+            (&b"<html>not an archive, but long enough"[..].repeat(20), "not a tar"),
             (&wrong, "checksum"),
             (&good, "cut off"),
             (&good[..100].to_vec(), "cut off"),

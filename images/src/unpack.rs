@@ -17,8 +17,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use rustix::fs::{
-    self as sys, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid,
-    XattrFlags,
+    self as sys, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -54,10 +53,7 @@ pub struct Limits {
 impl Default for Limits {
     /// Far above real images (the largest known have layers of 30 GiB and half a million files).
     fn default() -> Self {
-        Self {
-            bytes: 128 << 30,
-            inodes: 4_000_000,
-        }
+        Self { bytes: 128 << 30, inodes: 4_000_000 }
     }
 }
 
@@ -100,11 +96,7 @@ pub(crate) enum UnpackError {
     #[error("cannot read the archive: {0}")]
     Read(io::Error),
     #[error("cannot {action} `{path}`: {source}")]
-    Write {
-        action: &'static str,
-        path: String,
-        source: io::Error,
-    },
+    Write { action: &'static str, path: String, source: io::Error },
 }
 
 impl UnpackError {
@@ -129,9 +121,7 @@ pub(crate) fn escape(path: &[u8]) -> String {
 pub(crate) fn unescape(text: &str) -> PathBuf {
     let (mut bytes, mut rest) = (Vec::new(), text.as_bytes());
     while let Some((first, tail)) = rest.split_first() {
-        let code = tail
-            .get(..2)
-            .and_then(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 16).ok());
+        let code = tail.get(..2).and_then(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 16).ok());
         match (first, code) {
             (b'%', Some(code)) => {
                 bytes.push(code);
@@ -156,12 +146,8 @@ pub(crate) fn unpack<R: Read>(
     limits: Limits,
 ) -> Result<(LayerMeta, BufReader<R>)> {
     let open = |dir: &Path| {
-        sys::open(
-            dir,
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(|e| Write("open", dir.as_os_str().as_bytes()).failed(e))
+        sys::open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|e| Write("open", dir.as_os_str().as_bytes()).failed(e))
     };
     let mut unpacker = Unpacker {
         root: Rc::new(open(root)?),
@@ -180,18 +166,8 @@ pub(crate) fn unpack<R: Read>(
         unpacker.member(&member, &mut tar)?;
     }
     unpacker.finish_directories()?;
-    let undeclared = unpacker
-        .undeclared
-        .iter()
-        .map(|path| escape(path))
-        .collect();
-    Ok((
-        LayerMeta {
-            undeclared,
-            ..unpacker.meta
-        },
-        tar.into_inner(),
-    ))
+    let undeclared = unpacker.undeclared.iter().map(|path| escape(path)).collect();
+    Ok((LayerMeta { undeclared, ..unpacker.meta }, tar.into_inner()))
 }
 
 fn read_error(error: io::Error) -> UnpackError {
@@ -206,11 +182,7 @@ struct Write<'a>(&'static str, &'a [u8]);
 
 impl Write<'_> {
     fn failed(&self, source: impl Into<io::Error>) -> UnpackError {
-        UnpackError::Write {
-            action: self.0,
-            path: lossy(self.1),
-            source: source.into(),
-        }
+        UnpackError::Write { action: self.0, path: lossy(self.1), source: source.into() }
     }
 }
 
@@ -276,12 +248,7 @@ fn clean(path: &[u8]) -> Result<Vec<u8>> {
     if parts.len() > DEPTH_MAX || whole.len() > PATH_MAX {
         return refuse(&path[..path.len().min(80)], "is too deep or too long");
     }
-    if parts
-        .iter()
-        .rev()
-        .skip(1)
-        .any(|part| part.starts_with(b".wh."))
-    {
+    if parts.iter().rev().skip(1).any(|part| part.starts_with(b".wh.")) {
         return if parts.iter().any(|part| part.starts_with(b".wh..wh.")) {
             Ok(b".wh..wh.aufs".to_vec())
         } else {
@@ -319,23 +286,14 @@ impl Unpacker {
     fn count(&mut self, member: &Member) -> Result<()> {
         self.meta.inodes += 1;
         if self.meta.inodes > self.limits.inodes {
-            return Err(UnpackError::TooBig {
-                limit: self.limits.inodes,
-                unit: "files",
-            });
+            return Err(UnpackError::TooBig { limit: self.limits.inodes, unit: "files" });
         }
         self.meta.size = self.meta.size.saturating_add(member.size);
         if self.meta.size > self.limits.bytes {
-            return Err(UnpackError::TooBig {
-                limit: self.limits.bytes,
-                unit: "bytes unpacked",
-            });
+            return Err(UnpackError::TooBig { limit: self.limits.bytes, unit: "bytes unpacked" });
         }
         if self.remembered > REMEMBERED_MAX {
-            return Err(UnpackError::TooBig {
-                limit: REMEMBERED_MAX,
-                unit: "bytes of names of directories",
-            });
+            return Err(UnpackError::TooBig { limit: REMEMBERED_MAX, unit: "bytes of names of directories" });
         }
         Ok(())
     }
@@ -360,13 +318,7 @@ impl Unpacker {
         if !dir.is_empty() && self.meta.deletes_in.insert(escape(dir)) {
             self.remembered += dir.len() as u64;
         }
-        match sys::mknodat(
-            parent.as_fd(),
-            target,
-            FileType::CharacterDevice,
-            Mode::empty(),
-            0,
-        ) {
+        match sys::mknodat(parent.as_fd(), target, FileType::CharacterDevice, Mode::empty(), 0) {
             Ok(()) => Ok(()),
             Err(Errno::EXIST) if is_whiteout(parent.as_fd(), target) => Ok(()),
             Err(Errno::EXIST) => refuse(path, "deletes what the same layer makes"),
@@ -384,12 +336,7 @@ impl Unpacker {
             .map_err(|e| Write("make opaque", dir).failed(e))
     }
 
-    fn make<R: Read>(
-        &mut self,
-        member: &Member,
-        path: &[u8],
-        tar: &mut TarReader<R>,
-    ) -> Result<()> {
+    fn make<R: Read>(&mut self, member: &Member, path: &[u8], tar: &mut TarReader<R>) -> Result<()> {
         let (dir, name) = split(path);
         let parent = self.parent(dir)?;
         let parent = parent.as_fd();
@@ -428,13 +375,8 @@ impl Unpacker {
             let so_far = &dir[..end];
             match sys::mkdirat(current.as_fd(), part, Mode::from_raw_mode(0o755)) {
                 Ok(()) => {
-                    sys::chmodat(
-                        current.as_fd(),
-                        part,
-                        Mode::from_raw_mode(0o755),
-                        AtFlags::empty(),
-                    )
-                    .map_err(|e| Write("make", so_far).failed(e))?;
+                    sys::chmodat(current.as_fd(), part, Mode::from_raw_mode(0o755), AtFlags::empty())
+                        .map_err(|e| Write("make", so_far).failed(e))?;
                     self.meta.inodes += 1;
                     self.remembered += so_far.len() as u64;
                     self.undeclared.insert(so_far.to_vec());
@@ -442,9 +384,7 @@ impl Unpacker {
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(Write("make directory", so_far).failed(errno)),
             }
-            current = Rc::new(
-                open_beneath(current.as_fd(), part).map_err(|errno| parent_error(so_far, errno))?,
-            );
+            current = Rc::new(open_beneath(current.as_fd(), part).map_err(|errno| parent_error(so_far, errno))?);
         }
         Ok(current)
     }
@@ -470,27 +410,16 @@ impl Unpacker {
         }
         self.replaced += 1;
         let aside = self.replaced.to_string();
-        sys::renameat(parent, name, &self.scratch, aside)
-            .map_err(|e| Write("replace", path).failed(e))?;
-        let inside = |other: &[u8]| {
-            other == path
-                || other
-                    .strip_prefix(path)
-                    .is_some_and(|rest| rest.starts_with(b"/"))
-        };
+        sys::renameat(parent, name, &self.scratch, aside).map_err(|e| Write("replace", path).failed(e))?;
+        let inside =
+            |other: &[u8]| other == path || other.strip_prefix(path).is_some_and(|rest| rest.starts_with(b"/"));
         self.parent = self.parent.take().filter(|(dir, _)| !inside(dir));
         self.directories.retain(|(dir, _)| !inside(dir));
         self.undeclared.retain(|dir| !inside(dir));
         Ok(())
     }
 
-    fn directory(
-        &mut self,
-        parent: BorrowedFd<'_>,
-        name: &[u8],
-        path: &[u8],
-        member: &Member,
-    ) -> Result<()> {
+    fn directory(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: &[u8], member: &Member) -> Result<()> {
         let make = || match sys::mkdirat(parent, name, Mode::from_raw_mode(0o700)) {
             // A directory that is there already is the same directory, with other attributes.
             Err(Errno::EXIST) if file_type(parent, name) == Some(FileType::Directory) => Ok(()),
@@ -511,22 +440,16 @@ impl Unpacker {
         member: &Member,
         tar: &mut TarReader<R>,
     ) -> Result<()> {
-        let flags =
-            OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = self.replace(parent, name, path, || {
-            sys::openat(parent, name, flags, Mode::from_raw_mode(0o600))
-        })?;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = self.replace(parent, name, path, || sys::openat(parent, name, flags, Mode::from_raw_mode(0o600)))?;
         let file = File::from(fd);
         let failed = |e: io::Error| Write("write", path).failed(e);
         match &member.sparse {
-            None => self
-                .copy(tar, &file, 0, member.size)
-                .map_err(|e| e.at(path))?,
+            None => self.copy(tar, &file, 0, member.size).map_err(|e| e.at(path))?,
             Some(pieces) => {
                 file.set_len(member.size).map_err(failed)?;
                 for (offset, length) in pieces {
-                    self.copy(tar, &file, *offset, *length)
-                        .map_err(|e| e.at(path))?;
+                    self.copy(tar, &file, *offset, *length).map_err(|e| e.at(path))?;
                 }
             }
         }
@@ -542,54 +465,29 @@ impl Unpacker {
         mut left: u64,
     ) -> Result<(), CopyError> {
         while left > 0 {
-            let want = usize::try_from(left)
-                .unwrap_or(usize::MAX)
-                .min(self.buffer.len());
-            let count = tar
-                .read_data(&mut self.buffer[..want])
-                .map_err(CopyError::Read)?;
-            file.write_all_at(&self.buffer[..count], offset)
-                .map_err(CopyError::Write)?;
+            let want = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
+            let count = tar.read_data(&mut self.buffer[..want]).map_err(CopyError::Read)?;
+            file.write_all_at(&self.buffer[..count], offset).map_err(CopyError::Write)?;
             offset += count as u64;
             left -= count as u64;
         }
         Ok(())
     }
 
-    fn symlink(
-        &mut self,
-        parent: BorrowedFd<'_>,
-        name: &[u8],
-        path: &[u8],
-        member: &Member,
-    ) -> Result<()> {
+    fn symlink(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: &[u8], member: &Member) -> Result<()> {
         if member.link.is_empty() || member.link.len() > PATH_MAX || member.link.contains(&0) {
             return refuse(path, "is a symbolic link without a proper target");
         }
-        self.replace(parent, name, path, || {
-            sys::symlinkat(member.link.as_slice(), parent, name)
-        })?;
+        self.replace(parent, name, path, || sys::symlinkat(member.link.as_slice(), parent, name))?;
         dress_leaf(parent, name, member, path)
     }
 
     /// A second name for a file of the same layer, which must be there already.
-    fn hardlink(
-        &mut self,
-        parent: BorrowedFd<'_>,
-        name: &[u8],
-        path: &[u8],
-        member: &Member,
-    ) -> Result<()> {
+    fn hardlink(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: &[u8], member: &Member) -> Result<()> {
         let target = clean(&member.link)?;
         let (dir, target_name) = split(&target);
-        let absent = || {
-            format!(
-                "is a hard link to `{}`, which is not a file of the same layer",
-                lossy(&member.link)
-            )
-        };
-        let Ok(from) = open_beneath(self.root.as_fd(), if dir.is_empty() { b"." } else { dir })
-        else {
+        let absent = || format!("is a hard link to `{}`, which is not a file of the same layer", lossy(&member.link));
+        let Ok(from) = open_beneath(self.root.as_fd(), if dir.is_empty() { b"." } else { dir }) else {
             return refuse(path, &absent());
         };
         match file_type(from.as_fd(), target_name) {
@@ -600,24 +498,13 @@ impl Unpacker {
             Some(_) if target == path => return Ok(()),
             Some(_) => {}
         }
-        self.replace(parent, name, path, || {
-            sys::linkat(&from, target_name, parent, name, AtFlags::empty())
-        })
+        self.replace(parent, name, path, || sys::linkat(&from, target_name, parent, name, AtFlags::empty()))
     }
 
-    fn node(
-        &mut self,
-        parent: BorrowedFd<'_>,
-        name: &[u8],
-        path: &[u8],
-        member: &Member,
-    ) -> Result<()> {
+    fn node(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: &[u8], member: &Member) -> Result<()> {
         let file_type = match member.kind {
             Kind::Char if member.device == (0, 0) => {
-                return refuse(
-                    path,
-                    "is character device 0:0, which overlayfs takes for a whiteout",
-                );
+                return refuse(path, "is character device 0:0, which overlayfs takes for a whiteout");
             }
             Kind::Char => FileType::CharacterDevice,
             Kind::Block => FileType::BlockDevice,
@@ -625,12 +512,9 @@ impl Unpacker {
         };
         let device = sys::makedev(member.device.0, member.device.1);
         let mode = Mode::from_raw_mode(member.mode);
-        self.replace(parent, name, path, || {
-            sys::mknodat(parent, name, file_type, mode, device)
-        })?;
+        self.replace(parent, name, path, || sys::mknodat(parent, name, file_type, mode, device))?;
         dress_leaf(parent, name, member, path)?;
-        sys::chmodat(parent, name, mode, AtFlags::empty())
-            .map_err(|e| Write("set the mode of", path).failed(e))
+        sys::chmodat(parent, name, mode, AtFlags::empty()).map_err(|e| Write("set the mode of", path).failed(e))
     }
 
     /// Deepest last in the archive, so from the end: setting a time inside does not change the time of the parent.
@@ -672,39 +556,24 @@ fn open_beneath(root: BorrowedFd<'_>, dir: &[u8]) -> rustix::io::Result<OwnedFd>
 
 fn parent_error(dir: &[u8], errno: Errno) -> UnpackError {
     match errno {
-        Errno::LOOP => {
-            UnpackError::Archive(format!("`{}` leads through a symbolic link", lossy(dir)))
-        }
-        Errno::NOTDIR => UnpackError::Archive(format!(
-            "`{}` is used as a directory, but is none",
-            lossy(dir)
-        )),
+        Errno::LOOP => UnpackError::Archive(format!("`{}` leads through a symbolic link", lossy(dir))),
+        Errno::NOTDIR => UnpackError::Archive(format!("`{}` is used as a directory, but is none", lossy(dir))),
         other => Write("open", dir).failed(other),
     }
 }
 
 fn file_type(parent: BorrowedFd<'_>, name: &[u8]) -> Option<FileType> {
-    sys::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
-        .ok()
-        .map(|stat| FileType::from_raw_mode(stat.st_mode))
+    sys::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).ok().map(|stat| FileType::from_raw_mode(stat.st_mode))
 }
 
 fn is_whiteout(parent: BorrowedFd<'_>, name: &[u8]) -> bool {
     let stat = sys::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW);
-    stat.is_ok_and(|s| {
-        FileType::from_raw_mode(s.st_mode) == FileType::CharacterDevice && s.st_rdev == 0
-    })
+    stat.is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::CharacterDevice && s.st_rdev == 0)
 }
 
 fn times(member: &Member) -> Timestamps {
-    let time = Timespec {
-        tv_sec: member.mtime_s,
-        tv_nsec: member.mtime_ns.into(),
-    };
-    Timestamps {
-        last_access: time,
-        last_modification: time,
-    }
+    let time = Timespec { tv_sec: member.mtime_s, tv_nsec: member.mtime_ns.into() };
+    Timestamps { last_access: time, last_modification: time }
 }
 
 /// Owner, mode and attributes of a file or directory, in this order: a new owner takes away set-id bits and
@@ -712,11 +581,9 @@ fn times(member: &Member) -> Timestamps {
 fn dress_fd(fd: BorrowedFd<'_>, member: &Member, path: &[u8]) -> Result<()> {
     if (member.uid, member.gid) != (0, 0) {
         let (uid, gid) = (Uid::from_raw(member.uid), Gid::from_raw(member.gid));
-        sys::fchown(fd, Some(uid), Some(gid))
-            .map_err(|e| Write("set the owner of", path).failed(e))?;
+        sys::fchown(fd, Some(uid), Some(gid)).map_err(|e| Write("set the owner of", path).failed(e))?;
     }
-    sys::fchmod(fd, Mode::from_raw_mode(member.mode))
-        .map_err(|e| Write("set the mode of", path).failed(e))?;
+    sys::fchmod(fd, Mode::from_raw_mode(member.mode)).map_err(|e| Write("set the mode of", path).failed(e))?;
     for (name, value) in &member.xattrs {
         if !wanted_attribute(name, path)? {
             continue;
@@ -741,8 +608,7 @@ fn dress_leaf(parent: BorrowedFd<'_>, name: &[u8], member: &Member, path: &[u8])
     for (attribute, _) in &member.xattrs {
         wanted_attribute(attribute, path)?;
     }
-    sys::utimensat(parent, name, &times(member), flags)
-        .map_err(|e| Write("set the time of", path).failed(e))
+    sys::utimensat(parent, name, &times(member), flags).map_err(|e| Write("set the time of", path).failed(e))
 }
 
 /// Attributes of overlayfs itself would let a layer redirect look-ups; those that belong to the host's policy
@@ -751,7 +617,5 @@ fn wanted_attribute(name: &[u8], path: &[u8]) -> Result<bool> {
     if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") {
         return refuse(path, "has an attribute of overlayfs");
     }
-    Ok(name.starts_with(b"user.")
-        || name.starts_with(b"system.posix_acl_")
-        || name == b"security.capability")
+    Ok(name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_") || name == b"security.capability")
 }

@@ -420,6 +420,34 @@ fn a_killed_netd_is_not_missed() {
     });
 }
 
+/// Whenever in an attach netd dies, the next one makes it whole, and a detach leaves nothing.
+#[test]
+fn killed_in_the_middle_of_an_attach() {
+    apart(|| {
+        let (_switch, mut nodes) = cluster(1);
+        let node = &mut nodes[0];
+        node.set_table(&table(1, 1, &underlay(1), vec![]));
+        let before = node.leftovers();
+        for moment in 0..8u32 {
+            let client = node.client.clone();
+            let attach = std::thread::spawn(move || block_on(client.attach(&request("c"))).is_ok());
+            std::thread::sleep(std::time::Duration::from_micros(200) * moment * moment);
+            node.kill();
+            let done = attach.join().unwrap();
+            node.start();
+            let kept = node.status().attachments == 1;
+            assert!(kept || !done, "moment {moment}: an attach that was answered is kept");
+            let attachment = node.attach("c");
+            let server = Net::open(&attachment.netns).serve(80, "c");
+            assert!(node.net.ask(&format!("{}:80", attachment.address)).is_ok(), "moment {moment}");
+            drop(server);
+            node.detach("c");
+            assert_eq!(node.leftovers(), before, "moment {moment}");
+            assert_eq!(mounted_below(&node.directory), 0, "moment {moment}");
+        }
+    });
+}
+
 #[test]
 fn after_a_restart_of_the_host_attachments_are_dropped() {
     apart(|| {
@@ -654,7 +682,12 @@ fn a_container_without_a_daemon() {
         let taken = publish("b", 8081).unwrap_err();
         assert_eq!(taken.to_string(), "port 8081/tcp cannot be published: another program on this host holds it");
         drop(foreign);
-        let b = publish("b", 8082).unwrap().attachment;
+        host.net.nft("add table ip filter");
+        host.net.nft("add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }");
+        let local = publish("b", 8082).unwrap();
+        assert!(local.warnings[0].contains("(table ip filter, chain FORWARD)"), "{:?}", local.warnings);
+        host.net.nft("delete table ip filter");
+        let b = local.attachment;
         assert_eq!(publish("b", 8082).unwrap().attachment, b);
         assert_eq!(net.ask("10.209.0.3:80").map(|_| ()), Err(ErrorKind::ConnectionRefused), "they see each other");
         drop((server, net));

@@ -1,5 +1,6 @@
 //! The command line, compatible with runc's: parsed into plain values, options before or after positionals.
 
+use crate::container::capabilities;
 use crate::exec;
 use crate::launch;
 use crate::supervisor;
@@ -140,21 +141,13 @@ pub const USAGES: &[Usage] = &[
         summary: "make a container from a bundle, without running its program",
         text: "gantry-runtime create [OPTIONS] ID",
     },
-    Usage {
-        name: "start",
-        summary: "run the program of a created container",
-        text: "gantry-runtime start ID\n",
-    },
+    Usage { name: "start", summary: "run the program of a created container", text: "gantry-runtime start ID\n" },
     Usage {
         name: "run",
         summary: "create and start; stays until the program ends unless detached",
         text: "gantry-runtime run [OPTIONS] ID",
     },
-    Usage {
-        name: "state",
-        summary: "print the state of a container as JSON",
-        text: "gantry-runtime state ID\n",
-    },
+    Usage { name: "state", summary: "print the state of a container as JSON", text: "gantry-runtime state ID\n" },
     Usage {
         name: "kill",
         summary: "send a signal to a container",
@@ -190,11 +183,7 @@ pub const USAGES: &[Usage] = &[
         summary: "list containers",
         text: "gantry-runtime list [--format table|json, -f] [--quiet, -q]\n",
     },
-    Usage {
-        name: "spec",
-        summary: "write an example config.json",
-        text: "gantry-runtime spec [--bundle DIR, -b]\n",
-    },
+    Usage { name: "spec", summary: "write an example config.json", text: "gantry-runtime spec [--bundle DIR, -b]\n" },
 ];
 
 /// Help for one command.
@@ -227,12 +216,13 @@ Commands:
   --root DIR              where states are kept [default: /run/gantry-runtime]
   --log FILE              also write errors to this file
   --log-format text|json  its format [default: text]
-  --debug                 say more in the log
+  --debug                 also log exit code and duration of every command
   --help, -h              this text, or that of a command
   --version, -v           the version
 
 Exit codes: run and exec give the program's code, or 128 + the signal that ended it;
-otherwise 0 done, 1 failed, 2 wrong usage.
+otherwise 0 done, 1 failed, 2 wrong usage, 126 the program cannot be executed,
+127 it is not there.
 ";
     text
 }
@@ -261,39 +251,27 @@ fn usage_error(text: impl Into<String>) -> UsageError {
 }
 
 fn text(value: OsString) -> Result<String, UsageError> {
-    value
-        .into_string()
-        .map_err(|value| usage_error(format!("`{}` is not valid UTF-8", value.to_string_lossy())))
+    value.into_string().map_err(|value| usage_error(format!("`{}` is not valid UTF-8", value.to_string_lossy())))
 }
 
 /// A relative path is meant from here, and the supervisor changes its directory.
 fn absolute(value: OsString) -> Result<PathBuf, UsageError> {
-    std::path::absolute(&value)
-        .map_err(|error| usage_error(format!("`{}`: {error}", value.to_string_lossy())))
+    std::path::absolute(&value).map_err(|error| usage_error(format!("`{}`: {error}", value.to_string_lossy())))
 }
 
 fn number<T: std::str::FromStr>(option: &str, value: OsString) -> Result<T, UsageError> {
     let value = text(value)?;
-    value
-        .parse()
-        .map_err(|_| usage_error(format!("{option} takes a number, not `{value}`")))
+    value.parse().map_err(|_| usage_error(format!("{option} takes a number, not `{value}`")))
 }
 
 /// `UID[:GID]`, strictly: a name or a missing number is never taken for root.
 fn user(value: &str) -> Result<(u32, Option<u32>), UsageError> {
-    let wrong = || {
-        usage_error(format!(
-            "--user takes UID or UID:GID in numbers, not `{value}`"
-        ))
-    };
+    let wrong = || usage_error(format!("--user takes UID or UID:GID in numbers, not `{value}`"));
     let id = |text: &str| -> Result<u32, UsageError> {
         if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(wrong());
         }
-        text.parse::<u32>()
-            .ok()
-            .filter(|&id| id != u32::MAX)
-            .ok_or_else(wrong)
+        text.parse::<u32>().ok().filter(|&id| id != u32::MAX).ok_or_else(wrong)
     };
     match value.split_once(':') {
         None => Ok((id(value)?, None)),
@@ -305,14 +283,9 @@ fn user(value: &str) -> Result<(u32, Option<u32>), UsageError> {
 ///
 /// # Errors
 /// An unknown command or option, or a missing or superfluous value.
-pub fn parse(
-    arguments: impl IntoIterator<Item = OsString>,
-) -> Result<(Global, Command), UsageError> {
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<(Global, Command), UsageError> {
     let mut parser = lexopt::Parser::from_args(arguments);
-    let mut global = Global {
-        root: PathBuf::from(DEFAULT_ROOT),
-        ..Global::default()
-    };
+    let mut global = Global { root: PathBuf::from(DEFAULT_ROOT), ..Global::default() };
     let mut command: Option<&'static Usage> = None;
     let mut raw = Raw::default();
     while let Some(argument) = parser.next()? {
@@ -324,9 +297,7 @@ pub fn parse(
                     "json" => true,
                     "text" => false,
                     other => {
-                        return Err(usage_error(format!(
-                            "--log-format is text or json, not `{other}`"
-                        )));
+                        return Err(usage_error(format!("--log-format is text or json, not `{other}`")));
                     }
                 }
             }
@@ -342,10 +313,7 @@ pub fn parse(
                         return Ok((global, Command::Help(None)));
                     }
                     let found = USAGES.iter().find(|usage| usage.name == name);
-                    command = Some(
-                        found
-                            .ok_or_else(|| usage_error(format!("there is no command `{name}`")))?,
-                    );
+                    command = Some(found.ok_or_else(|| usage_error(format!("there is no command `{name}`")))?);
                 }
                 Some(usage) => {
                     raw.positionals.push(text(value)?);
@@ -375,34 +343,19 @@ pub fn parse(
 }
 
 /// Options of a command.
-fn option(
-    command: &str,
-    name: &str,
-    parser: &mut lexopt::Parser,
-    raw: &mut Raw,
-) -> Result<(), UsageError> {
+fn option(command: &str, name: &str, parser: &mut lexopt::Parser, raw: &mut Raw) -> Result<(), UsageError> {
     match (command, name) {
-        ("create" | "run" | "spec", "bundle" | "b") => {
-            raw.launch.bundle = absolute(parser.value()?)?
-        }
+        ("create" | "run" | "spec", "bundle" | "b") => raw.launch.bundle = absolute(parser.value()?)?,
         ("create" | "run", "pid-file") => raw.launch.pid_file = Some(absolute(parser.value()?)?),
-        ("create" | "run", "console-socket") => {
-            raw.launch.console_socket = Some(absolute(parser.value()?)?)
-        }
-        ("create" | "run", "preserve-fds") => {
-            raw.launch.preserve_fds = number("--preserve-fds", parser.value()?)?
-        }
+        ("create" | "run", "console-socket") => raw.launch.console_socket = Some(absolute(parser.value()?)?),
+        ("create" | "run", "preserve-fds") => raw.launch.preserve_fds = number("--preserve-fds", parser.value()?)?,
         ("create" | "run", "no-pivot") => raw.launch.no_pivot = true,
         ("create" | "run", "no-new-keyring") => raw.launch.no_new_keyring = true,
         ("create" | "run", "supervise") => raw.supervise = true,
         ("create" | "run", "container-log") => raw.container_log = Some(absolute(parser.value()?)?),
         ("create" | "run", "exit-file") => raw.exit_file = Some(absolute(parser.value()?)?),
-        ("create" | "run", "log-max-bytes") => {
-            raw.log_bytes_max = Some(number("--log-max-bytes", parser.value()?)?)
-        }
-        ("create" | "run", "log-max-files") => {
-            raw.log_files_max = Some(number("--log-max-files", parser.value()?)?)
-        }
+        ("create" | "run", "log-max-bytes") => raw.log_bytes_max = Some(number("--log-max-bytes", parser.value()?)?),
+        ("create" | "run", "log-max-files") => raw.log_files_max = Some(number("--log-max-files", parser.value()?)?),
         ("run" | "exec", "detach" | "d") => raw.detach = true,
         ("run", "keep") => raw.keep = true,
         ("kill", "all" | "a") => raw.all = true,
@@ -413,9 +366,7 @@ fn option(
                 "json" => true,
                 "table" => false,
                 other => {
-                    return Err(usage_error(format!(
-                        "--format is table or json, not `{other}`"
-                    )));
+                    return Err(usage_error(format!("--format is table or json, not `{other}`")));
                 }
             }
         }
@@ -425,11 +376,7 @@ fn option(
     Ok(())
 }
 
-fn exec_option(
-    name: &str,
-    parser: &mut lexopt::Parser,
-    exec: &mut exec::Options,
-) -> Result<(), UsageError> {
+fn exec_option(name: &str, parser: &mut lexopt::Parser, exec: &mut exec::Options) -> Result<(), UsageError> {
     match name {
         "process" | "p" => exec.process = Some(absolute(parser.value()?)?),
         "tty" | "t" => exec.tty = true,
@@ -437,10 +384,14 @@ fn exec_option(
         "cwd" => exec.cwd = Some(text(parser.value()?)?),
         "env" | "e" => exec.env.push(text(parser.value()?)?),
         "user" | "u" => exec.user = Some(user(&text(parser.value()?)?)?),
-        "additional-gids" | "g" => exec
-            .additional_gids
-            .push(number("--additional-gids", parser.value()?)?),
-        "cap" | "c" => exec.capabilities.push(text(parser.value()?)?),
+        "additional-gids" | "g" => exec.additional_gids.push(number("--additional-gids", parser.value()?)?),
+        "cap" | "c" => {
+            let name = text(parser.value()?)?;
+            if capabilities::bit(&name).is_none() {
+                return Err(usage_error(format!("`{name}` is not a capability")));
+            }
+            exec.capabilities.push(name);
+        }
         "no-new-privs" => exec.no_new_privs = true,
         "pid-file" => exec.pid_file = Some(absolute(parser.value()?)?),
         "preserve-fds" => exec.preserve_fds = number("--preserve-fds", parser.value()?)?,
@@ -457,19 +408,11 @@ fn unknown_option(command: &str, name: &str) -> UsageError {
 /// Exactly the positionals a command takes.
 fn finish(command: &str, raw: Raw, global: &Global) -> Result<Command, UsageError> {
     let mut positionals = raw.positionals.into_iter();
-    let mut id = || {
-        positionals
-            .next()
-            .ok_or_else(|| usage_error(format!("`{command}` needs a container id")))
-    };
+    let mut id = || positionals.next().ok_or_else(|| usage_error(format!("`{command}` needs a container id")));
     let here = || absolute(OsString::from("."));
     let mut options = raw.launch;
     options.root.clone_from(&global.root);
-    let bundle = if options.bundle.as_os_str().is_empty() {
-        here()?
-    } else {
-        options.bundle.clone()
-    };
+    let bundle = if options.bundle.as_os_str().is_empty() { here()? } else { options.bundle.clone() };
     options.bundle.clone_from(&bundle);
     let supervise = match (raw.supervise, raw.container_log, raw.exit_file) {
         (true, Some(log), Some(exit_file)) => Some(supervisor::Settings {
@@ -479,52 +422,28 @@ fn finish(command: &str, raw: Raw, global: &Global) -> Result<Command, UsageErro
             log_files_max: raw.log_files_max.unwrap_or(DEFAULT_LOG_FILES_MAX).max(1),
         }),
         (true, ..) => {
-            return Err(usage_error(
-                "--supervise needs --container-log and --exit-file",
-            ));
+            return Err(usage_error("--supervise needs --container-log and --exit-file"));
         }
         (false, None, None) if raw.log_bytes_max.is_none() && raw.log_files_max.is_none() => None,
         (false, ..) => return Err(usage_error("options of the supervisor need --supervise")),
     };
     let parsed = match command {
-        "create" => Command::Create {
-            options: launch::Options {
-                id: id()?,
-                ..options
-            },
-            supervise,
-        },
+        "create" => Command::Create { options: launch::Options { id: id()?, ..options }, supervise },
         "run" => {
             if supervise.is_some() && !raw.detach {
                 return Err(usage_error("`run --supervise` needs --detach"));
             }
-            let options = launch::Options {
-                id: id()?,
-                ..options
-            };
-            Command::Run {
-                options,
-                supervise,
-                detach: raw.detach,
-                keep: raw.keep,
-            }
+            let options = launch::Options { id: id()?, ..options };
+            Command::Run { options, supervise, detach: raw.detach, keep: raw.keep }
         }
         "start" => Command::Start { id: id()? },
         "state" => Command::State { id: id()? },
-        "delete" => Command::Delete {
-            id: id()?,
-            force: raw.force,
-        },
+        "delete" => Command::Delete { id: id()?, force: raw.force },
         "kill" => {
             let id = id()?;
             let name = positionals.next().unwrap_or_else(|| "TERM".to_owned());
-            let signal = signal::parse(&name)
-                .ok_or_else(|| usage_error(format!("`{name}` is not a signal")))?;
-            Command::Kill {
-                id,
-                signal,
-                all: raw.all,
-            }
+            let signal = signal::parse(&name).ok_or_else(|| usage_error(format!("`{name}` is not a signal")))?;
+            Command::Kill { id, signal, all: raw.all }
         }
         "exec" => {
             let id = id()?;
@@ -532,18 +451,9 @@ fn finish(command: &str, raw: Raw, global: &Global) -> Result<Command, UsageErro
             if args.is_empty() != raw.exec.process.is_some() {
                 return Err(usage_error("`exec` needs either a command or --process"));
             }
-            Command::Exec(exec::Options {
-                root: global.root.clone(),
-                id,
-                args,
-                detach: raw.detach,
-                ..raw.exec
-            })
+            Command::Exec(exec::Options { root: global.root.clone(), id, args, detach: raw.detach, ..raw.exec })
         }
-        "list" => Command::List {
-            json: raw.json,
-            quiet: raw.quiet,
-        },
+        "list" => Command::List { json: raw.json, quiet: raw.quiet },
         _ => Command::Spec { bundle },
     };
     match positionals.next() {
@@ -566,37 +476,16 @@ mod tests {
     #[test]
     fn lines() {
         for (line, wanted) in [
-            (
-                "--root /r create --bundle /b web",
-                vec![
-                    "/r Create",
-                    "id: \"web\"",
-                    "bundle: \"/b\"",
-                    "supervise: None",
-                ],
-            ),
-            (
-                "create web -b /b",
-                vec![
-                    "/run/gantry-runtime Create",
-                    "id: \"web\"",
-                    "bundle: \"/b\"",
-                ],
-            ),
-            (
-                "create --bundle=/b --pid-file=/p web",
-                vec!["bundle: \"/b\"", "pid_file: Some(\"/p\")"],
-            ),
+            ("--root /r create --bundle /b web", vec!["/r Create", "id: \"web\"", "bundle: \"/b\"", "supervise: None"]),
+            ("create web -b /b", vec!["/run/gantry-runtime Create", "id: \"web\"", "bundle: \"/b\""]),
+            ("create --bundle=/b --pid-file=/p web", vec!["bundle: \"/b\"", "pid_file: Some(\"/p\")"]),
             ("run -d web --keep", vec!["detach: true, keep: true"]),
             ("kill web 9", vec!["signal: 9"]),
             ("kill --all web SIGINT", vec!["signal: 2", "all: true"]),
             ("kill web", vec!["signal: 15"]),
             ("kill web NOPE", vec!["error: `NOPE` is not a signal"]),
             ("delete -f web", vec!["force: true"]),
-            (
-                "exec -t -u 1:2 web ls -l --color",
-                vec!["tty: true", "(1, Some(2))", "[\"ls\", \"-l\", \"--color\"]"],
-            ),
+            ("exec -t -u 1:2 web ls -l --color", vec!["tty: true", "(1, Some(2))", "[\"ls\", \"-l\", \"--color\"]"]),
             ("exec web -- ls -l", vec!["args: [\"ls\", \"-l\"]"]),
             ("exec -p /f web", vec!["process: Some(\"/f\")", "args: []"]),
             ("exec -p /f web ls", vec!["error: `exec` needs either"]),
@@ -608,29 +497,17 @@ mod tests {
             ("list -f json -q", vec!["json: true, quiet: true"]),
             ("create", vec!["error: `create` needs a container id"]),
             ("state a b", vec!["error: `state` does not take `b`"]),
-            (
-                "state --force a",
-                vec!["error: `state` has no option `--force`"],
-            ),
+            ("state --force a", vec!["error: `state` has no option `--force`"]),
             ("fly a", vec!["error: there is no command `fly`"]),
             ("--fly", vec!["error: invalid option '--fly'"]),
             ("create --supervise a", vec!["error: --supervise needs"]),
-            (
-                "create --exit-file /e a",
-                vec!["error: options of the supervisor"],
-            ),
-            (
-                "run --supervise --container-log /l --exit-file /e a",
-                vec!["error: `run --supervise` needs --detach"],
-            ),
+            ("create --exit-file /e a", vec!["error: options of the supervisor"]),
+            ("run --supervise --container-log /l --exit-file /e a", vec!["error: `run --supervise` needs --detach"]),
             (
                 "create --supervise --container-log /l --exit-file /e a",
                 vec!["log_bytes_max: 10485760, log_files_max: 5"],
             ),
-            (
-                "create a --preserve-fds x",
-                vec!["error: --preserve-fds takes a number"],
-            ),
+            ("create a --preserve-fds x", vec!["error: --preserve-fds takes a number"]),
             ("--version", vec!["Version"]),
             ("run --help", vec!["name: \"run\""]),
         ] {

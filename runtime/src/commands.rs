@@ -4,6 +4,7 @@ use crate::args::{self, Command, Global};
 use crate::config::example;
 use crate::container::channel::{Channel, Message};
 use crate::container::hooks;
+use crate::container::process::capability_warnings;
 use crate::error::{Because, Failure, InStep, Outcome, is_absent};
 use crate::exec;
 use crate::foreground::{self, Signals};
@@ -25,10 +26,8 @@ use std::path::Path;
 /// It failed; nothing half-done is left but what `delete --force` removes.
 pub fn run(global: &Global, command: Command) -> Outcome<i32> {
     if global.systemd_cgroup {
-        return Err(
-            Failure::new("--systemd-cgroup is not supported, cgroups are made directly")
-                .hint("set the cgroup driver of the caller to `cgroupfs`"),
-        );
+        return Err(Failure::new("--systemd-cgroup is not supported, cgroups are made directly")
+            .hint("set the cgroup driver of the caller to `cgroupfs`"));
     }
     match command {
         Command::Help(usage) => {
@@ -36,32 +35,14 @@ pub fn run(global: &Global, command: Command) -> Outcome<i32> {
             Ok(0)
         }
         Command::Version => {
-            println!(
-                "gantry-runtime version {}\nspec: 1.2.0",
-                env!("CARGO_PKG_VERSION")
-            );
+            println!("gantry-runtime version {}\nspec: 1.2.0", env!("CARGO_PKG_VERSION"));
             Ok(0)
         }
         Command::Spec { bundle } => spec(&bundle),
-        Command::Create {
-            options,
-            supervise: None,
-        } => create(&options),
-        Command::Create {
-            options,
-            supervise: Some(settings),
-        } => supervised(global, &options, &settings, true),
-        Command::Run {
-            options,
-            supervise: Some(settings),
-            ..
-        } => supervised(global, &options, &settings, false),
-        Command::Run {
-            options,
-            supervise: None,
-            detach,
-            keep,
-        } => run_here(global, &options, detach, keep),
+        Command::Create { options, supervise: None } => create(global, &options),
+        Command::Create { options, supervise: Some(settings) } => supervised(global, &options, &settings, true),
+        Command::Run { options, supervise: Some(settings), .. } => supervised(global, &options, &settings, false),
+        Command::Run { options, supervise: None, detach, keep } => run_here(global, &options, detach, keep),
         Command::Start { id } => start(global, &id),
         Command::State { id } => state(global, &id),
         Command::Kill { id, signal, all } => kill(global, &id, signal, all),
@@ -74,25 +55,30 @@ pub fn run(global: &Global, command: Command) -> Outcome<i32> {
 fn spec(bundle: &Path) -> Outcome<i32> {
     let file = bundle.join("config.json");
     if file.exists() {
-        return Err(Failure::new(format!("`{}` exists", file.display()))
-            .hint("remove it first, or use --bundle"));
+        return Err(Failure::new(format!("`{}` exists", file.display())).hint("remove it first, or use --bundle"));
     }
-    let mut text = serde_json::to_string_pretty(&example::config(true))
-        .because(|| "cannot encode".to_owned())?;
+    let mut text = serde_json::to_string_pretty(&example::config(true)).because(|| "cannot encode".to_owned())?;
     text.push('\n');
     fs::write(&file, text).because(|| format!("cannot write `{}`", file.display()))?;
     Ok(0)
 }
 
-fn create(options: &launch::Options) -> Outcome<i32> {
+/// Load a bundle and say what it asks for in vain.
+fn load(global: &Global, bundle: &Path) -> Outcome<Bundle> {
+    let bundle = Bundle::load(bundle)?;
+    let in_user_namespace = bundle.config.namespace("user").is_some();
+    if let Some(process) = &bundle.config.process {
+        for warning in capability_warnings(process, in_user_namespace) {
+            report::warning(global, &warning);
+        }
+    }
+    Ok(bundle)
+}
+
+fn create(global: &Global, options: &launch::Options) -> Outcome<i32> {
     let signals = Signals::hold()?;
-    let bundle = Bundle::load(&options.bundle)?;
-    let manner = Manner {
-        later: true,
-        keep_terminal: false,
-        stdio: None,
-        supervised: false,
-    };
+    let bundle = load(global, &options.bundle)?;
+    let manner = Manner { later: true, keep_terminal: false, stdio: None, supervised: false };
     launch::launch(options, &bundle, manner, &signals)?;
     Ok(0)
 }
@@ -103,9 +89,7 @@ fn let_go(channel: &Channel, signals: &Signals) -> Outcome<()> {
     match signals.receive(channel)? {
         Message::End => Ok(()),
         Message::Failed(failure) => Err(failure),
-        _ => Err(Failure::new(
-            "the container's process sent a message out of order",
-        )),
+        _ => Err(Failure::new("the container's process sent a message out of order")),
     }
 }
 
@@ -122,33 +106,18 @@ fn poststart(dir: &StateDir, record: &Record, bundle_hooks: &[crate::config::Hoo
 /// Remove a container after a failure or at its end, reporting what could not be done.
 fn clean_up(global: &Global, dir: &StateDir, record: &Record) {
     match remove(dir, Some(record), &record.id) {
-        Ok(warnings) => warnings
-            .iter()
-            .for_each(|text| report::warning(global, text)),
+        Ok(warnings) => warnings.iter().for_each(|text| report::warning(global, text)),
         Err(failure) => report::failure(global, &failure.in_step("clean up")),
     }
 }
 
 fn run_here(global: &Global, options: &launch::Options, detach: bool, keep: bool) -> Outcome<i32> {
     let signals = Signals::hold()?;
-    let bundle = Bundle::load(&options.bundle)?;
-    let manner = Manner {
-        later: false,
-        keep_terminal: !detach,
-        stdio: None,
-        supervised: false,
-    };
+    let bundle = load(global, &options.bundle)?;
+    let manner = Manner { later: false, keep_terminal: !detach, stdio: None, supervised: false };
     let launched = launch::launch(options, &bundle, manner, &signals)?;
-    let Launched {
-        dir,
-        record,
-        pidfd,
-        terminal,
-        channel,
-        ..
-    } = launched;
-    let started = let_go(&channel, &signals)
-        .and_then(|()| poststart(&dir, &record, &bundle.config.hooks.poststart));
+    let Launched { dir, record, pidfd, terminal, channel, .. } = launched;
+    let started = let_go(&channel, &signals).and_then(|()| poststart(&dir, &record, &bundle.config.hooks.poststart));
     if let Err(failure) = started {
         let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
         let _ = clone::wait(pidfd.as_fd());
@@ -167,24 +136,14 @@ fn run_here(global: &Global, options: &launch::Options, detach: bool, keep: bool
 
 /// `create` and `run --detach` with a supervisor: a clone of this process makes the container and stays; this one
 /// returns when the container is there.
-fn supervised(
-    global: &Global,
-    options: &launch::Options,
-    settings: &Settings,
-    later: bool,
-) -> Outcome<i32> {
+fn supervised(global: &Global, options: &launch::Options, settings: &Settings, later: bool) -> Outcome<i32> {
     let signals = Signals::hold()?;
     // Found before anything is made, and with the caller's idea of the current directory.
-    let bundle = Bundle::load(&options.bundle)?;
-    let log = ContainerLog::open(
-        &settings.log,
-        settings.log_bytes_max,
-        settings.log_files_max,
-    )?;
+    let bundle = load(global, &options.bundle)?;
+    let log = ContainerLog::open(&settings.log, settings.log_bytes_max, settings.log_files_max)?;
+    prepare_exit_file(&settings.exit_file).in_step("exit file")?;
     let (ours, theirs) = Channel::pair()?;
-    let side = clone::clone3(0, None)
-        .because(|| "cannot make the supervisor".to_owned())
-        .in_step("supervisor")?;
+    let side = clone::clone3(0, None).because(|| "cannot make the supervisor".to_owned()).in_step("supervisor")?;
     match side {
         Side::Child => {
             drop((ours, signals));
@@ -210,16 +169,32 @@ fn supervised(
             match message? {
                 Message::Created => Ok(0),
                 Message::Failed(failure) => Err(failure),
-                _ => Err(
-                    Failure::new("the supervisor died before the container was there").hint(
-                        format!(
-                            "remove what is left: gantry-runtime delete --force {}",
-                            options.id
-                        ),
-                    ),
-                ),
+                _ => Err(Failure::new("the supervisor died before the container was there")
+                    .hint(format!("remove what is left: gantry-runtime delete --force {}", options.id))),
             }
         }
+    }
+}
+
+/// Take a container back that was made in vain.
+fn undo(launched: &Launched, id: &str) {
+    let _ = clone::pidfd_send_signal(launched.pidfd.as_fd(), libc::SIGKILL);
+    let _ = clone::wait(launched.pidfd.as_fd());
+    let _ = remove(&launched.dir, Some(&launched.record), id);
+}
+
+/// The exit file must be writable at the end, and what an earlier container left there must not be taken for it.
+fn prepare_exit_file(file: &Path) -> Outcome<()> {
+    let directory = file.parent().unwrap_or(Path::new("/"));
+    if !directory.is_dir() {
+        return Err(Failure::new(format!("`{}` is not a directory", directory.display()))
+            .hint("the directory of --exit-file must exist"));
+    }
+    match fs::remove_file(file) {
+        Err(error) if !is_absent(&error) => {
+            Err(error).because(|| format!("cannot remove the old `{}`", file.display()))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -233,11 +208,7 @@ fn supervisor_main(
 ) -> Outcome<()> {
     supervisor::detach().in_step("supervisor")?;
     let signals = Signals::hold()?;
-    let terminal = bundle
-        .config
-        .process
-        .as_ref()
-        .is_some_and(|process| process.terminal);
+    let terminal = bundle.config.process.as_ref().is_some_and(|process| process.terminal);
     let mut outputs = Vec::new();
     let mut stdio = None;
     if !terminal {
@@ -247,33 +218,25 @@ fn supervisor_main(
         outputs.push((Stream::Stderr, streams.stderr));
     }
     let keep_terminal = terminal && options.console_socket.is_none();
-    let manner = Manner {
-        later,
-        keep_terminal,
-        stdio,
-        supervised: true,
-    };
+    let manner = Manner { later, keep_terminal, stdio, supervised: true };
     let mut launched = launch::launch(options, &bundle, manner, &signals)?;
     if let Some(master) = launched.terminal.take() {
         outputs.push((Stream::Stdout, master));
     }
     if !later {
-        let started = let_go(&launched.channel, &signals).and_then(|()| {
-            poststart(
-                &launched.dir,
-                &launched.record,
-                &bundle.config.hooks.poststart,
-            )
-        });
+        let started = let_go(&launched.channel, &signals)
+            .and_then(|()| poststart(&launched.dir, &launched.record, &bundle.config.hooks.poststart));
         if let Err(failure) = started {
-            let _ = clone::pidfd_send_signal(launched.pidfd.as_fd(), libc::SIGKILL);
-            let _ = clone::wait(launched.pidfd.as_fd());
-            let _ = remove(&launched.dir, Some(&launched.record), &options.id);
+            undo(&launched, &options.id);
             return Err(failure);
         }
     }
     drop(bundle);
-    caller.send(&Message::Created)?;
+    if let Err(failure) = caller.send(&Message::Created) {
+        // Nobody knows of the container, so nobody would remove it.
+        undo(&launched, &options.id);
+        return Err(failure);
+    }
     supervisor::supervise(launched, outputs, log, settings, signals)
 }
 
@@ -288,24 +251,17 @@ fn start(global: &Global, id: &str) -> Outcome<i32> {
     let (dir, record) = open(global, id)?;
     let status = dir.status(&record);
     if status != Status::Created {
-        return Err(Failure::new(format!(
-            "cannot start container `{id}`: it is {}",
-            status.name()
-        ))
-        .hint("only a created container can be started, and only once"));
+        return Err(Failure::new(format!("cannot start container `{id}`: it is {}", status.name()))
+            .hint("only a created container can be started, and only once"));
     }
     let (_, config) = saved_config(&dir)?;
     let remove_socket = || match fs::remove_file(dir.file("start.sock")) {
-        Err(error) if !is_absent(&error) => {
-            Err(error).because(|| "cannot remove the start socket".to_owned())
-        }
+        Err(error) if !is_absent(&error) => Err(error).because(|| "cannot remove the start socket".to_owned()),
         _ => Ok(()),
     };
     let Some(channel) = launch::connect_start(&dir)? else {
         remove_socket()?;
-        return Err(Failure::new(format!(
-            "cannot start container `{id}`: it has been started already"
-        )));
+        return Err(Failure::new(format!("cannot start container `{id}`: it has been started already")));
     };
     let result = let_go(&channel, &signals);
     remove_socket()?;
@@ -321,8 +277,7 @@ fn start(global: &Global, id: &str) -> Outcome<i32> {
 
 fn state(global: &Global, id: &str) -> Outcome<i32> {
     let (dir, record) = open(global, id)?;
-    let text = serde_json::to_string_pretty(&dir.state(&record))
-        .because(|| "cannot encode the state".to_owned())?;
+    let text = serde_json::to_string_pretty(&dir.state(&record)).because(|| "cannot encode the state".to_owned())?;
     println!("{text}");
     Ok(0)
 }
@@ -336,12 +291,9 @@ fn kill(global: &Global, id: &str, signal: i32, all: bool) -> Outcome<i32> {
     }
     let Some(pidfd) = record.init.and_then(|init| init.open()) else {
         let status = dir.status(&record).name();
-        return Err(Failure::new(format!(
-            "container not running: `{id}` is {status}"
-        )));
+        return Err(Failure::new(format!("container not running: `{id}` is {status}")));
     };
-    clone::pidfd_send_signal(pidfd.as_fd(), signal)
-        .because(|| format!("cannot send signal {signal}"))?;
+    clone::pidfd_send_signal(pidfd.as_fd(), signal).because(|| format!("cannot send signal {signal}"))?;
     Ok(0)
 }
 
@@ -354,17 +306,10 @@ fn delete(global: &Global, id: &str, force: bool) -> Outcome<i32> {
         Err(failure) => return Err(failure),
     };
     if !force {
-        let status = record
-            .as_ref()
-            .map_or(Status::Stopped, |record| dir.status(record));
+        let status = record.as_ref().map_or(Status::Stopped, |record| dir.status(record));
         if matches!(status, Status::Running | Status::Creating) {
-            return Err(Failure::new(format!(
-                "cannot delete container `{id}` that is not stopped: {}",
-                status.name()
-            ))
-            .hint(format!(
-                "stop it with `kill {id} KILL`, or use `delete --force {id}`"
-            )));
+            return Err(Failure::new(format!("cannot delete container `{id}` that is not stopped: {}", status.name()))
+                .hint(format!("stop it with `kill {id} KILL`, or use `delete --force {id}`")));
         }
     }
     for warning in remove(&dir, record.as_ref(), id)? {
@@ -396,29 +341,13 @@ fn list(global: &Global, json: bool, quiet: bool) -> Outcome<i32> {
     if quiet {
         states.iter().for_each(|state| println!("{}", state.id));
     } else if json {
-        println!(
-            "{}",
-            serde_json::to_string(&states).because(|| "cannot encode the list".to_owned())?
-        );
+        println!("{}", serde_json::to_string(&states).because(|| "cannot encode the list".to_owned())?);
     } else {
-        let width = states
-            .iter()
-            .map(|state| state.id.len())
-            .max()
-            .unwrap_or(0)
-            .max(4);
-        println!(
-            "{:width$}  {:8}  {:8}  {:30}  BUNDLE",
-            "ID", "PID", "STATUS", "CREATED"
-        );
+        let width = states.iter().map(|state| state.id.len()).max().unwrap_or(0).max(4);
+        println!("{:width$}  {:8}  {:8}  {:30}  BUNDLE", "ID", "PID", "STATUS", "CREATED");
         for state in &states {
             let (pid, status) = (state.pid.unwrap_or(0), state.status.name());
-            println!(
-                "{:width$}  {pid:<8}  {status:8}  {:30}  {}",
-                state.id,
-                state.created,
-                state.bundle.display()
-            );
+            println!("{:width$}  {pid:<8}  {status:8}  {:30}  {}", state.id, state.created, state.bundle.display());
         }
     }
     Ok(0)

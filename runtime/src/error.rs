@@ -19,7 +19,16 @@ pub struct Failure {
     pub cause: Option<String>,
     /// What the operator can do next.
     pub hint: Option<String>,
+    /// Exit code of the command that failed so.
+    pub code: u8,
 }
+
+/// Exit code for a failure that has none of its own.
+pub const FAILED: u8 = 1;
+/// Exit code for a program that is there but cannot be executed, as a shell's.
+pub const NOT_EXECUTABLE: u8 = 126;
+/// Exit code for a program that is not there, as a shell's.
+pub const NOT_FOUND: u8 = 127;
 
 /// Result of a step.
 pub type Outcome<T> = Result<T, Failure>;
@@ -42,12 +51,7 @@ impl fmt::Display for Failure {
 impl Failure {
     /// A failure without a deeper cause.
     pub fn new(what: impl Into<String>) -> Self {
-        Self {
-            step: Cow::Borrowed(""),
-            what: what.into(),
-            cause: None,
-            hint: None,
-        }
+        Self { step: Cow::Borrowed(""), what: what.into(), cause: None, hint: None, code: FAILED }
     }
 
     /// Name the step, unless a deeper layer did.
@@ -64,6 +68,12 @@ impl Failure {
         self
     }
 
+    /// End with another exit code.
+    pub const fn code(mut self, code: u8) -> Self {
+        self.code = code;
+        self
+    }
+
     /// Bytes for a message to another process of ours.
     pub fn encode(&self) -> Vec<u8> {
         let cause = self.cause.as_deref().unwrap_or("");
@@ -73,23 +83,18 @@ impl Failure {
             bytes.extend(part.bytes().filter(|&byte| byte != 0));
             bytes.push(0);
         }
+        bytes.extend(self.code.to_string().bytes());
         bytes
     }
 
     /// The reverse of [`Failure::encode`]; parts that are missing are empty.
     pub fn decode(bytes: &[u8]) -> Self {
-        let mut parts = bytes
-            .split(|&byte| byte == 0)
-            .map(|part| String::from_utf8_lossy(part).into_owned());
+        let mut parts = bytes.split(|&byte| byte == 0).map(|part| String::from_utf8_lossy(part).into_owned());
         let mut next = || parts.next().unwrap_or_default();
         let (step, what, cause, hint) = (next(), next(), next(), next());
+        let code = next().parse().unwrap_or(FAILED);
         let some = |text: String| (!text.is_empty()).then_some(text);
-        Self {
-            step: Cow::Owned(step),
-            what,
-            cause: some(cause),
-            hint: some(hint),
-        }
+        Self { step: Cow::Owned(step), what, cause: some(cause), hint: some(hint), code }
     }
 }
 
@@ -109,6 +114,7 @@ impl<T, E: fmt::Display> Because<T> for Result<T, E> {
             what: what(),
             cause: Some(cause.to_string()),
             hint: None,
+            code: FAILED,
         })
     }
 }
@@ -153,6 +159,7 @@ mod tests {
             what: "cannot mount `/proc`".into(),
             cause: Some("denied".into()),
             hint: Some("run as root".into()),
+            code: NOT_FOUND,
         };
         assert_eq!(Failure::decode(&failure.encode()), failure);
         assert_eq!(failure.to_string(), "mounts: cannot mount `/proc`: denied");

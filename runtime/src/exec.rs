@@ -63,8 +63,7 @@ pub struct Options {
 fn process_of(options: &Options, config: &Config) -> Outcome<Process> {
     let process = if let Some(file) = &options.process {
         let text = fs::read(file).because(|| format!("cannot read `{}`", file.display()))?;
-        serde_json::from_slice::<Process>(&text)
-            .because(|| format!("cannot understand `{}`", file.display()))?
+        serde_json::from_slice::<Process>(&text).because(|| format!("cannot understand `{}`", file.display()))?
     } else {
         let mut process = config.process.clone().unwrap_or_default();
         process.args = options.args.clone();
@@ -86,10 +85,7 @@ fn process_of(options: &Options, config: &Config) -> Outcome<Process> {
         process.user.gid = gid.unwrap_or(0);
         process.user.additional_gids.clear();
     }
-    process
-        .user
-        .additional_gids
-        .extend(&options.additional_gids);
+    process.user.additional_gids.extend(&options.additional_gids);
     process.no_new_privileges |= options.no_new_privs;
     if !options.capabilities.is_empty() {
         let sets = process.capabilities.get_or_insert_default();
@@ -115,10 +111,8 @@ pub fn exec(options: &Options) -> Outcome<i32> {
         _ => None,
     };
     let Some(init) = init else {
-        return Err(
-            Failure::new(format!("container `{}` is {}", options.id, status.name()))
-                .hint("only a running container can take another process"),
-        );
+        return Err(Failure::new(format!("container `{}` is {}", options.id, status.name()))
+            .hint("only a running container can take another process"));
     };
     let (_, config) = saved_config(&dir)?;
     let process = process_of(options, &config)?;
@@ -126,14 +120,10 @@ pub fn exec(options: &Options) -> Outcome<i32> {
     let terminal = match (&options.console_socket, process.terminal, options.detach) {
         (Some(path), true, _) => Terminal::Send(connect_console(path)?),
         (Some(_), false, _) => {
-            return Err(
-                Failure::new("--console-socket is given without a terminal").hint("add --tty")
-            );
+            return Err(Failure::new("--console-socket is given without a terminal").hint("add --tty"));
         }
         (None, true, true) => {
-            return Err(
-                Failure::new("a detached terminal needs a receiver").hint("give --console-socket")
-            );
+            return Err(Failure::new("a detached terminal needs a receiver").hint("give --console-socket"));
         }
         (None, true, false) => Terminal::Keep,
         (None, false, _) => Terminal::None,
@@ -157,14 +147,7 @@ pub fn exec(options: &Options) -> Outcome<i32> {
                 open_files: None,
                 keyring: None,
             };
-            let child = Child {
-                init: init.as_fd(),
-                kinds,
-                doors,
-                terminal,
-                channel: &theirs,
-                program,
-            };
+            let child = Child { init: init.as_fd(), kinds, doors, terminal, channel: &theirs, program };
             let failure = match child.run() {
                 Ok(never) => match never {},
                 Err(failure) => failure,
@@ -179,8 +162,7 @@ pub fn exec(options: &Options) -> Outcome<i32> {
                 let _ = clone::wait(pidfd.as_fd());
             })?;
             if let Some(file) = &options.pid_file {
-                state::write_atomically(file, pid.to_string().as_bytes(), false)
-                    .in_step("pid file")?;
+                state::write_atomically(file, pid.to_string().as_bytes(), false).in_step("pid file")?;
             }
             if options.detach {
                 return Ok(0);
@@ -207,10 +189,7 @@ fn clone_into(cgroup: &Cgroup) -> Outcome<(Side, Vec<OwnedFd>)> {
         }
         doors = cgroup.doors(true)?;
     }
-    Ok((
-        clone::clone3(0, None).because(|| "cannot make the process".to_owned())?,
-        doors,
-    ))
+    Ok((clone::clone3(0, None).because(|| "cannot make the process".to_owned())?, doors))
 }
 
 /// Wait until the program has been executed; returns the terminal if one came.
@@ -243,9 +222,7 @@ impl Child<'_> {
             .because(|| "cannot make the process undumpable".to_owned())
             .in_step("self-protection")?;
         for door in &self.doors {
-            rustix::io::write(door, b"0")
-                .because(|| "cannot join".to_owned())
-                .in_step("join cgroup")?;
+            rustix::io::write(door, b"0").because(|| "cannot join".to_owned()).in_step("join cgroup")?;
         }
         let others = self.kinds & !libc::CLONE_NEWPID;
         if others != 0 {
@@ -256,9 +233,7 @@ impl Child<'_> {
         if self.kinds & libc::CLONE_NEWUSER != 0 {
             become_root().in_step("join namespaces")?;
         }
-        process::set_session()
-            .because(|| "cannot make a session".to_owned())
-            .in_step("session")?;
+        process::set_session().because(|| "cannot make a session".to_owned()).in_step("session")?;
         if let Some(value) = self.program.process.oom_score_adj {
             set_own_oom_score(value).in_step("OOM score")?;
         }

@@ -24,9 +24,7 @@ impl Signals {
     pub fn hold() -> Outcome<Self> {
         let all = SignalSet::all_but_faults();
         signal::set_mask(&all).because(|| "cannot block signals".to_owned())?;
-        signal::signalfd(&all)
-            .because(|| "cannot watch signals".to_owned())
-            .map(Self)
+        signal::signalfd(&all).because(|| "cannot watch signals".to_owned()).map(Self)
     }
 
     /// The descriptor, to poll on.
@@ -59,12 +57,9 @@ impl Signals {
                 return channel.receive();
             }
             if !signal.is_empty()
-                && let Some(signal @ (libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT)) =
-                    self.next()?
+                && let Some(signal @ (libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT)) = self.next()?
             {
-                return Err(Failure::new(format!(
-                    "interrupted by signal {signal} before the start"
-                )));
+                return Err(Failure::new(format!("interrupted by signal {signal} before the start")));
             }
         }
     }
@@ -118,20 +113,13 @@ impl Relay {
         if let Ok(flags) = rustix::fs::fcntl_getfl(&master) {
             let _ = rustix::fs::fcntl_setfl(&master, flags | rustix::fs::OFlags::NONBLOCK);
         }
-        let relay = Self {
-            master,
-            pending: Vec::new(),
-            input_open: true,
-            output_open: true,
-        };
+        let relay = Self { master, pending: Vec::new(), input_open: true, output_open: true };
         relay.copy_size();
         relay
     }
 
     fn copy_size(&self) {
-        let ours = [0, 1, 2]
-            .into_iter()
-            .find_map(|number| tty::size(process::inherited(number)?).ok());
+        let ours = [0, 1, 2].into_iter().find_map(|number| tty::size(process::inherited(number)?).ok());
         if let Some(size) = ours.filter(|size| size.rows > 0) {
             let _ = tty::set_size(self.master.as_fd(), size);
         }
@@ -207,19 +195,13 @@ fn write_all(number: i32, mut bytes: &[u8]) {
 ///
 /// # Errors
 /// Waiting fails.
-pub fn attend(
-    pidfd: BorrowedFd<'_>,
-    signals: &Signals,
-    terminal: Option<OwnedFd>,
-) -> Outcome<Exit> {
+pub fn attend(pidfd: BorrowedFd<'_>, signals: &Signals, terminal: Option<OwnedFd>) -> Outcome<Exit> {
     let raw = terminal.as_ref().map(|_| RawMode::enter());
     let mut relay = terminal.map(Relay::new);
     let mut interrupts = 0;
     loop {
-        let mut fds = vec![
-            PollFd::from_borrowed_fd(pidfd, PollFlags::IN),
-            PollFd::from_borrowed_fd(signals.fd(), PollFlags::IN),
-        ];
+        let mut fds =
+            vec![PollFd::from_borrowed_fd(pidfd, PollFlags::IN), PollFd::from_borrowed_fd(signals.fd(), PollFlags::IN)];
         let mut input_at = None;
         if let Some(relay) = &relay {
             let mut want = PollFlags::empty();
@@ -275,19 +257,10 @@ fn pass_on(signal: i32, pidfd: BorrowedFd<'_>, relay: Option<&Relay>, interrupts
             return;
         }
         // About us or our terminal, not the container.
-        libc::SIGCHLD
-        | libc::SIGPIPE
-        | libc::SIGTSTP
-        | libc::SIGTTIN
-        | libc::SIGTTOU
-        | libc::SIGURG => return,
+        libc::SIGCHLD | libc::SIGPIPE | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU | libc::SIGURG => return,
         libc::SIGINT | libc::SIGTERM => {
             *interrupts += 1;
-            if *interrupts >= INTERRUPTS_TO_KILL {
-                libc::SIGKILL
-            } else {
-                signal
-            }
+            if *interrupts >= INTERRUPTS_TO_KILL { libc::SIGKILL } else { signal }
         }
         other => other,
     };

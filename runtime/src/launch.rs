@@ -95,13 +95,7 @@ pub fn parse_config(text: &[u8], name: &str) -> Outcome<Config> {
 /// # Errors
 /// The profile cannot be carried out.
 pub fn compile_filter(config: &Config) -> Outcome<Option<Filter>> {
-    config
-        .linux
-        .seccomp
-        .as_ref()
-        .map(seccomp::compile)
-        .transpose()
-        .map_err(|error| Failure::new(error.to_string()))
+    config.linux.seccomp.as_ref().map(seccomp::compile).transpose().map_err(|error| Failure::new(error.to_string()))
 }
 
 impl Bundle {
@@ -121,18 +115,10 @@ impl Bundle {
         let filter = compile_filter(&config)?;
         let root = mounts::root_path(&config, &path);
         if !root.is_dir() {
-            return Err(Failure::new(format!(
-                "root filesystem `{}` is not a directory",
-                root.display()
-            ))
-            .hint("`root.path` in config.json is relative to the bundle"));
+            return Err(Failure::new(format!("root filesystem `{}` is not a directory", root.display()))
+                .hint("`root.path` in config.json is relative to the bundle"));
         }
-        Ok(Self {
-            path,
-            config,
-            text,
-            filter,
-        })
+        Ok(Self { path, config, text, filter })
     }
 }
 
@@ -177,31 +163,19 @@ impl Drop for Undo {
 ///
 /// # Errors
 /// A step fails, or a signal ends the attempt; nothing is left then.
-pub fn launch(
-    options: &Options,
-    bundle: &Bundle,
-    manner: Manner,
-    signals: &Signals,
-) -> Outcome<Launched> {
+pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Signals) -> Outcome<Launched> {
     let config = &bundle.config;
     if !rustix::process::geteuid().is_root() {
-        return Err(Failure::new("containers can be made by root only")
-            .hint("run as root, for example with sudo"));
+        return Err(Failure::new("containers can be made by root only").hint("run as root, for example with sudo"));
     }
     let terminal = terminal_receiver(options, config, &manner)?;
     let dir = StateDir::new(&options.root, &options.id)?;
     dir.claim().in_step("claim id")?;
-    let mut undo = Undo {
-        dir: dir.clone(),
-        cgroup: None,
-        pidfd: None,
-    };
+    let mut undo = Undo { dir: dir.clone(), cgroup: None, pidfd: None };
     let mut record = intent(options, bundle, &manner)?;
     dir.write(&record).in_step("record intent")?;
     let copy = dir.file("config.json");
-    fs::write(&copy, &bundle.text)
-        .because(|| format!("cannot write `{}`", copy.display()))
-        .in_step("record intent")?;
+    fs::write(&copy, &bundle.text).because(|| format!("cannot write `{}`", copy.display())).in_step("record intent")?;
 
     let cgroup = Cgroup::at(record.cgroup.clone()).in_step("cgroup")?;
     cgroup.create().in_step("cgroup")?;
@@ -217,19 +191,13 @@ pub fn launch(
         false => Start::AtOnce,
     };
     let keyring = format!("_ses.{}", options.id);
-    let process = config
-        .process
-        .as_ref()
-        .ok_or_else(|| Failure::new("there is nothing to run"))?;
+    let process = config.process.as_ref().ok_or_else(|| Failure::new("there is nothing to run"))?;
     let state = dir.state(&record);
     let between = namespaces.needs_go_between();
     if !between {
-        namespaces
-            .join_pid_for_children()
-            .in_step("join namespaces")?;
+        namespaces.join_pid_for_children().in_step("join namespaces")?;
     }
-    let (side, doors) =
-        clone_into(&cgroup, if between { 0 } else { namespaces.born_into }).in_step("clone")?;
+    let (side, doors) = clone_into(&cgroup, if between { 0 } else { namespaces.born_into }).in_step("clone")?;
     match side {
         Side::Child => {
             std::mem::forget(undo);
@@ -265,11 +233,7 @@ pub fn launch(
         Side::Parent { pid, pidfd } => {
             drop((theirs, start, prepared, terminal, manner.stdio, doors));
             undo.pidfd = Some(pidfd);
-            let pid = if between {
-                identity(&ours, &mut undo, signals)?
-            } else {
-                pid
-            };
+            let pid = if between { identity(&ours, &mut undo, signals)? } else { pid };
             record.init = Some(ProcessId::of(pid)?);
             dir.write(&record).in_step("record process")?;
             set_oom_score(process.oom_score_adj, pid).in_step("OOM score")?;
@@ -277,22 +241,11 @@ pub fn launch(
             record.complete = true;
             dir.write(&record).in_step("record process")?;
             if let Some(file) = &options.pid_file {
-                state::write_atomically(file, pid.to_string().as_bytes(), false)
-                    .in_step("pid file")?;
+                state::write_atomically(file, pid.to_string().as_bytes(), false).in_step("pid file")?;
             }
-            let pidfd = undo
-                .pidfd
-                .take()
-                .ok_or_else(|| Failure::new("the process is lost"))?;
+            let pidfd = undo.pidfd.take().ok_or_else(|| Failure::new("the process is lost"))?;
             std::mem::forget(undo);
-            Ok(Launched {
-                dir,
-                record,
-                cgroup,
-                pidfd,
-                terminal,
-                channel: ours,
-            })
+            Ok(Launched { dir, record, cgroup, pidfd, terminal, channel: ours })
         }
     }
 }
@@ -329,18 +282,15 @@ fn clone_into(cgroup: &Cgroup, flags: u64) -> Outcome<(Side, Vec<OwnedFd>)> {
         }
         doors = cgroup.doors(true)?;
     }
-    Ok((
-        clone::clone3(flags, None).because(what).or_hint(hint)?,
-        doors,
-    ))
+    Ok((clone::clone3(flags, None).because(what).or_hint(hint)?, doors))
 }
 
 /// In the process between: join, make the container's process as our sibling, tell who it is, and end. Returns in the
 /// new process only.
 fn go_between(namespaces: &Namespaces, channel: &Channel) {
-    let result = namespaces.join_around_user().and_then(|()| {
-        clone::clone3_sibling(namespaces.born_into).because(|| "cannot make the process".to_owned())
-    });
+    let result = namespaces
+        .join_around_user()
+        .and_then(|()| clone::clone3_sibling(namespaces.born_into).because(|| "cannot make the process".to_owned()));
     match result {
         Ok(0) => {}
         Ok(pid) => {
@@ -358,8 +308,7 @@ fn go_between(namespaces: &Namespaces, channel: &Channel) {
 fn identity(channel: &Channel, undo: &mut Undo, signals: &Signals) -> Outcome<i32> {
     match signals.receive(channel)? {
         Message::Identity(pid) => {
-            let pidfd =
-                clone::pidfd_open(pid).because(|| "the container's process has gone".to_owned())?;
+            let pidfd = clone::pidfd_open(pid).because(|| "the container's process has gone".to_owned())?;
             if let Some(between) = undo.pidfd.replace(pidfd) {
                 clone::wait(between.as_fd()).because(|| "cannot reap the go-between".to_owned())?;
             }
@@ -372,9 +321,8 @@ fn identity(channel: &Channel, undo: &mut Undo, signals: &Signals) -> Outcome<i3
 fn unexpected(message: Message) -> Failure {
     match message {
         Message::Failed(failure) => failure,
-        Message::End => Failure::new("the container's process died before it was ready").hint(
-            "too small a memory limit kills it; see `dmesg` and `linux.resources.memory.limit`",
-        ),
+        Message::End => Failure::new("the container's process died before it was ready")
+            .hint("too small a memory limit kills it; see `dmesg` and `linux.resources.memory.limit`"),
         _ => Failure::new("the container's process sent a message out of order"),
     }
 }
@@ -398,8 +346,7 @@ fn converse(
             Message::NeedHooks => {
                 let line = state.with(Status::Creating, Some(pid)).to_line();
                 hooks::run("prestart", &config.hooks.prestart, &line).in_step("runtime hooks")?;
-                hooks::run("createRuntime", &config.hooks.create_runtime, &line)
-                    .in_step("runtime hooks")?;
+                hooks::run("createRuntime", &config.hooks.create_runtime, &line).in_step("runtime hooks")?;
                 channel.go()?;
             }
             Message::Terminal(master) => terminal = Some(master),
@@ -410,9 +357,7 @@ fn converse(
 }
 
 fn write_map(pid: i32, file: &str, map: &[config::IdMapping]) -> Outcome<()> {
-    let line = |entry: &config::IdMapping| {
-        format!("{} {} {}\n", entry.container_id, entry.host_id, entry.size)
-    };
+    let line = |entry: &config::IdMapping| format!("{} {} {}\n", entry.container_id, entry.host_id, entry.size);
     let text: String = map.iter().map(line).collect();
     let path = format!("/proc/{pid}/{file}");
     fs::write(&path, &text).because(|| format!("cannot write {text:?} to `{path}`"))
@@ -436,13 +381,8 @@ fn listen(dir: &StateDir) -> Outcome<OwnedFd> {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
     let what = || "cannot make the start socket".to_owned();
     let path = socket_path(dir)?;
-    let socket = rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .because(what)?;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .because(what)?;
     let address = SocketAddrUnix::new(path.1.as_str()).because(what)?;
     rustix::net::bind(&socket, &address).because(what)?;
     rustix::net::listen(&socket, 4).because(what)?;
@@ -468,13 +408,8 @@ pub fn connect_start(dir: &StateDir) -> Outcome<Option<Channel>> {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
     let what = || "cannot reach the start socket".to_owned();
     let path = socket_path(dir)?;
-    let socket = rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .because(what)?;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .because(what)?;
     let address = SocketAddrUnix::new(path.1.as_str()).because(what)?;
     match rustix::net::connect(&socket, &address) {
         Ok(()) => Ok(Some(Channel(socket))),
@@ -485,22 +420,15 @@ pub fn connect_start(dir: &StateDir) -> Outcome<Option<Channel>> {
 
 /// Who takes the terminal, checked before anything is made.
 fn terminal_receiver(options: &Options, config: &Config, manner: &Manner) -> Outcome<Terminal> {
-    let wanted = config
-        .process
-        .as_ref()
-        .is_some_and(|process| process.terminal);
+    let wanted = config.process.as_ref().is_some_and(|process| process.terminal);
     match (&options.console_socket, wanted) {
         (None, false) => Ok(Terminal::None),
-        (Some(_), false) => Err(Failure::new(
-            "--console-socket is given, but `process.terminal` is false",
-        )
-        .hint("set `process.terminal` in config.json, or leave the option out")),
+        (Some(_), false) => Err(Failure::new("--console-socket is given, but `process.terminal` is false")
+            .hint("set `process.terminal` in config.json, or leave the option out")),
         (Some(path), true) => connect_console(path).map(Terminal::Send),
         (None, true) if manner.keep_terminal => Ok(Terminal::Keep),
-        (None, true) => Err(Failure::new(
-            "`process.terminal` is true, but nobody takes the terminal",
-        )
-        .hint("give --console-socket, run in the foreground, or set `process.terminal` to false")),
+        (None, true) => Err(Failure::new("`process.terminal` is true, but nobody takes the terminal")
+            .hint("give --console-socket, run in the foreground, or set `process.terminal` to false")),
     }
 }
 
@@ -510,7 +438,5 @@ fn terminal_receiver(options: &Options, config: &Config, manner: &Manner) -> Out
 /// Nobody listens there.
 pub fn connect_console(path: &Path) -> Outcome<OwnedFd> {
     let what = || format!("cannot connect to console socket `{}`", path.display());
-    std::os::unix::net::UnixStream::connect(path)
-        .map(OwnedFd::from)
-        .because(what)
+    std::os::unix::net::UnixStream::connect(path).map(OwnedFd::from).because(what)
 }

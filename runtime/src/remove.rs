@@ -11,10 +11,7 @@ use std::fs;
 use std::os::fd::AsFd;
 
 /// How long a killed process or a supervisor may take to end.
-const END_WITHIN: Timespec = Timespec {
-    tv_sec: 10,
-    tv_nsec: 0,
-};
+const END_WITHIN: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 /// Kill what still runs and remove everything. Hooks that fail are returned as warnings.
 ///
@@ -73,10 +70,7 @@ fn run_hooks(dir: &StateDir, record: Option<&Record>) -> Vec<String> {
     let Ok(config) = serde_json::from_slice::<Config>(&text) else {
         return Vec::new();
     };
-    let line = dir
-        .state(record)
-        .with(Status::Stopped, record.init.map(|_| 0))
-        .to_line();
+    let line = dir.state(record).with(Status::Stopped, record.init.map(|_| 0)).to_line();
     config
         .hooks
         .poststop

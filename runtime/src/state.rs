@@ -73,11 +73,7 @@ pub struct State {
 impl State {
     /// The same container at another point.
     pub fn with(&self, status: Status, pid: Option<i32>) -> Self {
-        Self {
-            status,
-            pid,
-            ..self.clone()
-        }
+        Self { status, pid, ..self.clone() }
     }
 
     /// One line of JSON.
@@ -106,17 +102,11 @@ struct Stat {
 fn stat(pid: i32) -> io::Result<Stat> {
     let text = fs::read(format!("/proc/{pid}/stat"))?;
     // The name may contain anything, so fields are counted from its closing bracket.
-    let after = text
-        .iter()
-        .rposition(|&byte| byte == b')')
-        .map_or(&[][..], |at| &text[at + 1..]);
+    let after = text.iter().rposition(|&byte| byte == b')').map_or(&[][..], |at| &text[at + 1..]);
     let text = String::from_utf8_lossy(after);
     let fields: Vec<&str> = text.split_ascii_whitespace().collect();
     let start_time = fields.get(19).and_then(|field| field.parse().ok());
-    match (
-        fields.first().and_then(|field| field.bytes().next()),
-        start_time,
-    ) {
+    match (fields.first().and_then(|field| field.bytes().next()), start_time) {
         (Some(state), Some(start_time)) => Ok(Stat { state, start_time }),
         _ => Err(io::Error::from(io::ErrorKind::InvalidData)),
     }
@@ -129,10 +119,7 @@ impl ProcessId {
     /// It is gone.
     pub fn of(pid: i32) -> Outcome<Self> {
         let found = stat(pid).because(|| format!("cannot read `/proc/{pid}/stat`"))?;
-        Ok(Self {
-            pid,
-            start_time: found.start_time,
-        })
+        Ok(Self { pid, start_time: found.start_time })
     }
 
     /// A descriptor of the process, if it is still the same and has not ended.
@@ -140,8 +127,7 @@ impl ProcessId {
         let pidfd = clone::pidfd_open(self.pid).ok()?;
         // Read after the descriptor is held: the number cannot be reused between the two.
         let found = stat(self.pid).ok()?;
-        (found.start_time == self.start_time && !matches!(found.state, b'Z' | b'X'))
-            .then_some(pidfd)
+        (found.start_time == self.start_time && !matches!(found.state, b'Z' | b'X')).then_some(pidfd)
     }
 }
 
@@ -190,21 +176,15 @@ pub struct StateDir {
 pub fn check_id(id: &str) -> Outcome<()> {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'+' | b'-' | b'.');
     if id.is_empty() || id.len() > ID_MAX || id == "." || id == ".." || !id.bytes().all(good) {
-        return Err(
-            Failure::new(format!("invalid container id `{}`", id.escape_debug())).hint(format!(
-                "use 1 to {ID_MAX} letters, digits, `_`, `+`, `-` and `.`"
-            )),
-        );
+        return Err(Failure::new(format!("invalid container id `{}`", id.escape_debug()))
+            .hint(format!("use 1 to {ID_MAX} letters, digits, `_`, `+`, `-` and `.`")));
     }
     Ok(())
 }
 
 /// Identity of this boot.
 pub fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .unwrap_or_default()
-        .trim()
-        .to_owned()
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 impl StateDir {
@@ -214,10 +194,7 @@ impl StateDir {
     /// The ID is not valid.
     pub fn new(root: &Path, id: &str) -> Outcome<Self> {
         check_id(id)?;
-        Ok(Self {
-            path: root.join(id),
-            id: id.to_owned(),
-        })
+        Ok(Self { path: root.join(id), id: id.to_owned() })
     }
 
     /// Claim the ID.
@@ -241,12 +218,8 @@ impl StateDir {
             result => result,
         }
         .map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => {
-                Failure::new(format!("container id `{}` is in use", self.id)).hint(format!(
-                    "choose another id, or remove it: gantry-runtime delete --force {}",
-                    self.id
-                ))
-            }
+            io::ErrorKind::AlreadyExists => Failure::new(format!("container id `{}` is in use", self.id))
+                .hint(format!("choose another id, or remove it: gantry-runtime delete --force {}", self.id)),
             _ => Failure {
                 cause: Some(error.to_string()),
                 ..Failure::new(format!("cannot make `{}`", self.path.display()))
@@ -285,11 +258,9 @@ impl StateDir {
                 .or_hint("remove the container: gantry-runtime delete --force ID")
                 .map(Some),
             Err(error) if is_absent(&error) && self.path.is_dir() => Ok(None),
-            Err(error) if is_absent(&error) => Err(Failure::new(format!(
-                "container `{}` does not exist",
-                self.id
-            ))
-            .hint("see `gantry-runtime list`")),
+            Err(error) if is_absent(&error) => {
+                Err(Failure::new(format!("container `{}` does not exist", self.id)).hint("see `gantry-runtime list`"))
+            }
             Err(error) => Err(error).because(|| format!("cannot read `{}`", file.display())),
         }
     }
@@ -300,10 +271,8 @@ impl StateDir {
     /// As [`StateDir::read`], or it was never completed.
     pub fn read_complete(&self) -> Outcome<Record> {
         self.read()?.ok_or_else(|| {
-            Failure::new(format!("container `{}` was never completed", self.id)).hint(format!(
-                "remove it: gantry-runtime delete --force {}",
-                self.id
-            ))
+            Failure::new(format!("container `{}` was never completed", self.id))
+                .hint(format!("remove it: gantry-runtime delete --force {}", self.id))
         })
     }
 
@@ -347,9 +316,9 @@ impl StateDir {
     /// It cannot be removed.
     pub fn remove(&self) -> Outcome<()> {
         match fs::remove_dir_all(&self.path) {
-            Err(error) if !is_absent(&error) => Err(error)
-                .because(|| format!("cannot remove `{}`", self.path.display()))
-                .in_step("state"),
+            Err(error) if !is_absent(&error) => {
+                Err(error).because(|| format!("cannot remove `{}`", self.path.display())).in_step("state")
+            }
             _ => Ok(()),
         }
     }
@@ -365,12 +334,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8], durable: bool) -> Outcome<()>
     name.push(format!(".{}.tmp", std::process::id()));
     let temporary = path.with_file_name(name);
     let write = || -> io::Result<()> {
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(bytes)?;
         if durable {
             file.sync_all()?;
@@ -415,15 +379,7 @@ mod tests {
     fn a_process_is_itself_only() {
         let me = ProcessId::of(std::process::id() as i32).expect("this process");
         assert!(me.open().is_some());
-        assert!(
-            ProcessId {
-                start_time: me.start_time + 1,
-                ..me
-            }
-            .open()
-            .is_none(),
-            "another start time"
-        );
+        assert!(ProcessId { start_time: me.start_time + 1, ..me }.open().is_none(), "another start time");
         let mut child = std::process::Command::new("true").spawn().expect("a child");
         let pid = child.id() as i32;
         let id = ProcessId::of(pid).expect("the child, running or a zombie");
@@ -438,12 +394,7 @@ mod tests {
         assert!(dir.read().is_err(), "absent");
         dir.claim().expect("free");
         assert!(dir.read().expect("half-written").is_none());
-        assert!(
-            dir.claim()
-                .expect_err("taken")
-                .to_string()
-                .contains("in use")
-        );
+        assert!(dir.claim().expect_err("taken").to_string().contains("in use"));
         dir.remove().expect("removed");
         dir.remove().expect("removing twice is fine");
         dir.claim().expect("free again");

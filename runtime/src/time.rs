@@ -9,10 +9,7 @@ pub fn rfc3339(time: SystemTime) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     let (year, month, day) = civil(days);
     let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:09}Z",
-        since.subsec_nanos()
-    )
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:09}Z", since.subsec_nanos())
 }
 
 /// Year, month and day of a number of days after 1970-01-01, by whole 400-year cycles that start in March.
@@ -24,11 +21,7 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let in_year = in_cycle - (365 * year + year / 4 - year / 100);
     let shifted = (5 * in_year + 2) / 153;
     let day = in_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 {
-        shifted + 3
-    } else {
-        shifted - 9
-    };
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
     (cycle * 400 + year + u64::from(month <= 2), month, day)
 }
 

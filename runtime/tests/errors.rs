@@ -34,8 +34,7 @@ fn mistakes_in_the_bundle() {
             "not executable",
             Box::new(|bed| {
                 fs::write(bed.rootfs("bin/data"), "x").expect("a file");
-                fs::set_permissions(bed.rootfs("bin/data"), fs::Permissions::from_mode(0o644))
-                    .expect("its mode");
+                fs::set_permissions(bed.rootfs("bin/data"), fs::Permissions::from_mode(0o644)).expect("its mode");
                 bed.config["process"]["args"] = json!(["/bin/data"]);
             }),
             "exec: \"/bin/data\": permission denied",
@@ -44,8 +43,7 @@ fn mistakes_in_the_bundle() {
             "no interpreter",
             Box::new(|bed| {
                 fs::write(bed.rootfs("bin/script"), "#!/none\n").expect("a file");
-                fs::set_permissions(bed.rootfs("bin/script"), fs::Permissions::from_mode(0o755))
-                    .expect("its mode");
+                fs::set_permissions(bed.rootfs("bin/script"), fs::Permissions::from_mode(0o755)).expect("its mode");
                 bed.config["process"]["args"] = json!(["script"]);
             }),
             "exec: exec: \"/bin/script\": no such file or directory\nhint: the file exists, so its interpreter",
@@ -68,12 +66,8 @@ fn mistakes_in_the_bundle() {
         (
             "unknown option of a filesystem",
             Box::new(|bed| {
-                let mount =
-                    json!({"destination": "/dev/shm", "type": "tmpfs", "options": ["colour=blue"]});
-                bed.config["mounts"]
-                    .as_array_mut()
-                    .expect("mounts")
-                    .push(mount);
+                let mount = json!({"destination": "/dev/shm", "type": "tmpfs", "options": ["colour=blue"]});
+                bed.config["mounts"].as_array_mut().expect("mounts").push(mount);
             }),
             "tmpfs refuses the option `colour=blue`",
         ),
@@ -81,10 +75,7 @@ fn mistakes_in_the_bundle() {
             "no bind source",
             Box::new(|bed| {
                 let mount = json!({"destination": "/x", "type": "bind", "source": "/no/where", "options": ["bind"]});
-                bed.config["mounts"]
-                    .as_array_mut()
-                    .expect("mounts")
-                    .push(mount);
+                bed.config["mounts"].as_array_mut().expect("mounts").push(mount);
             }),
             "open mounts: $.mounts[7] on `/x`: cannot open bind source `/no/where`: No such file",
         ),
@@ -92,9 +83,7 @@ fn mistakes_in_the_bundle() {
             "a namespace file that is not there",
             Box::new(|bed| {
                 let joined = json!({"type": "network", "path": "/no/where"});
-                bed.config["linux"]["namespaces"]
-                    .as_array_mut()
-                    .expect("namespaces")[1] = joined;
+                bed.config["linux"]["namespaces"].as_array_mut().expect("namespaces")[1] = joined;
             }),
             "namespaces: cannot open the network namespace `/no/where`",
         ),
@@ -105,9 +94,7 @@ fn mistakes_in_the_bundle() {
         ),
         (
             "seccomp notify",
-            Box::new(|bed| {
-                bed.config["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_NOTIFY"})
-            }),
+            Box::new(|bed| bed.config["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_NOTIFY"})),
             "$.linux.seccomp.defaultAction: user-space notification is not supported",
         ),
         (
@@ -115,11 +102,7 @@ fn mistakes_in_the_bundle() {
             Box::new(|bed| bed.config["linux"]["sysctl"] = json!({"vm.swappiness": "1"})),
             "$.linux.sysctl.vm.swappiness",
         ),
-        (
-            "wrong type",
-            Box::new(|bed| bed.config["process"]["args"] = json!("sh")),
-            "cannot understand",
-        ),
+        ("wrong type", Box::new(|bed| bed.config["process"]["args"] = json!("sh")), "cannot understand"),
         (
             "a limit that no controller carries",
             Box::new(|bed| bed.config["linux"]["resources"]["network"] = json!({"classID": 5})),
@@ -134,36 +117,24 @@ fn mistakes_in_the_bundle() {
             "terminal with nobody to take it",
             Box::new(|bed| {
                 bed.config["process"]["terminal"] = json!(true);
-                bed.config["mounts"]
-                    .as_array_mut()
-                    .expect("mounts")
-                    .retain(|mount| mount["destination"] != "/dev/pts");
+                bed.config["mounts"].as_array_mut().expect("mounts").retain(|mount| mount["destination"] != "/dev/pts");
             }),
             "terminal: cannot open a terminal in the container",
         ),
     ];
     for (why, change, want) in cases {
         let message = refused(change);
-        assert!(
-            message.starts_with("gantry-runtime: ") && message.contains(want),
-            "{why}: {message}"
-        );
+        assert!(message.starts_with("gantry-runtime: ") && message.contains(want), "{why}: {message}");
     }
 }
 
 #[test]
 fn a_bundle_without_configuration() {
     let bed = Bed::new("true");
-    let output = bed
-        .command(&["run", &id("none")])
-        .output()
-        .expect("the runtime");
+    let output = bed.command(&["run", &id("none")]).output().expect("the runtime");
     let err = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        err.contains("config.json`: No such file") && err.contains("hint: `gantry-runtime spec`"),
-        "{err}"
-    );
+    assert!(err.contains("config.json`: No such file") && err.contains("hint: `gantry-runtime spec`"), "{err}");
 }
 
 #[test]
@@ -171,10 +142,7 @@ fn ids_that_are_no_ids() {
     let bed = Bed::new("true");
     for bad in ["..", "a/b", "a b", ""] {
         let ran = bed.run(&["create", bad]);
-        assert!(
-            ran.code == 1 && ran.err.contains("invalid container id"),
-            "{bad:?}: {ran:?}"
-        );
+        assert!(ran.code == 1 && ran.err.contains("invalid container id"), "{bad:?}: {ran:?}");
     }
 }
 
@@ -188,17 +156,11 @@ fn wrong_usage_is_two_and_help_is_zero() {
         (&["--systemd-cgroup", "create", "x"], 1, "cgroupfs"),
     ] {
         let ran = bed.run(args);
-        assert!(
-            ran.code == code && ran.err.contains(text),
-            "{args:?}: {ran:?}"
-        );
+        assert!(ran.code == code && ran.err.contains(text), "{args:?}: {ran:?}");
     }
     for args in [&["--help"][..], &["run", "--help"], &["--version"]] {
         let ran = bed.run(args);
-        assert!(
-            ran.code == 0 && ran.out.contains("gantry-runtime"),
-            "{args:?}: {ran:?}"
-        );
+        assert!(ran.code == 0 && ran.out.contains("gantry-runtime"), "{args:?}: {ran:?}");
     }
 }
 
@@ -207,16 +169,9 @@ fn errors_go_to_the_log_file_as_callers_read_them() {
     let bed = Bed::new("true");
     let file = bed.path("errors").display().to_string();
     bed.run(&["--log", &file, "--log-format", "json", "state", "nobody"]);
-    let line: Value =
-        serde_json::from_str(fs::read_to_string(&file).expect("the log").trim()).expect("JSON");
+    let line: Value = serde_json::from_str(fs::read_to_string(&file).expect("the log").trim()).expect("JSON");
     assert_eq!(line["level"], json!("error"));
-    assert!(
-        line["msg"]
-            .as_str()
-            .expect("a message")
-            .contains("`nobody` does not exist"),
-        "{line}"
-    );
+    assert!(line["msg"].as_str().expect("a message").contains("`nobody` does not exist"), "{line}");
     assert!(line["time"].is_string());
 }
 
@@ -228,11 +183,7 @@ fn spec_writes_what_run_takes() {
     let text = fs::read_to_string(bed.bundle().join("config.json")).expect("the configuration");
     let config: Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!(config["process"]["args"], json!(["sh"]));
-    assert_eq!(
-        bed.command(&["spec"]).output().expect("spec").status.code(),
-        Some(1),
-        "it is not overwritten"
-    );
+    assert_eq!(bed.command(&["spec"]).output().expect("spec").status.code(), Some(1), "it is not overwritten");
 }
 
 #[test]
@@ -242,11 +193,19 @@ fn a_cgroup_with_processes_is_refused() {
     bed.config["linux"]["cgroupsPath"] = json!(format!("/gantry-runtime/{first}"));
     bed.ok(&["run", "-d", &first]);
     let second = bed.run(&["run", "-d", &id("second")]);
-    assert!(
-        second.code == 1 && second.err.contains("already contains processes"),
-        "{second:?}"
-    );
+    assert!(second.code == 1 && second.err.contains("already contains processes"), "{second:?}");
     assert_eq!(bed.status(&first), "running", "the first is left alone");
     bed.ok(&["delete", "--force", &first]);
     bed.assert_gone(&first);
+}
+
+#[test]
+fn capabilities_that_cannot_be_given_are_a_warning() {
+    let mut bed = Bed::new("grep CapEff /proc/self/status");
+    bed.config["process"]["capabilities"] = json!({
+        "bounding": ["CAP_KILL"], "permitted": ["CAP_KILL"], "effective": ["CAP_KILL"], "ambient": ["CAP_KILL"],
+    });
+    let ran = bed.run(&["run", &id("ambient")]);
+    assert!(ran.code == 0 && ran.out.contains("0000000000000020"), "{ran:?}");
+    assert!(ran.err.contains("warning: process.capabilities.ambient: CAP_KILL would have to be"), "{ran:?}");
 }

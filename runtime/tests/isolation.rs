@@ -8,17 +8,13 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 fn link(kind: &str) -> String {
-    fs::read_link(format!("/proc/self/ns/{kind}"))
-        .expect("a namespace")
-        .display()
-        .to_string()
+    fs::read_link(format!("/proc/self/ns/{kind}")).expect("a namespace").display().to_string()
 }
 
 #[test]
 fn namespaces_are_its_own() {
     let kinds = ["pid", "net", "ipc", "uts", "mnt", "cgroup"];
-    let out =
-        Bed::new("for n in pid net ipc uts mnt cgroup; do readlink /proc/self/ns/$n; done").says();
+    let out = Bed::new("for n in pid net ipc uts mnt cgroup; do readlink /proc/self/ns/$n; done").says();
     for (kind, inside) in kinds.iter().zip(out.lines()) {
         assert_ne!(inside, link(kind), "{kind}");
     }
@@ -28,36 +24,20 @@ fn namespaces_are_its_own() {
 #[test]
 fn a_namespace_that_is_not_listed_is_shared() {
     let mut bed = Bed::new("for n in net ipc; do readlink /proc/self/ns/$n; done");
-    bed.config["linux"]["namespaces"] =
-        json!([{"type": "pid"}, {"type": "mount"}, {"type": "uts"}]);
-    bed.config["mounts"]
-        .as_array_mut()
-        .expect("mounts")
-        .retain(|mount| mount["type"] != "sysfs");
+    bed.config["linux"]["namespaces"] = json!([{"type": "pid"}, {"type": "mount"}, {"type": "uts"}]);
+    bed.config["mounts"].as_array_mut().expect("mounts").retain(|mount| mount["type"] != "sysfs");
     assert_eq!(bed.says(), format!("{}\n{}\n", link("net"), link("ipc")));
 }
 
 #[test]
 fn it_is_process_one_and_sees_no_other() {
-    let out =
-        Bed::new("echo $$; ls /proc | grep -c '^[0-9]'; hostname; cat /proc/self/cgroup").says();
+    let out = Bed::new("echo $$; ls /proc | grep -c '^[0-9]'; hostname; cat /proc/self/cgroup").says();
     let mut lines = out.lines();
     assert_eq!(lines.next(), Some("1"));
-    assert!(
-        lines
-            .next()
-            .expect("a count")
-            .parse::<u32>()
-            .expect("a number")
-            <= 4,
-        "{out}"
-    );
+    assert!(lines.next().expect("a count").parse::<u32>().expect("a number") <= 4, "{out}");
     assert_eq!(lines.next(), Some("gantry"));
     for line in lines {
-        assert!(
-            line.ends_with(":/"),
-            "the cgroup namespace hides the path: {line}"
-        );
+        assert!(line.ends_with(":/"), "the cgroup namespace hides the path: {line}");
     }
 }
 
@@ -83,22 +63,13 @@ fn devices_are_the_default_ones_and_no_other_opens() {
          mknod /dev/mem0 c 1 1 && head -c1 /dev/mem0 2>&1; echo x > /dev/null && head -c2 /dev/zero | wc -c",
     );
     let all = json!(["CAP_MKNOD", "CAP_DAC_OVERRIDE"]);
-    bed.config["process"]["capabilities"] =
-        json!({"bounding": all, "effective": all, "permitted": all});
+    bed.config["process"]["capabilities"] = json!({"bounding": all, "effective": all, "permitted": all});
     let out = bed.says();
-    for line in [
-        "/dev/null 1:3 666",
-        "/dev/zero 1:5 666",
-        "/dev/urandom 1:9 666",
-        "/dev/tty 5:0 666",
-    ] {
+    for line in ["/dev/null 1:3 666", "/dev/zero 1:5 666", "/dev/urandom 1:9 666", "/dev/tty 5:0 666"] {
         assert!(out.contains(line), "{line}: {out}");
     }
     assert!(out.contains("/proc/self/fd\npts/ptmx\n"), "{out}");
-    assert!(
-        out.contains("/dev/mem0: Operation not permitted"),
-        "the device cgroup refuses: {out}"
-    );
+    assert!(out.contains("/dev/mem0: Operation not permitted"), "the device cgroup refuses: {out}");
     assert!(out.ends_with("2\n"), "{out}");
 }
 
@@ -129,18 +100,12 @@ fn masked_paths_are_empty_and_readonly_paths_refuse() {
         ("maskedPaths", "/none"),
         ("readonlyPaths", "/etc/ro"),
     ] {
-        bed.config["linux"][key]
-            .as_array_mut()
-            .expect("a list")
-            .push(json!(path));
+        bed.config["linux"][key].as_array_mut().expect("a list").push(json!(path));
     }
     let out = bed.says();
     assert!(out.starts_with("0\n0\n1\n"), "{out}");
     assert!(out.ends_with("kept\n1\n"), "{out}");
-    assert_eq!(
-        fs::read_to_string(bed.rootfs("etc/ro")).expect("the file"),
-        "kept\n"
-    );
+    assert_eq!(fs::read_to_string(bed.rootfs("etc/ro")).expect("the file"), "kept\n");
 }
 
 #[test]
@@ -172,16 +137,9 @@ fn capabilities_are_exact_for_root_and_others() {
         bed.config["process"]["capabilities"] = sets;
         bed.config["process"]["user"] = json!({"uid": user, "gid": user});
         let out = bed.says();
-        for (name, want) in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"]
-            .iter()
-            .zip(want)
-        {
+        for (name, want) in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"].iter().zip(want) {
             let got = field(&out, name).trim_start_matches('0');
-            assert_eq!(
-                if got.is_empty() { "0" } else { got },
-                want,
-                "{why}: {name}"
-            );
+            assert_eq!(if got.is_empty() { "0" } else { got }, want, "{why}: {name}");
         }
     }
 }
@@ -198,8 +156,7 @@ fn no_new_privileges_as_told() {
 #[test]
 fn seccomp_refuses_with_the_given_error_with_and_without_no_new_privileges() {
     for no_new_privileges in [true, false] {
-        let mut bed =
-            Bed::new("mkdir /dev/shm/d 2>&1; chmod 700 /dev/shm 2>&1; cat /proc/self/status");
+        let mut bed = Bed::new("mkdir /dev/shm/d 2>&1; chmod 700 /dev/shm 2>&1; cat /proc/self/status");
         bed.config["process"]["noNewPrivileges"] = json!(no_new_privileges);
         bed.config["linux"]["seccomp"] = json!({
             "defaultAction": "SCMP_ACT_ALLOW",
@@ -210,10 +167,7 @@ fn seccomp_refuses_with_the_given_error_with_and_without_no_new_privileges() {
             ],
         });
         let out = bed.says();
-        assert!(
-            out.contains("'/dev/shm/d': Operation not permitted"),
-            "{out}"
-        );
+        assert!(out.contains("'/dev/shm/d': Operation not permitted"), "{out}");
         assert!(out.contains("/dev/shm: No space left on device"), "{out}");
         assert_eq!(field(&out, "Seccomp:"), "2", "{out}");
     }
@@ -221,36 +175,21 @@ fn seccomp_refuses_with_the_given_error_with_and_without_no_new_privileges() {
 
 #[test]
 fn user_groups_umask_directory_environment_and_limits() {
-    let mut bed =
-        Bed::new("id; pwd; touch /dev/shm/f; stat -c %a /dev/shm/f; env; cat /proc/self/limits");
-    bed.config["process"]["user"] =
-        json!({"uid": 1000, "gid": 1001, "additionalGids": [5, 7], "umask": 0o027});
+    let mut bed = Bed::new("id; pwd; touch /dev/shm/f; stat -c %a /dev/shm/f; env; cat /proc/self/limits");
+    bed.config["process"]["user"] = json!({"uid": 1000, "gid": 1001, "additionalGids": [5, 7], "umask": 0o027});
     bed.config["process"]["cwd"] = json!("/work/deep");
     bed.config["process"]["env"] = json!(["PATH=/bin", "COLOUR=blue"]);
     bed.config["process"]["rlimits"] = json!([
         {"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200},
         {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
     ]);
-    fs::write(
-        bed.rootfs("etc/passwd"),
-        "me:x:1000:1001::/home/me:/bin/sh\n",
-    )
-    .expect("passwd");
+    fs::write(bed.rootfs("etc/passwd"), "me:x:1000:1001::/home/me:/bin/sh\n").expect("passwd");
     let out = bed.says();
     assert!(out.starts_with("uid=1000(me) gid=1001 groups=5,7"), "{out}");
     assert!(out.contains("/work/deep\n640\n"), "{out}");
-    assert!(
-        out.contains("COLOUR=blue\n") && out.contains("HOME=/home/me\n"),
-        "{out}"
-    );
-    let open_files = out
-        .lines()
-        .find(|line| line.starts_with("Max open files"))
-        .expect("a limit");
-    assert_eq!(
-        open_files.split_whitespace().collect::<Vec<_>>()[3..5],
-        ["100", "200"]
-    );
+    assert!(out.contains("COLOUR=blue\n") && out.contains("HOME=/home/me\n"), "{out}");
+    let open_files = out.lines().find(|line| line.starts_with("Max open files")).expect("a limit");
+    assert_eq!(open_files.split_whitespace().collect::<Vec<_>>()[3..5], ["100", "200"]);
 }
 
 #[test]
@@ -260,21 +199,10 @@ fn open_files_limit_is_the_callers_when_the_bundle_has_none() {
     bed.save();
     let id = id("limit");
     let mut shell = std::process::Command::new("sh");
-    shell
-        .arg("-c")
-        .arg("ulimit -S -n 321; exec \"$0\" --root \"$1\" run \"$2\"");
-    shell
-        .arg(env!("CARGO_BIN_EXE_gantry-runtime"))
-        .arg(bed.path("state"))
-        .arg(&id)
-        .current_dir(bed.bundle());
+    shell.arg("-c").arg("ulimit -S -n 321; exec \"$0\" --root \"$1\" run \"$2\"");
+    shell.arg(env!("CARGO_BIN_EXE_gantry-runtime")).arg(bed.path("state")).arg(&id).current_dir(bed.bundle());
     let output = shell.output().expect("a shell");
-    assert_eq!(
-        String::from_utf8_lossy(&output.stdout),
-        "321\n",
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "321\n", "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
@@ -287,34 +215,23 @@ fn bind_mounts_tmpfs_and_their_options() {
     fs::create_dir(&host).expect("a directory");
     fs::write(host.join("file"), "from host\n").expect("a file");
     let mounts = bed.config["mounts"].as_array_mut().expect("mounts");
-    mounts.push(json!({"destination": "/data", "type": "bind", "source": host, "options": ["rbind", "nosuid", "noexec"]}));
-    mounts
-        .push(json!({"destination": "/ro", "source": host, "options": ["bind", "ro", "rprivate"]}));
+    mounts.push(
+        json!({"destination": "/data", "type": "bind", "source": host, "options": ["rbind", "nosuid", "noexec"]}),
+    );
+    mounts.push(json!({"destination": "/ro", "source": host, "options": ["bind", "ro", "rprivate"]}));
     mounts.push(json!({"destination": "/one", "type": "none", "source": host.join("file"), "options": ["bind"]}));
-    mounts.push(json!({"destination": "/tmp", "type": "tmpfs", "options": ["mode=1770", "size=1m", "tmpcopyup", "nodev"]}));
+    mounts.push(
+        json!({"destination": "/tmp", "type": "tmpfs", "options": ["mode=1770", "size=1m", "tmpcopyup", "nodev"]}),
+    );
     fs::create_dir(bed.rootfs("tmp")).expect("tmp");
     fs::write(bed.rootfs("tmp/kept"), "").expect("a file");
     let out = bed.says();
     assert!(out.starts_with("from host\n1\nfrom host\n"), "{out}");
-    assert_eq!(
-        fs::read_to_string(host.join("written")).expect("written through"),
-        "new\n"
-    );
-    let options = |at: &str| {
-        out.lines()
-            .find(|line| line.contains(&format!(" {at} ")))
-            .expect(at)
-            .to_owned()
-    };
-    assert!(
-        options("/data").contains("nosuid") && options("/data").contains("noexec"),
-        "{out}"
-    );
+    assert_eq!(fs::read_to_string(host.join("written")).expect("written through"), "new\n");
+    let options = |at: &str| out.lines().find(|line| line.contains(&format!(" {at} "))).expect(at).to_owned();
+    assert!(options("/data").contains("nosuid") && options("/data").contains("noexec"), "{out}");
     assert!(options("/ro").contains(" ro,"), "{out}");
-    assert!(
-        options("/tmp").contains("nodev") && options("/tmp").contains("size=1024k"),
-        "{out}"
-    );
+    assert!(options("/tmp").contains("nodev") && options("/tmp").contains("size=1024k"), "{out}");
     assert!(out.ends_with("kept\n"), "{out}");
 }
 
@@ -332,18 +249,10 @@ fn recursive_read_only_covers_mounts_below() {
     );
     let mounts = bed.config["mounts"].as_array_mut().expect("mounts");
     mounts.push(json!({"destination": "/data", "type": "bind", "source": host, "options": ["rbind", "rro"]}));
-    mounts.push(
-        json!({"destination": "/flat", "type": "bind", "source": host, "options": ["rbind", "ro"]}),
-    );
+    mounts.push(json!({"destination": "/flat", "type": "bind", "source": host, "options": ["rbind", "ro"]}));
     bed.save();
     let output = std::process::Command::new("unshare")
-        .args([
-            "-m",
-            "sh",
-            "-c",
-            &script,
-            env!("CARGO_BIN_EXE_gantry-runtime"),
-        ])
+        .args(["-m", "sh", "-c", &script, env!("CARGO_BIN_EXE_gantry-runtime")])
         .current_dir(bed.bundle())
         .output()
         .expect("unshare");
@@ -357,11 +266,7 @@ fn nothing_is_mounted_on_the_host() {
     let bed = Bed::new("true");
     bed.says();
     let after = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
-    let ours = |text: &str| {
-        text.lines()
-            .filter(|line| line.contains(&bed.bundle().display().to_string()))
-            .count()
-    };
+    let ours = |text: &str| text.lines().filter(|line| line.contains(&bed.bundle().display().to_string())).count();
     assert_eq!((ours(&before), ours(&after)), (0, 0));
 }
 
@@ -371,14 +276,8 @@ fn host_descriptors_do_not_leak() {
     bed.save();
     let id = id("fds");
     let mut shell = std::process::Command::new("sh");
-    shell
-        .arg("-c")
-        .arg("exec 7</etc/hostname 9</; exec \"$0\" --root \"$1\" run \"$2\"");
-    shell
-        .arg(env!("CARGO_BIN_EXE_gantry-runtime"))
-        .arg(bed.path("state"))
-        .arg(&id)
-        .current_dir(bed.bundle());
+    shell.arg("-c").arg("exec 7</etc/hostname 9</; exec \"$0\" --root \"$1\" run \"$2\"");
+    shell.arg(env!("CARGO_BIN_EXE_gantry-runtime")).arg(bed.path("state")).arg(&id).current_dir(bed.bundle());
     let output = shell.output().expect("a shell");
     let out = String::from_utf8_lossy(&output.stdout);
     let open = out.lines().filter(|line| line.starts_with('l')).count();
@@ -392,23 +291,16 @@ fn preserved_descriptors_stay() {
     fs::write(bed.path("handed"), "over\n").expect("a file");
     let id = id("keep");
     let mut shell = std::process::Command::new("sh");
-    shell
-        .arg("-c")
-        .arg("exec 3<\"$3\" 4<\"$3\"; exec \"$0\" --root \"$1\" run --preserve-fds 1 \"$2\"");
-    shell
-        .arg(env!("CARGO_BIN_EXE_gantry-runtime"))
-        .arg(bed.path("state"))
-        .arg(&id)
-        .arg(bed.path("handed"));
+    shell.arg("-c").arg("exec 3<\"$3\" 4<\"$3\"; exec \"$0\" --root \"$1\" run --preserve-fds 1 \"$2\"");
+    shell.arg(env!("CARGO_BIN_EXE_gantry-runtime")).arg(bed.path("state")).arg(&id).arg(bed.path("handed"));
     let output = shell.current_dir(bed.bundle()).output().expect("a shell");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "over\nclosed\n");
 }
 
 #[test]
 fn kernel_parameters_host_and_domain_name() {
-    let mut bed = Bed::new(
-        "cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shmmni /proc/sys/kernel/domainname; hostname",
-    );
+    let mut bed =
+        Bed::new("cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shmmni /proc/sys/kernel/domainname; hostname");
     bed.config["linux"]["sysctl"] = json!({"net.ipv4.ip_forward": "1", "kernel.shmmni": "77"});
     bed.config["hostname"] = json!("box");
     bed.config["domainname"] = json!("example.org");
@@ -421,46 +313,25 @@ fn a_user_namespace_maps_ids() {
         "id -u; cat /proc/self/uid_map /proc/self/gid_map; touch /dev/shm/f; stat -c %u /dev/shm/f; stat -c %t:%T /dev/null; echo x > /dev/null && echo writable; hostname",
     );
     // The owner of the image must be the container's root, as an engine would arrange.
-    let chown = std::process::Command::new("chown")
-        .args(["-R", "100000:100000"])
-        .arg(bed.rootfs(""))
-        .status();
+    let chown = std::process::Command::new("chown").args(["-R", "100000:100000"]).arg(bed.rootfs("")).status();
     assert!(chown.expect("chown").success());
     let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
     bed.config["linux"]["uidMappings"] = map.clone();
     bed.config["linux"]["gidMappings"] = map;
-    bed.config["linux"]["namespaces"]
-        .as_array_mut()
-        .expect("namespaces")
-        .push(json!({"type": "user"}));
+    bed.config["linux"]["namespaces"].as_array_mut().expect("namespaces").push(json!({"type": "user"}));
     let out = bed.says();
     let words: Vec<&str> = out.split_whitespace().collect();
-    assert_eq!(
-        words,
-        [
-            "0", "0", "100000", "65536", "0", "100000", "65536", "0", "1:3", "writable", "gantry"
-        ],
-        "{out}"
-    );
+    assert_eq!(words, ["0", "0", "100000", "65536", "0", "100000", "65536", "0", "1:3", "writable", "gantry"], "{out}");
 }
 
 #[test]
 fn a_time_namespace_shifts_the_clock() {
-    let mut bed = Bed::new(
-        "cut -d. -f1 /proc/uptime 2>/dev/null || head -c 20 /proc/uptime; cat /proc/self/timens_offsets",
-    );
-    bed.config["linux"]["namespaces"]
-        .as_array_mut()
-        .expect("namespaces")
-        .push(json!({"type": "time"}));
+    let mut bed =
+        Bed::new("cut -d. -f1 /proc/uptime 2>/dev/null || head -c 20 /proc/uptime; cat /proc/self/timens_offsets");
+    bed.config["linux"]["namespaces"].as_array_mut().expect("namespaces").push(json!({"type": "time"}));
     bed.config["linux"]["timeOffsets"] = json!({"boottime": {"secs": 1_000_000, "nanosecs": 0}});
     let out = bed.says();
-    let seconds: f64 = out
-        .split(['.', ' ', '\n'])
-        .next()
-        .expect("a number")
-        .parse()
-        .expect("uptime");
+    let seconds: f64 = out.split(['.', ' ', '\n']).next().expect("a number").parse().expect("uptime");
     assert!(seconds > 1_000_000.0, "{out}");
     assert!(out.contains("boottime") && out.contains("1000000"), "{out}");
 }
@@ -474,8 +345,7 @@ fn namespaces_of_another_container_can_be_joined() {
     first.ok(&["create", &name]);
     first.ok(&["start", &name]);
     let pid = first.pid(&name);
-    let mut second =
-        Bed::new("for n in net ipc uts pid; do readlink /proc/self/ns/$n; done; hostname");
+    let mut second = Bed::new("for n in net ipc uts pid; do readlink /proc/self/ns/$n; done; hostname");
     second.config["hostname"] = json!(null);
     let kinds = ["network", "ipc", "uts", "pid"];
     let files = ["net", "ipc", "uts", "pid"];
@@ -486,13 +356,7 @@ fn namespaces_of_another_container_can_be_joined() {
     second.config["linux"]["namespaces"] = json!(list);
     let out = second.says();
     let want: String = files
-        .map(|file| {
-            fs::read_link(format!("/proc/{pid}/ns/{file}"))
-                .expect("a namespace")
-                .display()
-                .to_string()
-                + "\n"
-        })
+        .map(|file| fs::read_link(format!("/proc/{pid}/ns/{file}")).expect("a namespace").display().to_string() + "\n")
         .concat();
     assert_eq!(out, want + "gantry\n");
     first.ok(&["delete", "--force", &name]);
@@ -516,10 +380,7 @@ fn hostile_links_in_the_image_are_refused() {
         let bed = Bed::new("echo started");
         symlink(target, bed.rootfs(link_name)).expect("a link");
         let message = bed.refuses();
-        assert!(
-            message.contains("mounts: ") && message.contains(&format!("/{link_name}")),
-            "{why}: {message}"
-        );
+        assert!(message.contains("mounts: ") && message.contains(&format!("/{link_name}")), "{why}: {message}");
     }
 }
 
@@ -533,9 +394,7 @@ fn links_in_mount_targets_stay_inside() {
     symlink("/real", bed.rootfs("alias")).expect("a link");
     fs::create_dir(bed.rootfs("real")).expect("a directory");
     let mounts = bed.config["mounts"].as_array_mut().expect("mounts");
-    mounts.push(
-        json!({"destination": "/alias", "type": "bind", "source": host, "options": ["bind"]}),
-    );
+    mounts.push(json!({"destination": "/alias", "type": "bind", "source": host, "options": ["bind"]}));
     assert_eq!(bed.says(), "bound\n");
     // The same with a link that leads out: it is resolved from the container's root, where there is nothing.
     symlink(&outside, bed.rootfs("escape")).expect("a link");
@@ -551,19 +410,11 @@ fn a_null_device_that_is_another_file_masks_nothing() {
     bed.config["mounts"]
         .as_array_mut()
         .expect("mounts")
-        .retain(|mount| {
-            !mount["destination"]
-                .as_str()
-                .expect("a path")
-                .starts_with("/dev")
-        });
+        .retain(|mount| !mount["destination"].as_str().expect("a path").starts_with("/dev"));
     fs::create_dir(bed.rootfs("dev")).expect("dev");
     fs::write(bed.rootfs("dev/null"), "not the null device").expect("a file");
     let message = bed.refuses();
-    assert!(
-        message.contains("`null` exists and is another file"),
-        "{message}"
-    );
+    assert!(message.contains("`null` exists and is another file"), "{message}");
 }
 
 #[test]
@@ -573,4 +424,118 @@ fn shared_propagation_stays_away_from_the_host_unless_asked() {
     assert!(bed.says().contains("shared:"));
     let bed = Bed::new("grep -c shared: /proc/self/mountinfo || true");
     assert_eq!(bed.says(), "0\n");
+}
+
+/// Run the runtime where only a v2 hierarchy is visible, in a mount namespace of the test's own.
+fn on_pure_v2(bed: &Bed, args: &str) -> String {
+    bed.save();
+    let script = format!(
+        "umount -R -l /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && \"$0\" --root {} {args}",
+        bed.path("state").display()
+    );
+    let output = std::process::Command::new("unshare")
+        .args(["-m", "sh", "-c", &script, env!("CARGO_BIN_EXE_gantry-runtime")])
+        .current_dir(bed.bundle())
+        .output()
+        .expect("unshare");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn pure_v2_hosts_filter_devices_by_program() {
+    let mut bed = Bed::new(
+        "mknod /dev/mem0 c 1 1; head -c1 /dev/mem0 2>&1; mknod /dev/n0 c 1 3; echo x > /dev/n0 && echo allowed;
+         grep cgroup /proc/self/mountinfo | wc -l; cat /proc/self/cgroup | grep -v :name= | tail -1",
+    );
+    let all = json!(["CAP_MKNOD", "CAP_DAC_OVERRIDE"]);
+    bed.config["process"]["capabilities"] = json!({"bounding": all, "effective": all, "permitted": all});
+    let out = on_pure_v2(&bed, &format!("run {}", id("pure")));
+    assert_eq!(out, "head: /dev/mem0: Operation not permitted\nallowed\n1\n0::/\n");
+}
+
+#[test]
+fn a_user_namespace_of_another_container_can_be_joined() {
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+    let mut first = Bed::new("sleep 1000");
+    let own = |bed: &Bed| {
+        let chown = std::process::Command::new("chown").args(["-R", "100000:100000"]).arg(bed.rootfs("")).status();
+        assert!(chown.expect("chown").success());
+    };
+    own(&first);
+    first.config["linux"]["uidMappings"] = map.clone();
+    first.config["linux"]["gidMappings"] = map;
+    first.config["linux"]["namespaces"].as_array_mut().expect("namespaces").push(json!({"type": "user"}));
+    let name = id("owner");
+    first.ok(&["run", "-d", &name]);
+    let pid = first.pid(&name);
+    let mut second = Bed::new(
+        "for n in user net pid; do readlink /proc/self/ns/$n; done; cat /proc/self/uid_map; ls /proc | grep -c '^[0-9]'",
+    );
+    own(&second);
+    second.config["linux"]["namespaces"] = json!([
+        {"type": "user", "path": format!("/proc/{pid}/ns/user")},
+        {"type": "network", "path": format!("/proc/{pid}/ns/net")},
+        {"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}, {"type": "cgroup"},
+    ]);
+    let out = second.says();
+    let lines: Vec<&str> = out.lines().collect();
+    let theirs =
+        |kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).expect("a namespace").display().to_string();
+    assert_eq!((lines[0], lines[1]), (theirs("user").as_str(), theirs("net").as_str()));
+    assert_ne!(lines[2], theirs("pid"));
+    assert!(lines[3].contains("100000"), "{out}");
+    assert!(lines[4].parse::<u32>().expect("a number") <= 4, "{out}");
+    // A new user namespace beside a network joined from the host side works as well.
+    let mut third = Bed::new("readlink /proc/self/ns/net; id -u");
+    own(&third);
+    third.config["linux"]["uidMappings"] = json!([{"containerID": 0, "hostID": 100_000, "size": 1000}]);
+    third.config["linux"]["gidMappings"] = third.config["linux"]["uidMappings"].clone();
+    third.config["mounts"]
+        .as_array_mut()
+        .expect("mounts")
+        .retain(|mount| !matches!(mount["type"].as_str(), Some("sysfs" | "cgroup" | "mqueue")));
+    third.config["linux"]["namespaces"] = json!([
+        {"type": "user"}, {"type": "network", "path": format!("/proc/{pid}/ns/net")}, {"type": "pid"}, {"type": "mount"},
+    ]);
+    third.config["hostname"] = json!(null);
+    assert_eq!(third.says(), format!("{}\n0\n", theirs("net")));
+    first.ok(&["delete", "--force", &name]);
+}
+
+#[test]
+fn without_a_cgroup_namespace_its_own_cgroups_are_mounted() {
+    let mut bed = Bed::new(
+        "ls /sys/fs/cgroup; cat /sys/fs/cgroup/pids/pids.max 2>/dev/null || cat /sys/fs/cgroup/pids.max; cat /sys/fs/cgroup/unified/cgroup.procs 2>/dev/null | head -1",
+    );
+    bed.config["linux"]["namespaces"].as_array_mut().expect("namespaces").retain(|kind| kind["type"] != "cgroup");
+    bed.config["linux"]["resources"]["pids"] = json!({"limit": 33});
+    assert!(bed.says().contains("33\n"));
+}
+
+#[test]
+fn a_racing_image_never_makes_us_write_outside() {
+    // A thread that swaps a directory of the image with a link to the host, as fast as it can.
+    let outside = tempfile::tempdir().expect("a directory");
+    let mut bed = Bed::new("true");
+    bed.config["mounts"].as_array_mut().expect("mounts").push(json!({"destination": "/a/b/c", "type": "tmpfs"}));
+    bed.save();
+    let (real, link) = (bed.rootfs("a"), bed.rootfs("swap"));
+    fs::create_dir(&real).expect("a directory");
+    symlink(outside.path(), &link).expect("a link");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            use rustix::fs::{CWD, RenameFlags, renameat_with};
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let _ = renameat_with(CWD, &real, CWD, &link, RenameFlags::EXCHANGE);
+            }
+        });
+        for _ in 0..60 {
+            // Either outcome is fine; writing outside is not.
+            bed.run(&["run", &id("race")]);
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert_eq!(fs::read_dir(outside.path()).expect("outside").count(), 0);
 }

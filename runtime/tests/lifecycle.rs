@@ -15,20 +15,14 @@ fn create_start_kill_delete() {
     let name = id("life");
     bed.ok(&["create", "--pid-file", "pid", &name]);
     assert_eq!(bed.status(&name), "created");
-    let pid: i32 = fs::read_to_string(bed.bundle().join("pid"))
-        .expect("the pid file")
-        .parse()
-        .expect("a number");
+    let pid: i32 = fs::read_to_string(bed.bundle().join("pid")).expect("the pid file").parse().expect("a number");
     assert_eq!(bed.pid(&name), pid);
     assert!(bed.run(&["create", &name]).err.contains("in use"));
     bed.ok(&["start", &name]);
     assert_eq!(bed.status(&name), "running");
     assert!(bed.run(&["start", &name]).err.contains("it is running"));
     let refused = bed.run(&["delete", &name]);
-    assert!(
-        refused.code == 1 && refused.err.contains("not stopped: running"),
-        "{refused:?}"
-    );
+    assert!(refused.code == 1 && refused.err.contains("not stopped: running"), "{refused:?}");
     // Its program may not have set the trap yet, and process 1 ignores what it does not handle.
     until("the program has ended", || {
         bed.run(&["kill", &name, "TERM"]);
@@ -54,24 +48,16 @@ fn a_created_container_can_be_deleted() {
 
 #[test]
 fn exit_codes_of_run() {
-    for (script, want) in [
-        ("exit 0", 0),
-        ("exit 42", 42),
-        ("kill -9 $$; sleep 9", 0),
-        ("exec false_program", 127),
-    ] {
+    for (script, want) in [("exit 0", 0), ("exit 42", 42), ("kill -9 $$; sleep 9", 0), ("exec false_program", 127)] {
         let bed = Bed::new(script);
         let name = id("code");
         // Process 1 cannot kill itself, so the third case goes on, until killed from outside.
         if want == 0 && script.contains("kill") {
             bed.save();
             let child = bed.command(&["run", &name]).spawn().expect("the runtime");
-            until("it runs", || {
-                bed.run(&["state", &name]).code == 0 && bed.status(&name) == "running"
-            });
+            until("it runs", || bed.run(&["state", &name]).code == 0 && bed.status(&name) == "running");
             until("it is killed", || {
-                bed.run(&["kill", &name, "KILL"]).code == 0
-                    || !bed.path("state").join(&name).exists()
+                bed.run(&["kill", &name, "KILL"]).code == 0 || !bed.path("state").join(&name).exists()
             });
             assert_eq!(wait(child), 137);
         } else {
@@ -93,17 +79,9 @@ fn standard_streams_pass_through() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("the runtime");
-    child
-        .stdin
-        .take()
-        .expect("stdin")
-        .write_all(b"through\n")
-        .expect("written");
+    child.stdin.take().expect("stdin").write_all(b"through\n").expect("written");
     let output = child.wait_with_output().expect("its end");
-    assert_eq!(
-        (output.stdout.as_slice(), output.stderr.as_slice()),
-        (&b"through\n"[..], &b"done\n"[..])
-    );
+    assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (&b"through\n"[..], &b"done\n"[..]));
 }
 
 #[test]
@@ -111,18 +89,9 @@ fn signals_are_passed_on_and_interrupting_leaves_nothing() {
     let bed = Bed::new("trap 'echo got; exit 5' INT; echo up; while :; do sleep 0.05; done");
     bed.save();
     let name = id("int");
-    let mut child = bed
-        .command(&["run", &name])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the runtime");
+    let mut child = bed.command(&["run", &name]).stdout(Stdio::piped()).spawn().expect("the runtime");
     let mut first = [0; 3];
-    child
-        .stdout
-        .as_mut()
-        .expect("stdout")
-        .read_exact(&mut first)
-        .expect("its first line");
+    child.stdout.as_mut().expect("stdout").read_exact(&mut first).expect("its first line");
     signal(child.id() as i32, 2);
     assert_eq!(wait(child), 5);
     bed.assert_gone(&name);
@@ -133,18 +102,9 @@ fn three_interrupts_kill_what_does_not_listen() {
     let bed = Bed::new("trap '' INT; echo up; while :; do sleep 0.05; done");
     bed.save();
     let name = id("int3");
-    let mut child = bed
-        .command(&["run", &name])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the runtime");
+    let mut child = bed.command(&["run", &name]).stdout(Stdio::piped()).spawn().expect("the runtime");
     let mut first = [0; 3];
-    child
-        .stdout
-        .as_mut()
-        .expect("stdout")
-        .read_exact(&mut first)
-        .expect("its first line");
+    child.stdout.as_mut().expect("stdout").read_exact(&mut first).expect("its first line");
     let pid = child.id() as i32;
     // Equal signals that are pending at once count as one, so it is sent until it has worked.
     let code = loop {
@@ -164,11 +124,7 @@ fn an_interrupt_at_any_moment_leaves_nothing() {
     bed.save();
     for step in 0..20 {
         let name = id("any");
-        let child = bed
-            .command(&["run", &name])
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the runtime");
+        let child = bed.command(&["run", &name]).stderr(Stdio::null()).spawn().expect("the runtime");
         std::thread::sleep(std::time::Duration::from_millis(step));
         let pid = child.id() as i32;
         let mut child = child;
@@ -176,10 +132,7 @@ fn an_interrupt_at_any_moment_leaves_nothing() {
             if child.try_wait().expect("waiting").is_some() {
                 return true;
             }
-            let _ = std::process::Command::new("kill")
-                .args(["-2", &pid.to_string()])
-                .stderr(Stdio::null())
-                .status();
+            let _ = std::process::Command::new("kill").args(["-2", &pid.to_string()]).stderr(Stdio::null()).status();
             false
         });
         bed.assert_gone(&name);
@@ -199,15 +152,9 @@ fn exec_runs_inside_with_its_own_settings() {
         assert_eq!(inside.trim(), want.display().to_string(), "{kind}");
     }
     let cgroup = bed.ok(&["exec", &name, "cat", "/proc/self/cgroup"]);
-    assert!(
-        cgroup.lines().all(|line| line.ends_with(":/")),
-        "in the container's cgroups: {cgroup}"
-    );
+    assert!(cgroup.lines().all(|line| line.ends_with(":/")), "in the container's cgroups: {cgroup}");
     assert_eq!(bed.run(&["exec", &name, "sh", "-c", "exit 9"]).code, 9);
-    assert_eq!(
-        bed.run(&["exec", &name, "sh", "-c", "kill -9 $$"]).code,
-        137
-    );
+    assert_eq!(bed.run(&["exec", &name, "sh", "-c", "kill -9 $$"]).code, 137);
     let out = bed.ok(&[
         "exec",
         "--user",
@@ -223,67 +170,31 @@ fn exec_runs_inside_with_its_own_settings() {
         "-c",
         "id; pwd; echo $A",
     ]);
-    assert_eq!(
-        out,
-        "uid=7 gid=8 groups=8,9\n/etc\nb\n".replace("groups=8,9", "groups=9"),
-        "{out}"
-    );
-    let status = bed.ok(&[
-        "exec",
-        "--cap",
-        "CAP_CHOWN",
-        &name,
-        "cat",
-        "/proc/self/status",
-    ]);
-    assert!(
-        common::field(&status, "CapEff").ends_with("00000021"),
-        "{status}"
-    );
+    assert_eq!(out, "uid=7 gid=8 groups=8,9\n/etc\nb\n".replace("groups=8,9", "groups=9"), "{out}");
+    let status = bed.ok(&["exec", "--cap", "CAP_CHOWN", &name, "cat", "/proc/self/status"]);
+    assert!(common::field(&status, "CapEff").ends_with("00000021"), "{status}");
     assert_eq!(common::field(&status, "NoNewPrivs"), "1");
     let missing = bed.run(&["exec", &name, "nothing"]);
-    assert!(
-        missing.code == 1 && missing.err.contains("executable file not found in $PATH"),
-        "{missing:?}"
-    );
+    assert!(missing.code == 1 && missing.err.contains("executable file not found in $PATH"), "{missing:?}");
     let process = json!({"args": ["sh", "-c", "echo $X; pwd"], "cwd": "/bin", "env": ["X=y", "PATH=/bin"], "user": {"uid": 0, "gid": 0}});
     fs::write(bed.path("process.json"), process.to_string()).expect("a file");
     let file = bed.path("process.json").display().to_string();
     assert_eq!(bed.ok(&["exec", "--process", &file, &name]), "y\n/bin\n");
-    bed.ok(&[
-        "exec",
-        "--detach",
-        "--pid-file",
-        "exec-pid",
-        &name,
-        "sleep",
-        "1000",
-    ]);
-    let second: i32 = fs::read_to_string(bed.bundle().join("exec-pid"))
-        .expect("a pid")
-        .parse()
-        .expect("a number");
+    bed.ok(&["exec", "--detach", "--pid-file", "exec-pid", &name, "sleep", "1000"]);
+    let second: i32 = fs::read_to_string(bed.bundle().join("exec-pid")).expect("a pid").parse().expect("a number");
     assert!(runs(second));
     bed.ok(&["delete", "--force", &name]);
     assert!(!runs(second), "the PID namespace took it along");
-    assert!(
-        bed.run(&["exec", &name, "true"])
-            .err
-            .contains("does not exist")
-    );
+    assert!(bed.run(&["exec", &name, "true"]).err.contains("does not exist"));
 }
 
 #[test]
 fn our_binary_is_out_of_reach_during_exec() {
     // A process of the container that opens every /proc/PID/exe it sees, while exec goes on.
-    let bed = Bed::new(
-        "while :; do for p in /proc/[0-9]*; do readlink $p/exe | grep gantry; done; done 2>/dev/null",
-    );
+    let bed = Bed::new("while :; do for p in /proc/[0-9]*; do readlink $p/exe | grep gantry; done; done 2>/dev/null");
     let name = id("exe");
     let mut bed = bed;
-    bed.config["linux"]["namespaces"]
-        .as_array_mut()
-        .expect("namespaces");
+    bed.config["linux"]["namespaces"].as_array_mut().expect("namespaces");
     let supervised = bed.supervised();
     let mut args = vec!["run", "--detach", &name];
     args.extend(supervised.iter().map(String::as_str));
@@ -305,17 +216,11 @@ fn terminals() {
     let name = id("tty");
     let path = bed.path("console");
     let listener = UnixListener::bind(&path).expect("a socket");
-    bed.ok(&[
-        "create",
-        "--console-socket",
-        &path.display().to_string(),
-        &name,
-    ]);
+    bed.ok(&["create", "--console-socket", &path.display().to_string(), &name]);
     let (socket, _) = listener.accept().expect("a connection");
     let mut buffer = [0; 64];
     use std::os::fd::AsFd;
-    let (count, master) =
-        gantry_runtime::sys::socket::receive(socket.as_fd(), &mut buffer).expect("a message");
+    let (count, master) = gantry_runtime::sys::socket::receive(socket.as_fd(), &mut buffer).expect("a message");
     assert!(buffer[..count].starts_with(b"/dev/pts/"));
     let mut master = fs::File::from(master.expect("the terminal"));
     bed.ok(&["start", &name]);
@@ -324,10 +229,7 @@ fn terminals() {
     while let Ok(count @ 1..) = master.read(&mut chunk) {
         text.extend_from_slice(&chunk[..count]);
     }
-    assert_eq!(
-        String::from_utf8_lossy(&text),
-        "/dev/pts/0\r\n33 77\r\n88:0\r\n"
-    );
+    assert_eq!(String::from_utf8_lossy(&text), "/dev/pts/0\r\n33 77\r\n88:0\r\n");
     bed.ok(&["delete", "--force", &name]);
 }
 
@@ -340,35 +242,18 @@ fn a_terminal_in_the_foreground_is_relayed() {
     let mut command = bed.command(&["run", &name]);
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn().expect("the runtime");
-    child
-        .stdin
-        .as_mut()
-        .expect("stdin")
-        .write_all(b"typed\n")
-        .expect("written");
+    child.stdin.as_mut().expect("stdin").write_all(b"typed\n").expect("written");
     let output = child.wait_with_output().expect("its end");
     let text = String::from_utf8_lossy(&output.stdout).replace('\r', "");
     assert_eq!(output.status.code(), Some(6), "{text}");
-    assert!(
-        text.contains("/dev/pts/0\n") && text.ends_with("got typed\n"),
-        "{text}"
-    );
+    assert!(text.contains("/dev/pts/0\n") && text.ends_with("got typed\n"), "{text}");
     bed.assert_gone(&name);
     // And for exec.
     let other = Bed::new("sleep 1000");
     let name = id("fgx");
     other.ok(&["run", "-d", &name]);
-    let output = other
-        .command(&["exec", "-t", &name, "sh", "-c", "tty; exit 4"])
-        .output()
-        .expect("exec");
-    assert_eq!(
-        (
-            output.status.code(),
-            String::from_utf8_lossy(&output.stdout).as_ref()
-        ),
-        (Some(4), "/dev/pts/0\r\n")
-    );
+    let output = other.command(&["exec", "-t", &name, "sh", "-c", "tty; exit 4"]).output().expect("exec");
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stdout).as_ref()), (Some(4), "/dev/pts/0\r\n"));
 }
 
 #[test]
@@ -385,8 +270,7 @@ fn limits_hold() {
         return; // The host has no v1 hierarchies; the table test covers the values.
     }
     bed.config["linux"]["resources"]["memory"] = json!({"limit": 64 << 20});
-    bed.config["linux"]["resources"]["cpu"] =
-        json!({"quota": 50_000, "period": 100_000, "shares": 512});
+    bed.config["linux"]["resources"]["cpu"] = json!({"quota": 50_000, "period": 100_000, "shares": 512});
     assert_eq!(bed.says(), format!("{}\n50000\n512\n", 64 << 20));
 }
 
@@ -397,16 +281,8 @@ fn the_v2_directory_is_joined_too() {
     bed.ok(&["run", "-d", &name]);
     let pid = bed.pid(&name);
     let membership = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("its cgroups");
-    let places: Vec<&str> = membership
-        .lines()
-        .map(|line| line.rsplit(':').next().expect("a path"))
-        .collect();
-    assert!(
-        places
-            .iter()
-            .all(|place| *place == format!("/gantry-runtime/{name}")),
-        "{membership}"
-    );
+    let places: Vec<&str> = membership.lines().map(|line| line.rsplit(':').next().expect("a path")).collect();
+    assert!(places.iter().all(|place| *place == format!("/gantry-runtime/{name}")), "{membership}");
     assert!(cgroups(&name).len() >= places.len().min(2));
     bed.ok(&["delete", "-f", &name]);
     bed.assert_gone(&name);
@@ -431,38 +307,14 @@ fn hooks_run_in_order_with_the_state() {
     bed.wait_for_status(&name, "stopped");
     bed.ok(&["delete", &name]);
     let text = fs::read_to_string(&log).expect("the log");
-    let words: Vec<&str> = text
-        .lines()
-        .map(|line| line.split(' ').next().expect("a word"))
-        .collect();
-    let before: Vec<&str> = words
-        .iter()
-        .copied()
-        .filter(|word| !matches!(*word, "program" | "poststart"))
-        .collect();
-    assert_eq!(
-        before,
-        [
-            "prestart",
-            "createRuntime",
-            "createContainer",
-            "startContainer",
-            "poststop"
-        ],
-        "{text}"
-    );
-    assert!(
-        words.contains(&"program") && words.contains(&"poststart"),
-        "{text}"
-    );
+    let words: Vec<&str> = text.lines().map(|line| line.split(' ').next().expect("a word")).collect();
+    let before: Vec<&str> = words.iter().copied().filter(|word| !matches!(*word, "program" | "poststart")).collect();
+    assert_eq!(before, ["prestart", "createRuntime", "createContainer", "startContainer", "poststop"], "{text}");
+    assert!(words.contains(&"program") && words.contains(&"poststart"), "{text}");
     for line in text.lines().filter(|line| !line.starts_with("program")) {
-        let state: Value =
-            serde_json::from_str(&line[line.find('{').expect("JSON")..]).expect("JSON");
+        let state: Value = serde_json::from_str(&line[line.find('{').expect("JSON")..]).expect("JSON");
         assert_eq!(state["id"], json!(name), "{line}");
-        assert!(
-            state["status"].is_string() && state["bundle"].is_string(),
-            "{line}"
-        );
+        assert!(state["status"].is_string() && state["bundle"].is_string(), "{line}");
     }
 }
 
@@ -470,13 +322,9 @@ fn hooks_run_in_order_with_the_state() {
 fn a_hook_that_fails_undoes_the_container() {
     for point in ["prestart", "createRuntime", "createContainer"] {
         let mut bed = Bed::new("true");
-        bed.config["hooks"] =
-            json!({point: [{"path": "/bin/sh", "args": ["sh", "-c", "echo no luck >&2; exit 1"]}]});
+        bed.config["hooks"] = json!({point: [{"path": "/bin/sh", "args": ["sh", "-c", "echo no luck >&2; exit 1"]}]});
         let message = bed.refuses();
-        assert!(
-            message.contains(&format!("$.hooks.{point}[0]")) && message.contains("no luck"),
-            "{message}"
-        );
+        assert!(message.contains(&format!("$.hooks.{point}[0]")) && message.contains("no luck"), "{message}");
     }
 }
 
@@ -503,11 +351,7 @@ fn a_creator_killed_at_any_moment_leaves_what_force_removes() {
     bed.save();
     for step in 0..25 {
         let name = id("crash");
-        let mut child = bed
-            .command(&["create", &name])
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the runtime");
+        let mut child = bed.command(&["create", &name]).stderr(Stdio::null()).spawn().expect("the runtime");
         std::thread::sleep(std::time::Duration::from_micros(step * 700));
         let _ = child.kill();
         let _ = child.wait();
@@ -535,10 +379,7 @@ fn a_frozen_container_can_be_deleted() {
     let name = id("frozen");
     bed.ok(&["run", "-d", &name]);
     if freezer.exists() {
-        let place = freezer
-            .join("gantry-runtime")
-            .join(&name)
-            .join("freezer.state");
+        let place = freezer.join("gantry-runtime").join(&name).join("freezer.state");
         fs::write(place, "FROZEN").expect("frozen");
     }
     bed.ok(&["delete", "--force", &name]);
@@ -553,10 +394,7 @@ fn list_shows_them() {
     bed.ok(&["create", &name]);
     assert_eq!(bed.ok(&["list", "-q"]), format!("{name}\n"));
     let list: Value = serde_json::from_str(&bed.ok(&["list", "--format", "json"])).expect("JSON");
-    assert_eq!(
-        (&list[0]["id"], &list[0]["status"]),
-        (&json!(name), &json!("created"))
-    );
+    assert_eq!((&list[0]["id"], &list[0]["status"]), (&json!(name), &json!("created")));
     assert!(bed.ok(&["list"]).contains(&name));
 }
 
@@ -566,11 +404,7 @@ fn kill_all_reaches_every_process() {
     let name = id("all");
     bed.ok(&["run", "-d", &name]);
     until("both children run", || {
-        bed.ok(&["exec", &name, "ps"])
-            .lines()
-            .filter(|line| line.contains("sleep 100"))
-            .count()
-            >= 3
+        bed.ok(&["exec", &name, "ps"]).lines().filter(|line| line.contains("sleep 100")).count() >= 3
     });
     bed.ok(&["kill", "--all", &name, "KILL"]);
     bed.wait_for_status(&name, "stopped");

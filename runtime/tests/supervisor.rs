@@ -34,18 +34,10 @@ fn output_is_logged_and_the_exit_recorded() {
     bed.ok(&["start", &name]);
     let record = bed.exit_record();
     assert_eq!((&record["id"], &record["pid"]), (&json!(name), &json!(pid)));
-    assert_eq!(
-        (&record["exit_code"], &record["signal"]),
-        (&json!(7), &json!(null))
-    );
+    assert_eq!((&record["exit_code"], &record["signal"]), (&json!(7), &json!(null)));
     assert_eq!(record["oom_killed"], json!(false));
     for key in ["started_at", "finished_at"] {
-        assert!(
-            record[key]
-                .as_str()
-                .is_some_and(|time| time.ends_with('Z') && time.len() == 30),
-            "{record}"
-        );
+        assert!(record[key].as_str().is_some_and(|time| time.ends_with('Z') && time.len() == 30), "{record}");
     }
     let log = fs::read_to_string(bed.path("log")).expect("the log");
     for entry in [" stdout F out\n", " stderr F err\n", " stdout P no end\n"] {
@@ -64,10 +56,7 @@ fn a_signal_is_recorded_and_force_waits_for_the_exit_file() {
     bed.ok(&["delete", "--force", &name]);
     assert!(bed.path("exit").exists(), "written before delete returns");
     let record = bed.exit_record();
-    assert_eq!(
-        (&record["exit_code"], &record["signal"]),
-        (&json!(null), &json!(9))
-    );
+    assert_eq!((&record["exit_code"], &record["signal"]), (&json!(null), &json!(9)));
     bed.assert_gone(&name);
 }
 
@@ -91,21 +80,14 @@ fn run_detached_is_supervised_too() {
     args.extend(options.iter().map(String::as_str));
     args.push(&name);
     let ran = bad.run(&args);
-    assert!(
-        ran.code == 1 && ran.err.contains("executable file not found"),
-        "{ran:?}"
-    );
+    assert!(ran.code == 1 && ran.err.contains("executable file not found"), "{ran:?}");
     bad.assert_gone(&name);
 }
 
 #[test]
 fn no_byte_is_lost_over_rotations() {
     let bed = Bed::new("seq 1 20000; head -c 40000 /dev/zero | tr '\\0' x; echo");
-    let name = create(
-        &bed,
-        "rot",
-        &["--log-max-bytes", "200000", "--log-max-files", "9"],
-    );
+    let name = create(&bed, "rot", &["--log-max-bytes", "200000", "--log-max-files", "9"]);
     bed.ok(&["start", &name]);
     bed.exit_record();
     let numbers: String = (1..=20_000).map(|number| format!("{number}\n")).collect();
@@ -113,21 +95,14 @@ fn no_byte_is_lost_over_rotations() {
     assert!(bed.path("log.1").exists(), "it was rotated");
     assert!(fs::metadata(bed.path("log.1")).expect("a file").len() <= 200_000);
     let long = fs::read_to_string(bed.path("log")).expect("the log");
-    assert!(
-        long.contains(" stdout P xxx"),
-        "a long line comes in pieces"
-    );
+    assert!(long.contains(" stdout P xxx"), "a long line comes in pieces");
     assert!(long.lines().all(|line| line.len() <= 16 * 1024 + 64));
 }
 
 #[test]
 fn old_files_are_dropped() {
     let bed = Bed::new("seq 1 20000");
-    let name = create(
-        &bed,
-        "drop",
-        &["--log-max-bytes", "50000", "--log-max-files", "3"],
-    );
+    let name = create(&bed, "drop", &["--log-max-bytes", "50000", "--log-max-files", "3"]);
     bed.ok(&["start", &name]);
     bed.exit_record();
     assert!(bed.path("log.2").exists() && !bed.path("log.3").exists());
@@ -139,8 +114,7 @@ fn memory_exhaustion_is_recorded() {
     let mut bed = Bed::new("dd if=/dev/zero of=/dev/null bs=100M count=1");
     bed.config["linux"]["resources"]["memory"] = json!({"limit": 20 << 20});
     let accounts = std::path::Path::new("/sys/fs/cgroup/memory").exists()
-        || fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")
-            .is_ok_and(|text| text.contains("memory"));
+        || fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").is_ok_and(|text| text.contains("memory"));
     assert!(accounts, "this test needs a memory controller");
     let name = create(&bed, "oom", &[]);
     bed.ok(&["start", &name]);
@@ -172,21 +146,14 @@ fn the_supervisor_is_small_idle_and_alone() {
     });
     let wakeups = || {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
-        common::field(&status, "voluntary_ctxt_switches")
-            .parse::<u64>()
-            .expect("a number")
+        common::field(&status, "voluntary_ctxt_switches").parse::<u64>().expect("a number")
     };
     let before = wakeups();
     std::thread::sleep(std::time::Duration::from_millis(300));
     assert_eq!(wakeups(), before, "nothing wakes it");
-    let fds = fs::read_dir(format!("/proc/{pid}/fd"))
-        .expect("its descriptors")
-        .count();
+    let fds = fs::read_dir(format!("/proc/{pid}/fd")).expect("its descriptors").count();
     assert!(fds <= 8, "{fds} descriptors");
-    assert_eq!(
-        fs::read_link(format!("/proc/{pid}/cwd")).expect("its directory"),
-        std::path::Path::new("/")
-    );
+    assert_eq!(fs::read_link(format!("/proc/{pid}/cwd")).expect("its directory"), std::path::Path::new("/"));
     bed.ok(&["delete", "--force", &name]);
 }
 
@@ -228,4 +195,53 @@ fn a_created_container_that_is_never_started_ends_with_a_record() {
     bed.ok(&["delete", "--force", &name]);
     assert_eq!(bed.exit_record()["signal"], json!(9));
     bed.assert_gone(&name);
+}
+
+#[test]
+fn started_at_is_when_start_came() {
+    let bed = Bed::new("true");
+    let name = create(&bed, "when", &[]);
+    let state: Value = serde_json::from_str(&bed.ok(&["state", &name])).expect("JSON");
+    let between = gantry_runtime::time::rfc3339(std::time::SystemTime::now());
+    bed.ok(&["start", &name]);
+    let record = bed.exit_record();
+    let times = [&state["created"], &json!(between), &record["started_at"], &record["finished_at"]];
+    let times: Vec<&str> = times.iter().map(|time| time.as_str().expect("a time")).collect();
+    assert!(times.is_sorted(), "{times:?}");
+}
+
+#[test]
+fn a_caller_killed_at_any_moment_leaves_what_force_removes() {
+    let bed = Bed::new("sleep 1000");
+    bed.save();
+    let options = bed.supervised();
+    for step in 0..25 {
+        let name = id("caller");
+        let mut args = vec!["create"];
+        args.extend(options.iter().map(String::as_str));
+        args.push(&name);
+        let mut child = bed.command(&args).stderr(std::process::Stdio::null()).spawn().expect("the runtime");
+        std::thread::sleep(std::time::Duration::from_micros(step * 900));
+        let _ = child.kill();
+        let _ = child.wait();
+        // The supervisor may be on its way still: it either undoes its work or has finished it.
+        until("nothing is left", || {
+            bed.ok(&["delete", "--force", &name]);
+            !bed.path("state").join(&name).exists() && common::cgroups(&name).is_empty()
+        });
+    }
+}
+
+#[test]
+fn an_exit_file_that_cannot_be_written_is_refused_at_once() {
+    let bed = Bed::new("true");
+    let log = bed.path("log").display().to_string();
+    let name = id("noexit");
+    let ran = bed.run(&["create", "--supervise", "--container-log", &log, "--exit-file", "/no/where/exit", &name]);
+    assert!(ran.code == 1 && ran.err.contains("exit file: `/no/where` is not a directory"), "{ran:?}");
+    // And an old one does not stand for a new container.
+    fs::write(bed.path("exit"), "{}").expect("an old file");
+    let name = create(&bed, "old", &[]);
+    assert!(!bed.path("exit").exists());
+    bed.ok(&["delete", "--force", &name]);
 }

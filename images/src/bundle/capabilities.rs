@@ -73,10 +73,7 @@ const DEFAULT: [&str; 14] = [
 
 /// The default, plus, minus. With `ALL` dropped only what is added is left; with `ALL` added all but what is dropped.
 pub(super) fn effective(overrides: &Overrides) -> Result<Set> {
-    let (add, drop) = (
-        parse("cap_add", &overrides.cap_add)?,
-        parse("cap_drop", &overrides.cap_drop)?,
-    );
+    let (add, drop) = (parse("cap_add", &overrides.cap_add)?, parse("cap_drop", &overrides.cap_drop)?);
     if overrides.privileged {
         return Ok(available());
     }
@@ -84,9 +81,7 @@ pub(super) fn effective(overrides: &Overrides) -> Result<Set> {
         (Asked::All, Asked::All) => Set::new(),
         (Asked::All, Asked::Some(_)) => available(),
         (Asked::Some(_), Asked::All) => Set::new(),
-        (Asked::Some(_), Asked::Some(_)) => {
-            DEFAULT.iter().map(|name| format!("CAP_{name}")).collect()
-        }
+        (Asked::Some(_), Asked::Some(_)) => DEFAULT.iter().map(|name| format!("CAP_{name}")).collect(),
     };
     let mut set = base;
     if let Asked::Some(names) = drop {
@@ -122,13 +117,7 @@ fn parse(field: &'static str, names: &[String]) -> Result<Asked> {
 /// What can be given: our own bounding set. Asking for more would fail the container on a host that lacks some.
 fn available() -> Set {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let bits = status
-        .lines()
-        .find_map(|line| u64::from_str_radix(line.strip_prefix("CapBnd:")?.trim(), 16).ok());
+    let bits = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapBnd:")?.trim(), 16).ok());
     let has = |number: usize| bits.is_none_or(|bits| bits >> number & 1 == 1);
-    ALL.iter()
-        .enumerate()
-        .filter(|(number, _)| has(*number))
-        .map(|(_, name)| format!("CAP_{name}"))
-        .collect()
+    ALL.iter().enumerate().filter(|(number, _)| has(*number)).map(|(_, name)| format!("CAP_{name}")).collect()
 }

@@ -27,20 +27,13 @@ const OWN: [&str; 4] = ["/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/fd"];
 
 /// The devices to make, and the rules of the cgroup. Making a node is allowed, using it only by a rule.
 pub(super) fn devices(overrides: &Overrides) -> Result<(Vec<Value>, Value)> {
-    let mut nodes = overrides
-        .devices
-        .iter()
-        .map(node)
-        .collect::<Result<Vec<_>>>()?;
+    let mut nodes = overrides.devices.iter().map(node).collect::<Result<Vec<_>>>()?;
     if overrides.privileged {
         let mut all = Vec::new();
         collect(Path::new("/dev"), &mut all);
         all.retain(|found| !nodes.iter().any(|(node, _)| node["path"] == found["path"]));
         nodes.extend(all.into_iter().map(|node| (node, String::new())));
-        return Ok((
-            nodes.into_iter().map(|(node, _)| node).collect(),
-            json!([{ "allow": true, "access": "rwm" }]),
-        ));
+        return Ok((nodes.into_iter().map(|(node, _)| node).collect(), json!([{ "allow": true, "access": "rwm" }])));
     }
     let mut rules = vec![
         json!({ "allow": false, "access": "rwm" }),
@@ -59,33 +52,21 @@ pub(super) fn devices(overrides: &Overrides) -> Result<(Vec<Value>, Value)> {
             "allow": true, "type": node["type"], "major": node["major"], "minor": node["minor"], "access": access,
         }));
     }
-    Ok((
-        nodes.into_iter().map(|(node, _)| node).collect(),
-        Value::Array(rules),
-    ))
+    Ok((nodes.into_iter().map(|(node, _)| node).collect(), Value::Array(rules)))
 }
 
 /// A device as the container gets it, and the access to it.
 fn node(device: &Device) -> Result<(Value, String)> {
     let shown = device.host.display().to_string();
-    let access = if device.permissions.is_empty() {
-        "rwm"
-    } else {
-        device.permissions.as_str()
-    };
+    let access = if device.permissions.is_empty() { "rwm" } else { device.permissions.as_str() };
     if !access.chars().all(|c| "rwm".contains(c)) {
-        return Err(bad(
-            "device",
-            shown,
-            format!("permissions `{access}` must be of r, w and m"),
-        ));
+        return Err(bad("device", shown, format!("permissions `{access}` must be of r, w and m")));
     }
     if !device.container.starts_with('/') || device.container.split('/').any(|part| part == "..") {
         return Err(bad("device", &device.container, "must be an absolute path"));
     }
     let meta = std::fs::metadata(&device.host).map_err(at("look at", &device.host))?;
-    let value = describe(&meta, &device.container)
-        .ok_or_else(|| bad("device", shown, "is not a device"))?;
+    let value = describe(&meta, &device.container).ok_or_else(|| bad("device", shown, "is not a device"))?;
     Ok((value, access.to_owned()))
 }
 
@@ -95,10 +76,7 @@ fn describe(meta: &std::fs::Metadata, path: &str) -> Option<Value> {
         kind if kind.is_block_device() => "b",
         _ => return None,
     };
-    let (major, minor) = (
-        rustix::fs::major(meta.rdev()),
-        rustix::fs::minor(meta.rdev()),
-    );
+    let (major, minor) = (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
     let mode = meta.permissions().mode() & 0o777;
     Some(
         json!({ "path": path, "type": kind, "major": major, "minor": minor, "fileMode": mode, "uid": meta.uid(), "gid": meta.gid() }),

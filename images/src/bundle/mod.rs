@@ -188,10 +188,7 @@ pub fn config(image: &ImageConfig, rootfs: &Path, overrides: &Overrides) -> Resu
     let mut config = Map::new();
     config.insert("ociVersion".into(), json!(OCI_VERSION));
     config.insert("process".into(), process);
-    config.insert(
-        "root".into(),
-        json!({ "path": text("root file system", rootfs)?, "readonly": overrides.read_only }),
-    );
+    config.insert("root".into(), json!({ "path": text("root file system", rootfs)?, "readonly": overrides.read_only }));
     if let Some(hostname) = &overrides.hostname {
         // The kernel's limit for `sethostname(2)`.
         if hostname.is_empty() || hostname.len() > 64 || hostname.contains('\0') {
@@ -227,11 +224,7 @@ fn text<'a>(field: &'static str, path: &'a Path) -> Result<&'a str> {
 }
 
 fn bad(field: &'static str, value: impl Into<String>, why: impl Into<String>) -> ImageError {
-    ImageError::BadOption {
-        field,
-        value: value.into(),
-        why: why.into(),
-    }
+    ImageError::BadOption { field, value: value.into(), why: why.into() }
 }
 
 /// What the image says that has no other place in a bundle (image-spec `conversion.md`).
@@ -239,18 +232,10 @@ fn annotations(image: &ImageConfig, overrides: &Overrides) -> BTreeMap<String, S
     let mut all = image.labels.clone();
     let stop_signal = overrides.stop_signal.as_ref().unwrap_or(&image.stop_signal);
     if !stop_signal.is_empty() {
-        all.insert(
-            "org.opencontainers.image.stopSignal".into(),
-            stop_signal.clone(),
-        );
+        all.insert("org.opencontainers.image.stopSignal".into(), stop_signal.clone());
     }
     if !image.exposed_ports.is_empty() {
-        let ports = image
-            .exposed_ports
-            .iter()
-            .cloned()
-            .collect::<Vec<_>>()
-            .join(",");
+        let ports = image.exposed_ports.iter().cloned().collect::<Vec<_>>().join(",");
         all.insert("org.opencontainers.image.exposedPorts".into(), ports);
     }
     all.extend(overrides.labels.clone());
@@ -284,10 +269,8 @@ fn linux(capabilities: &capabilities::Set, overrides: &Overrides) -> Result<Valu
 }
 
 fn namespaces(network: &Network) -> Result<Value> {
-    let mut all: Vec<Value> = ["pid", "ipc", "uts", "mount", "cgroup"]
-        .iter()
-        .map(|kind| json!({ "type": kind }))
-        .collect();
+    let mut all: Vec<Value> =
+        ["pid", "ipc", "uts", "mount", "cgroup"].iter().map(|kind| json!({ "type": kind })).collect();
     match network {
         Network::New => all.push(json!({ "type": "network" })),
         Network::Path(path) => {
@@ -356,14 +339,8 @@ fn sysctls(overrides: &Overrides) -> Result<BTreeMap<String, String>> {
     let mut all = BTreeMap::new();
     if own_network {
         // As docker: no capability is needed for low ports and for ping inside the container's own network.
-        all.insert(
-            "net.ipv4.ip_unprivileged_port_start".to_owned(),
-            "0".to_owned(),
-        );
-        all.insert(
-            "net.ipv4.ping_group_range".to_owned(),
-            "0 2147483647".to_owned(),
-        );
+        all.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());
+        all.insert("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());
     }
     for (key, value) in &overrides.sysctls {
         let ipc = key.starts_with("fs.mqueue.")
@@ -372,11 +349,7 @@ fn sysctls(overrides: &Overrides) -> Result<BTreeMap<String, String>> {
             || key == "kernel.sem";
         let network = key.starts_with("net.");
         if key.contains("..") || key.contains('/') || !(ipc || network) {
-            return Err(bad(
-                "sysctl",
-                key,
-                "does not belong to a namespace of the container",
-            ));
+            return Err(bad("sysctl", key, "does not belong to a namespace of the container"));
         }
         if network && !own_network {
             return Err(bad("sysctl", key, "would change the network of the host"));

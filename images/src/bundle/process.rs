@@ -37,29 +37,17 @@ pub(super) fn process(
 ) -> Result<Value> {
     let mut process = Map::new();
     process.insert("terminal".into(), json!(overrides.tty));
-    process.insert(
-        "user".into(),
-        json!({ "uid": identity.uid, "gid": identity.gid, "additionalGids": identity.groups }),
-    );
+    process
+        .insert("user".into(), json!({ "uid": identity.uid, "gid": identity.gid, "additionalGids": identity.groups }));
     process.insert("args".into(), json!(arguments(image, overrides)?));
-    process.insert(
-        "env".into(),
-        json!(environment(image, identity, overrides)?),
-    );
+    process.insert("env".into(), json!(environment(image, identity, overrides)?));
     process.insert("cwd".into(), json!(working_dir(image, overrides)?));
-    process.insert(
-        "capabilities".into(),
-        capability_sets(identity, capabilities),
-    );
+    process.insert("capabilities".into(), capability_sets(identity, capabilities));
     process.insert("rlimits".into(), limits(overrides)?);
     process.insert("noNewPrivileges".into(), json!(overrides.no_new_privileges));
     if let Some(score) = overrides.oom_score_adj {
         if !(-1000..=1000).contains(&score) {
-            return Err(bad(
-                "oom_score_adj",
-                score.to_string(),
-                "must be between -1000 and 1000",
-            ));
+            return Err(bad("oom_score_adj", score.to_string(), "must be between -1000 and 1000"));
         }
         process.insert("oomScoreAdj".into(), json!(score));
     }
@@ -79,19 +67,12 @@ fn arguments(image: &ImageConfig, overrides: &Overrides) -> Result<Vec<String>> 
     if let Some(argument) = own.iter().find(|argument| argument.contains('\0')) {
         return Err(bad("command", argument, "has a NUL byte"));
     }
-    let init = overrides
-        .init
-        .iter()
-        .flat_map(|_| [INIT_PATH.to_owned(), "--".to_owned()]);
+    let init = overrides.init.iter().flat_map(|_| [INIT_PATH.to_owned(), "--".to_owned()]);
     Ok(init.chain(own).collect())
 }
 
 /// Later ones win, each key is once, and the order is that of the first time.
-fn environment(
-    image: &ImageConfig,
-    identity: &Identity,
-    overrides: &Overrides,
-) -> Result<Vec<String>> {
+fn environment(image: &ImageConfig, identity: &Identity, overrides: &Overrides) -> Result<Vec<String>> {
     let mut all: Vec<String> = vec![PATH.to_owned()];
     if let Some(hostname) = &overrides.hostname {
         set(&mut all, &format!("HOSTNAME={hostname}"));
@@ -135,11 +116,7 @@ fn working_dir(image: &ImageConfig, overrides: &Overrides) -> Result<String> {
 /// Another user than root has none until a file gives them, as after any `execve` (`capabilities(7)`).
 fn capability_sets(identity: &Identity, capabilities: &capabilities::Set) -> Value {
     let none = capabilities::Set::new();
-    let effective = if identity.uid == 0 {
-        capabilities
-    } else {
-        &none
-    };
+    let effective = if identity.uid == 0 { capabilities } else { &none };
     json!({ "bounding": capabilities, "effective": effective, "permitted": effective })
 }
 
@@ -156,15 +133,10 @@ fn limits(overrides: &Overrides) -> Result<Value> {
             return Err(bad(
                 "ulimit",
                 &limit.name,
-                format!(
-                    "the soft limit {} is above the hard limit {}",
-                    limit.soft, limit.hard
-                ),
+                format!("the soft limit {} is above the hard limit {}", limit.soft, limit.hard),
             ));
         }
-        all.push(
-            json!({ "type": format!("RLIMIT_{name}"), "soft": limit.soft, "hard": limit.hard }),
-        );
+        all.push(json!({ "type": format!("RLIMIT_{name}"), "soft": limit.soft, "hard": limit.hard }));
     }
     Ok(Value::Array(all))
 }

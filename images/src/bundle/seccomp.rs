@@ -91,15 +91,9 @@ const BY_CAPABILITY: [(&str, &str); 14] = [
     ("CAP_SYS_PACCT", "acct"),
     ("CAP_SYS_PTRACE", "kcmp pidfd_getfd process_madvise"),
     ("CAP_SYS_RAWIO", "ioperm iopl"),
-    (
-        "CAP_SYS_TIME",
-        "clock_settime clock_settime64 settimeofday stime",
-    ),
+    ("CAP_SYS_TIME", "clock_settime clock_settime64 settimeofday stime"),
     ("CAP_SYS_TTY_CONFIG", "vhangup"),
-    (
-        "CAP_SYS_NICE",
-        "get_mempolicy mbind set_mempolicy set_mempolicy_home_node",
-    ),
+    ("CAP_SYS_NICE", "get_mempolicy mbind set_mempolicy set_mempolicy_home_node"),
     ("CAP_SYSLOG", "syslog"),
     ("CAP_BPF", "bpf"),
     ("CAP_PERFMON", "perf_event_open"),
@@ -115,10 +109,7 @@ const CLONE_NEW: u64 = 0x7e02_0000;
 const AF_VSOCK: u64 = 40;
 
 /// The filter for a container, none if it is to have none.
-pub(super) fn filter(
-    overrides: &Overrides,
-    capabilities: &capabilities::Set,
-) -> Result<Option<Value>> {
+pub(super) fn filter(overrides: &Overrides, capabilities: &capabilities::Set) -> Result<Option<Value>> {
     match &overrides.security {
         _ if overrides.privileged => Ok(None),
         Seccomp::Unconfined => Ok(None),
@@ -137,11 +128,8 @@ fn allow_if(name: &str, argument: Value) -> Value {
 
 fn default(capabilities: &capabilities::Set) -> Value {
     let mut rules = vec![allow(&ALLOWED.join(" "))];
-    let extra: Vec<&str> = BY_CAPABILITY
-        .iter()
-        .filter(|(name, _)| capabilities.contains(*name))
-        .map(|(_, calls)| *calls)
-        .collect();
+    let extra: Vec<&str> =
+        BY_CAPABILITY.iter().filter(|(name, _)| capabilities.contains(*name)).map(|(_, calls)| *calls).collect();
     if !extra.is_empty() {
         rules.push(allow(&extra.join(" ")));
     }
@@ -154,15 +142,9 @@ fn default(capabilities: &capabilities::Set) -> Value {
         rules.push(json!({ "names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS }));
     }
     for value in PERSONALITIES {
-        rules.push(allow_if(
-            "personality",
-            json!({ "index": 0, "value": value, "op": "SCMP_CMP_EQ" }),
-        ));
+        rules.push(allow_if("personality", json!({ "index": 0, "value": value, "op": "SCMP_CMP_EQ" })));
     }
-    rules.push(allow_if(
-        "socket",
-        json!({ "index": 0, "value": AF_VSOCK, "op": "SCMP_CMP_NE" }),
-    ));
+    rules.push(allow_if("socket", json!({ "index": 0, "value": AF_VSOCK, "op": "SCMP_CMP_NE" })));
     json!({
         "defaultAction": "SCMP_ACT_ERRNO",
         "defaultErrnoRet": EPERM,
@@ -187,16 +169,9 @@ fn architectures() -> &'static [&'static str] {
 /// A filter in the form of the runtime specification. Docker's own form, with conditions, is not that.
 fn from_file(path: &Path) -> Result<Value> {
     let shown = path.display().to_string();
-    let missing = || {
-        ImageError::io(
-            "read",
-            path,
-            std::io::Error::from(std::io::ErrorKind::NotFound),
-        )
-    };
+    let missing = || ImageError::io("read", path, std::io::Error::from(std::io::ErrorKind::NotFound));
     let bytes = files::read_limited(path, PROFILE_MAX)?.ok_or_else(missing)?;
-    let value: Value =
-        serde_json::from_slice(&bytes).map_err(|e| bad("seccomp", &shown, e.to_string()))?;
+    let value: Value = serde_json::from_slice(&bytes).map_err(|e| bad("seccomp", &shown, e.to_string()))?;
     if value.get("archMap").is_some() {
         let why = "is in docker's form: write `architectures` instead of `archMap`, and rules without `includes` and `excludes`";
         return Err(bad("seccomp", shown, why));

@@ -43,11 +43,7 @@ struct Group<'a> {
 }
 
 /// The user wanted, else that of the image, else root.
-pub(super) fn identity(
-    image: &ImageConfig,
-    rootfs: &Path,
-    overrides: &Overrides,
-) -> Result<Identity> {
+pub(super) fn identity(image: &ImageConfig, rootfs: &Path, overrides: &Overrides) -> Result<Identity> {
     let wanted = overrides.user.as_deref().unwrap_or(&image.user);
     let (passwd, group) = (read(rootfs, PASSWD)?, read(rootfs, GROUP)?);
     let users: Vec<User<'_>> = passwd.lines().filter_map(user).collect();
@@ -57,11 +53,7 @@ pub(super) fn identity(
 
 /// A file of the image, its links followed inside; empty if it is not there.
 fn read(rootfs: &Path, file: &str) -> Result<String> {
-    let root = rustix::fs::open(
-        rootfs,
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    );
+    let root = rustix::fs::open(rootfs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     let root = root.map_err(at("open", rootfs))?;
     // Not blocked by a FIFO that an image may put there.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -79,58 +71,31 @@ fn read(rootfs: &Path, file: &str) -> Result<String> {
         Err(errno) => return Err(ImageError::io("open", &full, errno)),
     };
     if !file.metadata().is_ok_and(|meta| meta.is_file()) {
-        return Err(ImageError::io(
-            "read",
-            &full,
-            io::Error::from(io::ErrorKind::InvalidInput),
-        ));
+        return Err(ImageError::io("read", &full, io::Error::from(io::ErrorKind::InvalidInput)));
     }
     let mut bytes = Vec::new();
-    file.take(FILE_MAX)
-        .read_to_end(&mut bytes)
-        .map_err(at("read", &full))?;
+    file.take(FILE_MAX).read_to_end(&mut bytes).map_err(at("read", &full))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn user(line: &str) -> Option<User<'_>> {
     let fields: Vec<&str> = line.trim().split(':').collect();
     let (uid, gid) = (fields.get(2)?.parse().ok()?, fields.get(3)?.parse().ok()?);
-    Some(User {
-        name: fields[0],
-        uid,
-        gid,
-        home: fields.get(5).copied().unwrap_or_default(),
-    })
+    Some(User { name: fields[0], uid, gid, home: fields.get(5).copied().unwrap_or_default() })
 }
 
 fn group(line: &str) -> Option<Group<'_>> {
     let fields: Vec<&str> = line.trim().split(':').collect();
     let gid = fields.get(2)?.parse().ok()?;
-    let members = fields
-        .get(3)
-        .map(|all| all.split(',').collect())
-        .unwrap_or_default();
-    Some(Group {
-        name: fields[0],
-        gid,
-        members,
-    })
+    let members = fields.get(3).map(|all| all.split(',').collect()).unwrap_or_default();
+    Some(Group { name: fields[0], gid, members })
 }
 
 fn unknown(kind: &'static str, name: &str, file: &'static str) -> ImageError {
-    ImageError::UnknownUser {
-        kind,
-        name: name.to_owned(),
-        file,
-    }
+    ImageError::UnknownUser { kind, name: name.to_owned(), file }
 }
 
-fn resolve(
-    wanted: &str,
-    more: &[String],
-    users: &[User<'_>],
-    groups: &[Group<'_>],
-) -> Result<Identity> {
+fn resolve(wanted: &str, more: &[String], users: &[User<'_>], groups: &[Group<'_>]) -> Result<Identity> {
     let (who, which) = match wanted.split_once(':') {
         Some((who, which)) => (who, Some(which).filter(|which| !which.is_empty())),
         None => (wanted, None),
@@ -138,10 +103,8 @@ fn resolve(
     let who = if who.is_empty() { "0" } else { who };
     let number = parse_id(who);
     // A name wins over a number: a user may be called `1000`.
-    let known = users
-        .iter()
-        .find(|user| user.name == who)
-        .or_else(|| users.iter().find(|user| Some(user.uid) == number));
+    let known =
+        users.iter().find(|user| user.name == who).or_else(|| users.iter().find(|user| Some(user.uid) == number));
     let uid = match (known, number) {
         (Some(user), _) => user.uid,
         (None, Some(number)) => number,
@@ -162,26 +125,13 @@ fn resolve(
     }
     let mut seen = BTreeSet::new();
     all.retain(|gid| seen.insert(*gid));
-    let home = known
-        .map(|user| user.home)
-        .filter(|home| home.starts_with('/'))
-        .unwrap_or("/");
-    Ok(Identity {
-        uid,
-        gid,
-        groups: all,
-        home: home.to_owned(),
-    })
+    let home = known.map(|user| user.home).filter(|home| home.starts_with('/')).unwrap_or("/");
+    Ok(Identity { uid, gid, groups: all, home: home.to_owned() })
 }
 
 fn group_id(name: &str, groups: &[Group<'_>]) -> Result<u32> {
-    let known = groups
-        .iter()
-        .find(|group| group.name == name)
-        .map(|group| group.gid);
-    known
-        .or_else(|| parse_id(name))
-        .ok_or_else(|| unknown("group", name, GROUP))
+    let known = groups.iter().find(|group| group.name == name).map(|group| group.gid);
+    known.or_else(|| parse_id(name)).ok_or_else(|| unknown("group", name, GROUP))
 }
 
 /// The largest number means "no change" to the kernel, so it is no id.
@@ -194,9 +144,9 @@ fn parse_id(text: &str) -> Option<u32> {
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\npostgres:x:101:102::/var/lib/postgresql:/bin/sh\n1000:x:7:7::/seven:\nbroken\n";
-    const GROUP: &str =
-        "root:x:0:\npostgres:x:102:\nssl-cert:x:103:postgres,www\nwheel:x:10:root\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/sh\npostgres:x:101:102::/var/lib/postgresql:/bin/sh\n1000:x:7:7::/seven:\nbroken\n";
+    const GROUP: &str = "root:x:0:\npostgres:x:102:\nssl-cert:x:103:postgres,www\nwheel:x:10:root\n";
 
     #[test]
     fn users_are_those_of_the_image() {
@@ -211,29 +161,13 @@ mod tests {
             ("postgres:", "", "101:102 [102, 103] /var/lib/postgresql"),
             ("1000", "", "7:7 [7] /seven"),
             ("4711", "", "4711:0 [0] /"),
-            (
-                "4711:4712",
-                "ssl-cert 99 4712",
-                "4711:4712 [4712, 103, 99] /",
-            ),
+            ("4711:4712", "ssl-cert 99 4712", "4711:4712 [4712, 103, 99] /"),
             (":postgres", "", "0:102 [102] /root"),
             ("nobody", "", "no user `nobody` in /etc/passwd of the image"),
-            (
-                "root:nobody",
-                "",
-                "no group `nobody` in /etc/group of the image",
-            ),
-            (
-                "root",
-                "nobody",
-                "no group `nobody` in /etc/group of the image",
-            ),
+            ("root:nobody", "", "no group `nobody` in /etc/group of the image"),
+            ("root", "nobody", "no group `nobody` in /etc/group of the image"),
             ("-1", "", "no user `-1` in /etc/passwd of the image"),
-            (
-                "4294967295",
-                "",
-                "no user `4294967295` in /etc/passwd of the image",
-            ),
+            ("4294967295", "", "no user `4294967295` in /etc/passwd of the image"),
         ] {
             let more: Vec<String> = more.split_whitespace().map(str::to_owned).collect();
             let got = match resolve(wanted, &more, &users, &groups) {

@@ -19,14 +19,7 @@ pub(crate) fn workplace(size: &str) -> PathBuf {
     unshare(CloneFlags::CLONE_NEWNS).expect("needs root");
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-    mount(
-        Some("tmpfs"),
-        "/mnt",
-        Some("tmpfs"),
-        MsFlags::empty(),
-        Some(format!("size={size}").as_str()),
-    )
-    .unwrap();
+    mount(Some("tmpfs"), "/mnt", Some("tmpfs"), MsFlags::empty(), Some(format!("size={size}").as_str())).unwrap();
     PathBuf::from("/mnt")
 }
 
@@ -60,9 +53,7 @@ impl Tar {
             long.set_entry_type(EntryType::GNULongName);
             long.set_size(path.len() as u64 + 1);
             long.set_cksum();
-            self.0
-                .append(&long, format!("{path}\0").as_bytes())
-                .unwrap();
+            self.0.append(&long, format!("{path}\0").as_bytes()).unwrap();
         }
         change(&mut header);
         header.set_cksum();
@@ -87,9 +78,7 @@ impl Tar {
     }
 
     pub(crate) fn link(self, kind: EntryType, path: &str, target: &str) -> Self {
-        self.entry(kind, path, b"", |h| {
-            h.as_old_mut().linkname[..target.len()].copy_from_slice(target.as_bytes())
-        })
+        self.entry(kind, path, b"", |h| h.as_old_mut().linkname[..target.len()].copy_from_slice(target.as_bytes()))
     }
 
     pub(crate) fn symlink(self, path: &str, target: &str) -> Self {
@@ -149,21 +138,13 @@ impl Layer {
     pub(crate) fn zstd(tar: Tar) -> Self {
         let bytes = tar.bytes();
         let (a, b) = bytes.split_at(bytes.len() / 2);
-        let frames = [a, b]
-            .map(|part| zstd::encode_all(part, 3).unwrap())
-            .concat();
+        let frames = [a, b].map(|part| zstd::encode_all(part, 3).unwrap()).concat();
         Self::raw(Digest::of(&bytes), frames, "tar+zstd")
     }
 
     pub(crate) fn raw(diff_id: Digest, blob: Vec<u8>, kind: &str) -> Self {
         let media_type = format!("application/vnd.oci.image.layer.v1.{kind}");
-        Self {
-            digest: Digest::of(&blob),
-            size: blob.len() as u64,
-            diff_id,
-            media_type,
-            blob,
-        }
+        Self { digest: Digest::of(&blob), size: blob.len() as u64, diff_id, media_type, blob }
     }
 }
 
@@ -180,12 +161,7 @@ pub(crate) fn noise(seed: u64, files: usize, size: usize) -> Layer {
                 (state >> 32) as u8
             })
             .collect();
-        tar = tar.entry(
-            EntryType::Regular,
-            &format!("noise/{seed}-{at}"),
-            &data,
-            |_| {},
-        );
+        tar = tar.entry(EntryType::Regular, &format!("noise/{seed}-{at}"), &data, |_| {});
     }
     Layer::gzip(tar)
 }
@@ -199,27 +175,16 @@ pub(crate) struct Built {
 }
 
 pub(crate) fn architecture() -> &'static str {
-    if cfg!(target_arch = "aarch64") {
-        "arm64"
-    } else {
-        "amd64"
-    }
+    if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }
 }
 
 impl Built {
     pub(crate) fn new(layers: &[Layer]) -> Self {
-        Self::with(
-            layers,
-            json!({ "Cmd": ["/bin/true"], "Env": ["A=1"] }),
-            architecture(),
-        )
+        Self::with(layers, json!({ "Cmd": ["/bin/true"], "Env": ["A=1"] }), architecture())
     }
 
     pub(crate) fn with(layers: &[Layer], config: Value, architecture: &str) -> Self {
-        let diff_ids: Vec<String> = layers
-            .iter()
-            .map(|layer| layer.diff_id.to_string())
-            .collect();
+        let diff_ids: Vec<String> = layers.iter().map(|layer| layer.diff_id.to_string()).collect();
         let config = json!({
             "created": "2023-11-14T22:13:20Z", "architecture": architecture, "os": "linux", "config": config,
             "rootfs": { "type": "layers", "diff_ids": diff_ids },
@@ -228,19 +193,14 @@ impl Built {
     }
 
     pub(crate) fn assemble(layers: &[Layer], config: Vec<u8>) -> Self {
-        let descriptor =
-            |l: &Layer| json!({ "mediaType": l.media_type, "digest": l.digest, "size": l.size });
+        let descriptor = |l: &Layer| json!({ "mediaType": l.media_type, "digest": l.digest, "size": l.size });
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": Digest::of(&config), "size": config.len() },
             "layers": layers.iter().map(descriptor).collect::<Vec<_>>(),
         });
-        Self {
-            manifest: manifest.to_string().into_bytes(),
-            config,
-            layers: layers.to_vec(),
-        }
+        Self { manifest: manifest.to_string().into_bytes(), config, layers: layers.to_vec() }
     }
 
     pub(crate) fn digest(&self) -> Digest {
@@ -257,17 +217,8 @@ impl Built {
 
     /// All content by digest; layers under the digest that the manifest says, be it right or not.
     pub(crate) fn blobs(&self) -> BTreeMap<Digest, Vec<u8>> {
-        let own = [
-            (self.digest(), self.manifest.clone()),
-            (self.id(), self.config.clone()),
-        ];
-        own.into_iter()
-            .chain(
-                self.layers
-                    .iter()
-                    .map(|layer| (layer.digest, layer.blob.clone())),
-            )
-            .collect()
+        let own = [(self.digest(), self.manifest.clone()), (self.id(), self.config.clone())];
+        own.into_iter().chain(self.layers.iter().map(|layer| (layer.digest, layer.blob.clone()))).collect()
     }
 
     /// An OCI layout in `dir`.
@@ -287,15 +238,8 @@ impl Built {
             tar = tar.entry(EntryType::Regular, &name, &layer.blob, |_| {});
             layers.push(name);
         }
-        let manifest =
-            json!([{ "Config": config, "RepoTags": tags, "Layers": layers }]).to_string();
-        tar.entry(
-            EntryType::Regular,
-            "manifest.json",
-            manifest.as_bytes(),
-            |_| {},
-        )
-        .bytes()
+        let manifest = json!([{ "Config": config, "RepoTags": tags, "Layers": layers }]).to_string();
+        tar.entry(EntryType::Regular, "manifest.json", manifest.as_bytes(), |_| {}).bytes()
     }
 }
 
@@ -329,10 +273,7 @@ pub(crate) fn tree(root: &Path) -> Vec<String> {
 }
 
 fn visit(root: &Path, path: &Path, lines: &mut Vec<String>) {
-    let mut names: Vec<_> = fs::read_dir(root.join(path))
-        .unwrap()
-        .map(|e| e.unwrap().file_name())
-        .collect();
+    let mut names: Vec<_> = fs::read_dir(root.join(path)).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
     for name in names {
         let path = path.join(name);
@@ -343,28 +284,16 @@ fn visit(root: &Path, path: &Path, lines: &mut Vec<String>) {
             k if k.is_dir() => "dir".to_owned(),
             k if k.is_symlink() => format!("-> {}", fs::read_link(&full).unwrap().display()),
             k if k.is_fifo() => "fifo".to_owned(),
-            k if k.is_char_device() => format!(
-                "char {}:{}",
-                nix::sys::stat::major(meta.rdev()),
-                nix::sys::stat::minor(meta.rdev())
-            ),
-            k if k.is_block_device() => format!(
-                "block {}:{}",
-                nix::sys::stat::major(meta.rdev()),
-                nix::sys::stat::minor(meta.rdev())
-            ),
-            _ => format!(
-                "file {:?}",
-                String::from_utf8_lossy(&fs::read(&full).unwrap())
-            ),
+            k if k.is_char_device() => {
+                format!("char {}:{}", nix::sys::stat::major(meta.rdev()), nix::sys::stat::minor(meta.rdev()))
+            }
+            k if k.is_block_device() => {
+                format!("block {}:{}", nix::sys::stat::major(meta.rdev()), nix::sys::stat::minor(meta.rdev()))
+            }
+            _ => format!("file {:?}", String::from_utf8_lossy(&fs::read(&full).unwrap())),
         };
         let shown = String::from_utf8_lossy(path.as_os_str().as_bytes()).into_owned();
-        lines.push(format!(
-            "{shown} {:o} {}:{} {what}",
-            meta.mode() & 0o7777,
-            meta.uid(),
-            meta.gid()
-        ));
+        lines.push(format!("{shown} {:o} {}:{} {what}", meta.mode() & 0o7777, meta.uid(), meta.gid()));
         if kind.is_dir() {
             visit(root, &path, lines);
         }
@@ -394,12 +323,7 @@ impl Events {
     pub(crate) fn last_progress(&self) -> BTreeMap<Digest, (u64, u64)> {
         let mut last = BTreeMap::new();
         for event in self.0.lock().unwrap().iter() {
-            if let Event::LayerProgress {
-                digest,
-                done,
-                total,
-            } = event
-            {
+            if let Event::LayerProgress { digest, done, total } = event {
                 last.insert(*digest, (*done, *total));
             }
         }
@@ -414,10 +338,7 @@ impl Events {
 /// What a store must have when nothing is under way: no work, no trash.
 pub(crate) fn assert_tidy(store: &Path) {
     for dir in ["ingest", "trash"] {
-        let left: Vec<_> = fs::read_dir(store.join(dir))
-            .unwrap()
-            .map(|e| e.unwrap().file_name())
-            .collect();
+        let left: Vec<_> = fs::read_dir(store.join(dir)).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert!(left.is_empty(), "{dir} has {left:?}");
     }
 }

@@ -22,27 +22,16 @@ fn task() {
     let words: Vec<&str> = task.split(' ').collect();
     let store = Store::open(words[1]).unwrap();
     match words[0] {
-        "load" => drop(
-            store
-                .load(LoadSource::Path(PathBuf::from(words[2])), &NoProgress)
-                .unwrap(),
-        ),
+        "load" => drop(store.load(LoadSource::Path(PathBuf::from(words[2])), &NoProgress).unwrap()),
         "use" => {
             let image = store.images().unwrap().remove(0);
-            store
-                .snapshot(&image, words[2], &SnapshotOptions::default())
-                .unwrap();
+            store.snapshot(&image, words[2], &SnapshotOptions::default()).unwrap();
             store.remove_snapshot(words[2]).unwrap();
         }
         "pull" => {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let options = PullOptions::default();
-            runtime
-                .block_on(store.pull(&words[2].parse().unwrap(), &options, &NoProgress))
-                .unwrap();
+            runtime.block_on(store.pull(&words[2].parse().unwrap(), &options, &NoProgress)).unwrap();
         }
         other => panic!("{other}"),
     }
@@ -65,19 +54,11 @@ fn start(task: &str) -> Child {
 
 pub(crate) fn finish(child: Child) {
     let out = child.wait_with_output().unwrap();
-    assert!(
-        out.status.success(),
-        "{}",
-        String::from_utf8_lossy(&out.stderr)
-    );
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
 }
 
 fn image(work: &Path) -> Built {
-    let built = Built::new(&[
-        noise(1, 50, 20_000),
-        noise(2, 20, 50_000),
-        noise(3, 1, 3_000_000),
-    ]);
+    let built = Built::new(&[noise(1, 50, 20_000), noise(2, 20, 50_000), noise(3, 1, 3_000_000)]);
     built.write_layout(&work.join("layout"), "app:1");
     built
 }
@@ -86,9 +67,7 @@ fn image(work: &Path) -> Built {
 fn processes_that_load_the_same_image_at_once_all_succeed() {
     let work = workplace("256m");
     let built = image(&work);
-    let children: Vec<Child> = (0..4)
-        .map(|_| start("load /mnt/store /mnt/layout"))
-        .collect();
+    let children: Vec<Child> = (0..4).map(|_| start("load /mnt/store /mnt/layout")).collect();
     children.into_iter().for_each(finish);
     let store = Store::open(work.join("store")).unwrap();
     let images = store.images().unwrap();
@@ -102,12 +81,8 @@ fn processes_that_use_remove_and_collect_at_once_do_not_disturb_each_other() {
     let work = workplace("256m");
     image(&work);
     let store = Store::open(work.join("store")).unwrap();
-    store
-        .load(LoadSource::Path(work.join("layout")), &NoProgress)
-        .unwrap();
-    let mut children: Vec<Child> = (0..4)
-        .map(|at| start(&format!("use /mnt/store c{at}")))
-        .collect();
+    store.load(LoadSource::Path(work.join("layout")), &NoProgress).unwrap();
+    let mut children: Vec<Child> = (0..4).map(|at| start(&format!("use /mnt/store c{at}"))).collect();
     children.extend((0..2).map(|_| start("load /mnt/store /mnt/layout")));
     for _ in 0..20 {
         store.collect().unwrap();
@@ -135,29 +110,15 @@ fn a_load_that_is_killed_leaves_a_store_that_opens_and_can_go_on() {
         child.wait().unwrap();
         let store = Store::open(&dir).unwrap();
         for image in store.images().unwrap() {
-            store
-                .snapshot(&image, "check", &SnapshotOptions::default())
-                .unwrap();
+            store.snapshot(&image, "check", &SnapshotOptions::default()).unwrap();
             store.remove_snapshot("check").unwrap();
         }
-        let leases = fs::read_dir(dir.join("ingest"))
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name());
-        assert!(
-            !leases
-                .into_iter()
-                .any(|name| name.to_str().unwrap().ends_with(".lease")),
-            "after kill {at}"
-        );
+        let leases = fs::read_dir(dir.join("ingest")).unwrap().map(|entry| entry.unwrap().file_name());
+        assert!(!leases.into_iter().any(|name| name.to_str().unwrap().ends_with(".lease")), "after kill {at}");
         assert_eq!(count(&dir.join("trash")), 0);
-        let images = store
-            .load(LoadSource::Path(work.join("layout")), &NoProgress)
-            .unwrap();
+        let images = store.load(LoadSource::Path(work.join("layout")), &NoProgress).unwrap();
         assert_eq!(images[0].digest, built.digest());
-        let rootfs = store
-            .snapshot(&images[0], "c", &SnapshotOptions::default())
-            .unwrap()
-            .rootfs;
+        let rootfs = store.snapshot(&images[0], "c", &SnapshotOptions::default()).unwrap().rootfs;
         assert_eq!(count(&rootfs.join("noise")), 71, "after kill {at}");
         store.remove_snapshot("c").unwrap();
         assert_tidy(&dir);
@@ -185,24 +146,16 @@ fn a_pull_that_is_killed_goes_on_where_it_was() {
         let store = Store::open(&dir).unwrap();
         let mut missing = 0;
         for layer in &built.layers {
-            let part = dir
-                .join("ingest")
-                .join(format!("{}.part", layer.digest.hex()));
+            let part = dir.join("ingest").join(format!("{}.part", layer.digest.hex()));
             let kept = part.metadata().map_or(0, |meta| meta.len());
             let whole = dir.join("blobs/sha256").join(layer.digest.hex()).exists();
             missing += if whole { 0 } else { layer.size - kept };
         }
         registry.reset();
         finish(start(&format!("pull /mnt/store {reference}")));
-        assert_eq!(
-            store.image(&reference.to_string()).unwrap().unwrap().digest,
-            built.digest()
-        );
+        assert_eq!(store.image(&reference.to_string()).unwrap().unwrap().digest, built.digest());
         let bytes = registry.state.lock().unwrap().layer_bytes(&built);
-        assert!(
-            bytes <= missing,
-            "kill {at}: {bytes} bytes fetched, {missing} were missing"
-        );
+        assert!(bytes <= missing, "kill {at}: {bytes} bytes fetched, {missing} were missing");
         assert_tidy(&dir);
         fs::remove_dir_all(&dir).unwrap();
     }

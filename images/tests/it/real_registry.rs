@@ -21,12 +21,7 @@ impl Drop for Running {
 }
 
 fn installed(program: &str) -> bool {
-    Command::new(program)
-        .arg("--version")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok()
+    Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
 }
 
 /// The registry program, listening on loopback with its data under `/mnt`.
@@ -41,39 +36,22 @@ fn start(port: u16, tls: &str) -> Running {
     let registry = Running(command.spawn().unwrap());
     let deadline = Instant::now() + Duration::from_secs(20);
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(
-            Instant::now() < deadline,
-            "docker-registry does not listen on {port}"
-        );
+        assert!(Instant::now() < deadline, "docker-registry does not listen on {port}");
         std::thread::sleep(Duration::from_millis(20));
     }
     registry
 }
 
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn push(layout: &str, target: &str) {
     let push = Command::new("skopeo")
-        .args([
-            "copy",
-            "--insecure-policy",
-            "--dest-tls-verify=false",
-            layout,
-            target,
-        ])
+        .args(["copy", "--insecure-policy", "--dest-tls-verify=false", layout, target])
         .output()
         .unwrap();
-    assert!(
-        push.status.success(),
-        "{}",
-        String::from_utf8_lossy(&push.stderr)
-    );
+    assert!(push.status.success(), "{}", String::from_utf8_lossy(&push.stderr));
 }
 
 fn ready() -> bool {
@@ -92,40 +70,21 @@ fn what_another_tool_pushed_is_pulled() {
     let work = workplace("128m");
     let port = free_port();
     let _registry = start(port, "");
-    let built = Built::new(&[
-        noise(1, 3, 300_000),
-        Layer::gzip(Tar::new().dir("etc", 0o755).file("etc/motd", "hello")),
-    ]);
+    let built =
+        Built::new(&[noise(1, 3, 300_000), Layer::gzip(Tar::new().dir("etc", 0o755).file("etc/motd", "hello"))]);
     built.write_layout(&work.join("layout"), "latest");
-    push(
-        "oci:/mnt/layout:latest",
-        &format!("docker://127.0.0.1:{port}/shop/web:1"),
-    );
+    push("oci:/mnt/layout:latest", &format!("docker://127.0.0.1:{port}/shop/web:1"));
     let store = Store::open(work.join("store")).unwrap();
     let reference = format!("127.0.0.1:{port}/shop/web:1").parse().unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    let image = runtime
-        .block_on(store.pull(&reference, &PullOptions::default(), &NoProgress))
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let image = runtime.block_on(store.pull(&reference, &PullOptions::default(), &NoProgress)).unwrap();
     assert_eq!((image.digest, image.id), (built.digest(), built.id()));
     let options = SnapshotOptions { volatile: true };
     let rootfs = store.snapshot(&image, "c", &options).unwrap().rootfs;
-    assert_eq!(
-        fs::read_to_string(rootfs.join("etc/motd")).unwrap(),
-        "hello"
-    );
+    assert_eq!(fs::read_to_string(rootfs.join("etc/motd")).unwrap(), "hello");
     let missing = format!("127.0.0.1:{port}/shop/web:2").parse().unwrap();
-    let error = runtime
-        .block_on(store.pull(&missing, &PullOptions::default(), &NoProgress))
-        .unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        format!("`shop/web:2` is not in registry 127.0.0.1:{port}")
-    );
+    let error = runtime.block_on(store.pull(&missing, &PullOptions::default(), &NoProgress)).unwrap_err();
+    assert_eq!(error.to_string(), format!("`shop/web:2` is not in registry 127.0.0.1:{port}"));
 }
 
 /// HTTPS, with a certificate that the environment trusts, at a name from `/etc/hosts`.
@@ -142,56 +101,24 @@ fn a_registry_behind_tls_is_found_and_its_certificate_checked() {
     fs::write(work.join("hosts"), "127.0.0.1 registry.test\n").unwrap();
     let none = None::<&str>;
     // Only in the mount namespace of this test.
-    nix::mount::mount(
-        Some("/mnt/hosts"),
-        "/etc/hosts",
-        none,
-        nix::mount::MsFlags::MS_BIND,
-        none,
-    )
-    .unwrap();
-    let _registry = start(
-        port,
-        ", tls: {certificate: /mnt/cert.pem, key: /mnt/key.pem}",
-    );
+    nix::mount::mount(Some("/mnt/hosts"), "/etc/hosts", none, nix::mount::MsFlags::MS_BIND, none).unwrap();
+    let _registry = start(port, ", tls: {certificate: /mnt/cert.pem, key: /mnt/key.pem}");
     Built::new(&[noise(1, 1, 1000)]).write_layout(&work.join("layout"), "latest");
-    push(
-        "oci:/mnt/layout:latest",
-        &format!("docker://registry.test:{port}/web:1"),
-    );
+    push("oci:/mnt/layout:latest", &format!("docker://registry.test:{port}/web:1"));
     let reference = format!("registry.test:{port}/web:1");
     let mut trusting = child(&format!("pull /mnt/store {reference}"));
-    finish(
-        trusting
-            .env("SSL_CERT_FILE", "/mnt/cert.pem")
-            .spawn()
-            .unwrap(),
-    );
+    finish(trusting.env("SSL_CERT_FILE", "/mnt/cert.pem").spawn().unwrap());
     let store = Store::open(work.join("store")).unwrap();
     assert!(store.image(&reference).unwrap().is_some());
     let other = Store::open(work.join("other")).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let pull = |insecure: &[String]| {
-        let options = PullOptions {
-            insecure_registries: insecure.to_vec(),
-            ..PullOptions::default()
-        };
-        runtime
-            .block_on(other.pull(&reference.parse().unwrap(), &options, &NoProgress))
-            .unwrap_err()
+        let options = PullOptions { insecure_registries: insecure.to_vec(), ..PullOptions::default() };
+        runtime.block_on(other.pull(&reference.parse().unwrap(), &options, &NoProgress)).unwrap_err()
     };
     let error = pull(&[]);
-    assert!(
-        matches!(error, ImageError::Network { .. }),
-        "a stranger's certificate: {error:?}"
-    );
+    assert!(matches!(error, ImageError::Network { .. }), "a stranger's certificate: {error:?}");
     // Said to be insecure it gets plain HTTP, which this one refuses.
     let error = pull(&[format!("registry.test:{port}")]);
-    assert!(
-        matches!(error, ImageError::Registry { status: 400, .. }),
-        "{error:?}"
-    );
+    assert!(matches!(error, ImageError::Registry { status: 400, .. }), "{error:?}");
 }

@@ -57,17 +57,11 @@ impl State {
             self.log.iter().filter(move |line| line.contains(&digest))
         };
         let left = |line: &String, size: u64| {
-            let range = line
-                .split_once("bytes=")
-                .and_then(|(_, range)| range.strip_suffix('-'));
-            size - range
-                .and_then(|start| start.parse::<u64>().ok())
-                .unwrap_or(0)
+            let range = line.split_once("bytes=").and_then(|(_, range)| range.strip_suffix('-'));
+            size - range.and_then(|start| start.parse::<u64>().ok()).unwrap_or(0)
         };
         let layers = built.layers.iter();
-        layers
-            .flat_map(|layer| asked(layer.digest).map(move |line| left(line, layer.size)))
-            .sum()
+        layers.flat_map(|layer| asked(layer.digest).map(move |line| left(line, layer.size))).sum()
     }
 }
 
@@ -95,34 +89,21 @@ impl Registry {
 
     pub(crate) fn push(&self, tag: &str, built: &Built) {
         let mut state = self.state.lock().unwrap();
-        state.blobs.extend(
-            built
-                .blobs()
-                .into_iter()
-                .map(|(digest, bytes)| (digest.to_string(), bytes)),
-        );
+        state.blobs.extend(built.blobs().into_iter().map(|(digest, bytes)| (digest.to_string(), bytes)));
         let manifest = (MANIFEST.to_owned(), built.manifest.clone());
-        state
-            .manifests
-            .insert(built.digest().to_string(), manifest.clone());
+        state.manifests.insert(built.digest().to_string(), manifest.clone());
         state.manifests.insert(tag.to_owned(), manifest);
     }
 
     pub(crate) fn push_index(&self, tag: &str, index: &[u8]) {
         let entry = (INDEX.to_owned(), index.to_vec());
         let mut state = self.state.lock().unwrap();
-        state
-            .manifests
-            .insert(Digest::of(index).to_string(), entry.clone());
+        state.manifests.insert(Digest::of(index).to_string(), entry.clone());
         state.manifests.insert(tag.to_owned(), entry);
     }
 
     pub(crate) fn fault(&self, path: &'static str, faults: &[Fault]) {
-        self.state
-            .lock()
-            .unwrap()
-            .faults
-            .push((path, faults.iter().cloned().collect()));
+        self.state.lock().unwrap().faults.push((path, faults.iter().cloned().collect()));
     }
 
     pub(crate) fn reset(&self) {
@@ -148,10 +129,7 @@ struct Request {
 
 fn read(reader: &mut impl BufRead) -> Option<Request> {
     let mut line = String::new();
-    reader
-        .read_line(&mut line)
-        .ok()
-        .filter(|length| *length > 0)?;
+    reader.read_line(&mut line).ok().filter(|length| *length > 0)?;
     let mut words = line.split_whitespace();
     let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
     let mut headers = BTreeMap::new();
@@ -163,11 +141,7 @@ fn read(reader: &mut impl BufRead) -> Option<Request> {
         };
         headers.insert(key.to_ascii_lowercase(), value.trim().to_owned());
     }
-    Some(Request {
-        method,
-        path,
-        headers,
-    })
+    Some(Request { method, path, headers })
 }
 
 fn serve(stream: &TcpStream, address: SocketAddr, state: &Mutex<State>) {
@@ -180,43 +154,21 @@ fn serve(stream: &TcpStream, address: SocketAddr, state: &Mutex<State>) {
 }
 
 /// `None` closes the connection.
-fn respond(
-    mut stream: &TcpStream,
-    address: SocketAddr,
-    request: &Request,
-    state: &mut State,
-) -> Option<()> {
+fn respond(mut stream: &TcpStream, address: SocketAddr, request: &Request, state: &mut State) -> Option<()> {
     let range = request.headers.get("range").cloned().unwrap_or_default();
-    state.log.push(
-        format!("{} {} {range}", request.method, request.path)
-            .trim()
-            .to_owned(),
-    );
-    let fault = state
-        .faults
-        .iter_mut()
-        .find(|(path, left)| request.path.contains(path) && !left.is_empty());
+    state.log.push(format!("{} {} {range}", request.method, request.path).trim().to_owned());
+    let fault = state.faults.iter_mut().find(|(path, left)| request.path.contains(path) && !left.is_empty());
     let fault = fault.and_then(|(_, left)| left.pop_front());
     let mut head = String::new();
-    let authorization = request
-        .headers
-        .get("authorization")
-        .cloned()
-        .unwrap_or_default();
+    let authorization = request.headers.get("authorization").cloned().unwrap_or_default();
     let (mut status, mut kind, mut body) = (200, "application/octet-stream".to_owned(), Vec::new());
     if request.path.starts_with("/token") {
         let granted = matches!(&state.login, Login::Bearer(wanted) if *wanted == authorization);
-        let asked =
-            request.path.contains("service=double") && request.path.contains("scope=repository%3A");
-        (status, body) = if granted && asked {
-            (200, br#"{"token":"t0ken"}"#.to_vec())
-        } else {
-            (401, Vec::new())
-        };
+        let asked = request.path.contains("service=double") && request.path.contains("scope=repository%3A");
+        (status, body) = if granted && asked { (200, br#"{"token":"t0ken"}"#.to_vec()) } else { (401, Vec::new()) };
     } else if let Some(challenge) = challenge(&state.login, &authorization, address) {
         (status, head) = (401, format!("WWW-Authenticate: {challenge}\r\n"));
-        body =
-            br#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}"#.to_vec();
+        body = br#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}"#.to_vec();
     } else if let Some((_, what)) = request.path.split_once("/manifests/") {
         match state.manifests.get(what) {
             Some((media_type, bytes)) => {
@@ -230,15 +182,9 @@ fn respond(
             Some(bytes) => body = bytes.clone(),
             None => status = 404,
         }
-        let start = range
-            .strip_prefix("bytes=")
-            .and_then(|r| r.strip_suffix('-')?.parse::<usize>().ok());
+        let start = range.strip_prefix("bytes=").and_then(|r| r.strip_suffix('-')?.parse::<usize>().ok());
         if let Some(start) = start.filter(|_| status == 200 && !state.no_ranges) {
-            head = format!(
-                "Content-Range: bytes {start}-{}/{}\r\n",
-                body.len() - 1,
-                body.len()
-            );
+            head = format!("Content-Range: bytes {start}-{}/{}\r\n", body.len() - 1, body.len());
             (status, body) = (206, body.split_off(start));
         }
     } else {
@@ -258,18 +204,12 @@ fn respond(
             (length, sent) = (count, count);
         }
         Some(Fault::Html) => {
-            (status, kind, body) = (
-                200,
-                "text/html; charset=utf-8".into(),
-                b"<html>Log in, please</html>".to_vec(),
-            );
+            (status, kind, body) = (200, "text/html; charset=utf-8".into(), b"<html>Log in, please</html>".to_vec());
             (length, sent) = (body.len(), body.len());
         }
         Some(Fault::HangUp) => return None,
     }
-    let start = format!(
-        "HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n{head}\r\n"
-    );
+    let start = format!("HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n{head}\r\n");
     stream.write_all(start.as_bytes()).ok()?;
     if request.method != "HEAD" {
         stream.write_all(&body[..sent]).ok()?;
@@ -281,9 +221,9 @@ fn respond(
 fn challenge(login: &Login, authorization: &str, address: SocketAddr) -> Option<String> {
     match login {
         Login::Basic(wanted) if authorization != wanted => Some("Basic realm=\"double\"".into()),
-        Login::Bearer(_) if authorization != "Bearer t0ken" => Some(format!(
-            "Bearer realm=\"http://{address}/token\",service=\"double\",scope=\"repository:x:pull\""
-        )),
+        Login::Bearer(_) if authorization != "Bearer t0ken" => {
+            Some(format!("Bearer realm=\"http://{address}/token\",service=\"double\",scope=\"repository:x:pull\""))
+        }
         _ => None,
     }
 }

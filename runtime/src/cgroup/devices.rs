@@ -40,16 +40,8 @@ pub const ACCESS_ALL: u8 = 7;
 
 /// Devices every container has, by the specification: numbers of null, zero, full, random, urandom, tty, ptmx, and
 /// all of devpts.
-const DEFAULT: &[(u32, Option<u32>)] = &[
-    (1, Some(3)),
-    (1, Some(5)),
-    (1, Some(7)),
-    (1, Some(8)),
-    (1, Some(9)),
-    (5, Some(0)),
-    (5, Some(2)),
-    (136, None),
-];
+const DEFAULT: &[(u32, Option<u32>)] =
+    &[(1, Some(3)), (1, Some(5)), (1, Some(7)), (1, Some(8)), (1, Some(9)), (5, Some(0)), (5, Some(2)), (136, None)];
 
 /// A rule that cannot be carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -70,21 +62,10 @@ pub fn rules(config: &[DeviceRule]) -> Result<Vec<Rule>, DeviceError> {
     }
     // Making a device node does no harm while it cannot be opened, and images contain some.
     for kind in [Kind::Char, Kind::Block] {
-        rules.push(Rule {
-            allow: true,
-            kind,
-            major: None,
-            minor: None,
-            access: ACCESS_MKNOD,
-        });
+        rules.push(Rule { allow: true, kind, major: None, minor: None, access: ACCESS_MKNOD });
     }
-    let device = |&(major, minor)| Rule {
-        allow: true,
-        kind: Kind::Char,
-        major: Some(major),
-        minor,
-        access: ACCESS_ALL,
-    };
+    let device =
+        |&(major, minor)| Rule { allow: true, kind: Kind::Char, major: Some(major), minor, access: ACCESS_ALL };
     rules.extend(DEFAULT.iter().map(device));
     Ok(rules)
 }
@@ -98,18 +79,10 @@ fn parse(rule: &DeviceRule) -> Result<Rule, String> {
     };
     let number = |value: Option<i64>| match value {
         None | Some(-1) => Ok(None),
-        Some(value) => u32::try_from(value)
-            .map(Some)
-            .map_err(|_| format!("{value} is not a device number")),
+        Some(value) => u32::try_from(value).map(Some).map_err(|_| format!("{value} is not a device number")),
     };
     let mut access = 0;
-    for letter in rule
-        .access
-        .as_deref()
-        .filter(|access| !access.is_empty())
-        .unwrap_or("rwm")
-        .chars()
-    {
+    for letter in rule.access.as_deref().filter(|access| !access.is_empty()).unwrap_or("rwm").chars() {
         access |= match letter {
             'r' => ACCESS_READ,
             'w' => ACCESS_WRITE,
@@ -118,21 +91,12 @@ fn parse(rule: &DeviceRule) -> Result<Rule, String> {
         };
     }
     let (major, minor) = (number(rule.major)?, number(rule.minor)?);
-    Ok(Rule {
-        allow: rule.allow,
-        kind,
-        major,
-        minor,
-        access,
-    })
+    Ok(Rule { allow: rule.allow, kind, major, minor, access })
 }
 
 /// Whether a rule is about every access to every device.
 fn is_total(rule: &Rule) -> bool {
-    rule.kind == Kind::All
-        && rule.major.is_none()
-        && rule.minor.is_none()
-        && rule.access == ACCESS_ALL
+    rule.kind == Kind::All && rule.major.is_none() && rule.minor.is_none() && rule.access == ACCESS_ALL
 }
 
 /// The rules that still matter: those before the last total one are dead. The flag says what holds when none matches.
@@ -155,11 +119,7 @@ pub fn v1_writes(rules: &[Rule]) -> Result<Vec<(&'static str, String)>, DeviceEr
         return Ok(Vec::new());
     }
     let file = |allow: bool| {
-        if allow {
-            "devices.allow"
-        } else {
-            "devices.deny"
-        }
+        if allow { "devices.allow" } else { "devices.deny" }
     };
     let mut writes = vec![(file(allow_rest), "a".to_owned())];
     let mut exceptions: Vec<Rule> = Vec::new();
@@ -170,20 +130,11 @@ pub fn v1_writes(rules: &[Rule]) -> Result<Vec<(&'static str, String)>, DeviceEr
             }
             let partly = |other: &&Rule| overlaps(rule, other) && !covers(rule, other);
             if exceptions.iter().any(|other| partly(&other)) {
-                let problem =
-                    "takes back a part of an earlier rule, which cgroup v1 cannot express"
-                        .to_owned();
+                let problem = "takes back a part of an earlier rule, which cgroup v1 cannot express".to_owned();
                 return Err(DeviceError { index, problem });
             }
-            let taken: Vec<Rule> = exceptions
-                .extract_if(.., |other| overlaps(rule, other))
-                .collect();
-            writes.extend(
-                taken
-                    .iter()
-                    .flat_map(lines)
-                    .map(|line| (file(allow_rest), line)),
-            );
+            let taken: Vec<Rule> = exceptions.extract_if(.., |other| overlaps(rule, other)).collect();
+            writes.extend(taken.iter().flat_map(lines).map(|line| (file(allow_rest), line)));
             continue;
         }
         exceptions.push(*rule);
@@ -208,16 +159,12 @@ fn lines(rule: &Rule) -> impl Iterator<Item = String> {
         .filter(|(bit, _)| rule.access & bit != 0)
         .map(|(_, letter)| letter)
         .collect();
-    kinds(rule.kind)
-        .iter()
-        .map(move |kind| format!("{kind} {major}:{minor} {access}"))
+    kinds(rule.kind).iter().map(move |kind| format!("{kind} {major}:{minor} {access}"))
 }
 
 fn overlaps(a: &Rule, b: &Rule) -> bool {
     let meet = |x: Option<u32>, y: Option<u32>| x.is_none() || y.is_none() || x == y;
-    kinds(a.kind)
-        .iter()
-        .any(|kind| kinds(b.kind).contains(kind))
+    kinds(a.kind).iter().any(|kind| kinds(b.kind).contains(kind))
         && meet(a.major, b.major)
         && meet(a.minor, b.minor)
         && a.access & b.access != 0
@@ -226,9 +173,7 @@ fn overlaps(a: &Rule, b: &Rule) -> bool {
 /// Whether `a` speaks about everything `b` does.
 fn covers(a: &Rule, b: &Rule) -> bool {
     let within = |x: Option<u32>, y: Option<u32>| x.is_none() || x == y;
-    kinds(b.kind)
-        .iter()
-        .all(|kind| kinds(a.kind).contains(kind))
+    kinds(b.kind).iter().all(|kind| kinds(a.kind).contains(kind))
         && within(a.major, b.major)
         && within(a.minor, b.minor)
         && b.access & !a.access == 0
@@ -289,13 +234,7 @@ pub fn program(rules: &[Rule]) -> Option<Vec<Instruction>> {
             tests.push(op(COPY, SCRATCH, ACCESS, 0, 0));
             if rule.allow {
                 // Something is asked for that the rule does not give: next.
-                tests.push(op(
-                    AND_32,
-                    SCRATCH,
-                    0,
-                    0,
-                    i32::from(ACCESS_ALL & !rule.access),
-                ));
+                tests.push(op(AND_32, SCRATCH, 0, 0, i32::from(ACCESS_ALL & !rule.access)));
                 tests.push(op(JUMP_NOT_EQUAL, SCRATCH, 0, 0, 0));
             } else {
                 // Nothing is asked for that the rule takes: next.
@@ -324,8 +263,7 @@ mod tests {
     use serde_json::{Value, json};
 
     fn parse_all(rules_json: Value) -> Vec<Rule> {
-        rules(&serde_json::from_value::<Vec<DeviceRule>>(rules_json).expect("rules"))
-            .expect("valid rules")
+        rules(&serde_json::from_value::<Vec<DeviceRule>>(rules_json).expect("rules")).expect("valid rules")
     }
 
     /// Run the program on one access, as the kernel would; only the operations the assembler uses.
@@ -335,10 +273,7 @@ mod tests {
         let mut at = 0;
         loop {
             let step = program[at];
-            let (to, from) = (
-                usize::from(step.registers & 15),
-                usize::from(step.registers >> 4),
-            );
+            let (to, from) = (usize::from(step.registers & 15), usize::from(step.registers >> 4));
             at += 1;
             match step.code {
                 0x61 => register[to] = context[step.offset as usize / 4],
@@ -362,87 +297,35 @@ mod tests {
             {"allow": false, "access": "rwm"},
             {"allow": true, "type": "b", "major": 8, "minor": 0, "access": "r"},
         ]));
-        let open = parse_all(
-            json!([{"allow": true, "access": "rwm"}, {"allow": false, "type": "b", "access": "w"}]),
-        );
+        let open = parse_all(json!([{"allow": true, "access": "rwm"}, {"allow": false, "type": "b", "access": "w"}]));
         let (block, char, read, write, mknod) = (1, 2, 2, 4, 1);
         for (why, rules, kind, access, major, minor, want) in [
             ("null", &default, char, read | write, 1, 3, true),
             ("a pty", &default, char, read | write, 136, 77, true),
             ("mem", &default, char, read, 1, 1, false),
             ("a disk", &default, block, read, 8, 0, false),
-            (
-                "making the node of a disk",
-                &default,
-                block,
-                mknod,
-                8,
-                0,
-                true,
-            ),
+            ("making the node of a disk", &default, block, mknod, 8, 0, true),
             ("allowed disk, reading", &disk, block, read, 8, 0, true),
-            (
-                "allowed disk, writing",
-                &disk,
-                block,
-                read | write,
-                8,
-                0,
-                false,
-            ),
+            ("allowed disk, writing", &disk, block, read | write, 8, 0, false),
             ("another partition", &disk, block, read, 8, 1, false),
-            (
-                "all but writing to disks: char",
-                &open,
-                char,
-                write,
-                10,
-                200,
-                true,
-            ),
-            (
-                "all but writing to disks: read",
-                &open,
-                block,
-                read,
-                8,
-                0,
-                true,
-            ),
-            (
-                "all but writing to disks: write",
-                &open,
-                block,
-                read | write,
-                8,
-                0,
-                false,
-            ),
+            ("all but writing to disks: char", &open, char, write, 10, 200, true),
+            ("all but writing to disks: read", &open, block, read, 8, 0, true),
+            ("all but writing to disks: write", &open, block, read | write, 8, 0, false),
         ] {
             let program = program(rules).expect("something is denied");
             assert_eq!(run(&program, kind, access, major, minor), want, "{why}");
         }
-        assert_eq!(
-            program(&parse_all(json!([{"allow": true, "access": "rwm"}]))),
-            None
-        );
+        assert_eq!(program(&parse_all(json!([{"allow": true, "access": "rwm"}]))), None);
     }
 
     #[test]
     fn v1_lines() {
         let text = |rules: Value| match v1_writes(&parse_all(rules)) {
-            Ok(writes) => writes
-                .iter()
-                .map(|(file, line)| format!("{file} {line}"))
-                .collect::<Vec<_>>()
-                .join("; "),
+            Ok(writes) => writes.iter().map(|(file, line)| format!("{file} {line}")).collect::<Vec<_>>().join("; "),
             Err(error) => error.to_string(),
         };
         let default = text(json!([{"allow": false, "access": "rwm"}]));
-        assert!(
-            default.starts_with("devices.deny a; devices.allow c *:* m; devices.allow b *:* m; "),
-            "{default}"
-        );
+        assert!(default.starts_with("devices.deny a; devices.allow c *:* m; devices.allow b *:* m; "), "{default}");
         assert!(default.ends_with("devices.allow c 136:* rwm"), "{default}");
         assert_eq!(text(json!([])), default, "no rule is the same as deny all");
         assert_eq!(text(json!([{"allow": true, "access": "rwm"}])), "");

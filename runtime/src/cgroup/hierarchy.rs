@@ -26,11 +26,7 @@ pub struct V1 {
 impl V1 {
     /// Name of the directory the container sees it under.
     pub fn directory_name(&self) -> String {
-        self.controllers
-            .iter()
-            .map(|name| name.strip_prefix("name=").unwrap_or(name))
-            .collect::<Vec<_>>()
-            .join(",")
+        self.controllers.iter().map(|name| name.strip_prefix("name=").unwrap_or(name)).collect::<Vec<_>>().join(",")
     }
 }
 
@@ -55,16 +51,15 @@ impl Hierarchies {
         if magic(Path::new(USUAL)) == Some(V2_MAGIC) {
             found.v2 = Some(PathBuf::from(USUAL));
         } else {
-            let membership = fs::read_to_string("/proc/self/cgroup")
-                .because(|| "cannot read `/proc/self/cgroup`".to_owned())?;
+            let membership =
+                fs::read_to_string("/proc/self/cgroup").because(|| "cannot read `/proc/self/cgroup`".to_owned())?;
             let mut table = None;
             for controllers in controller_sets(&membership) {
                 if controllers.is_empty() {
                     found.v2 = usual_v2().or_else(|| find(mount_table(&mut table), None));
                     continue;
                 }
-                let mount = usual_v1(&controllers)
-                    .or_else(|| find(mount_table(&mut table), Some(&controllers)));
+                let mount = usual_v1(&controllers).or_else(|| find(mount_table(&mut table), Some(&controllers)));
                 if let Some(mount) = mount {
                     found.v1.push(V1 { controllers, mount });
                 }
@@ -72,8 +67,7 @@ impl Hierarchies {
         }
         if let Some(mount) = &found.v2 {
             let file = mount.join("cgroup.controllers");
-            let names = fs::read_to_string(&file)
-                .because(|| format!("cannot read `{}`", file.display()))?;
+            let names = fs::read_to_string(&file).because(|| format!("cannot read `{}`", file.display()))?;
             found.v2_controllers = names.split_whitespace().map(str::to_owned).collect();
         }
         Ok(found)
@@ -92,9 +86,7 @@ impl Hierarchies {
 
     /// The v1 hierarchy that has a controller.
     pub fn v1_of(&self, controller: &str) -> Option<&V1> {
-        self.v1
-            .iter()
-            .find(|hierarchy| hierarchy.controllers.iter().any(|name| name == controller))
+        self.v1.iter().find(|hierarchy| hierarchy.controllers.iter().any(|name| name == controller))
     }
 }
 
@@ -102,20 +94,12 @@ impl Hierarchies {
 fn controller_sets(membership: &str) -> impl Iterator<Item = Vec<String>> + '_ {
     membership.lines().filter_map(|line| {
         let names = line.split(':').nth(1)?;
-        Some(
-            names
-                .split(',')
-                .filter(|name| !name.is_empty())
-                .map(str::to_owned)
-                .collect(),
-        )
+        Some(names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect())
     })
 }
 
 fn magic(path: &Path) -> Option<u64> {
-    rustix::fs::statfs(path)
-        .ok()
-        .map(|found| found.f_type as u64)
+    rustix::fs::statfs(path).ok().map(|found| found.f_type as u64)
 }
 
 fn usual_v1(controllers: &[String]) -> Option<PathBuf> {
@@ -146,12 +130,7 @@ fn find(mountinfo: &str, controllers: Option<&[String]>) -> Option<PathBuf> {
         let (kind, options) = (back.next()?, back.nth(1)?);
         let fits = match controllers {
             None => kind == "cgroup2",
-            Some(names) => {
-                kind == "cgroup"
-                    && names
-                        .iter()
-                        .all(|name| options.split(',').any(|option| option == name))
-            }
+            Some(names) => kind == "cgroup" && names.iter().all(|name| options.split(',').any(|option| option == name)),
         };
         fits.then(|| unescape(mount))
     })
@@ -163,9 +142,7 @@ fn unescape(text: &str) -> PathBuf {
     let mut plain = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
-        let octal = bytes
-            .get(at + 1..at + 4)
-            .and_then(|digits| std::str::from_utf8(digits).ok());
+        let octal = bytes.get(at + 1..at + 4).and_then(|digits| std::str::from_utf8(digits).ok());
         match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
             Some(byte) if bytes[at] == b'\\' => {
                 plain.push(byte);
@@ -186,16 +163,8 @@ mod tests {
 
     #[test]
     fn membership_lines() {
-        let sets: Vec<_> =
-            controller_sets("9:name=systemd:/\n2:cpu,cpuacct:/a:b\n0::/x\n").collect();
-        assert_eq!(
-            sets,
-            [
-                vec!["name=systemd".to_owned()],
-                vec!["cpu".to_owned(), "cpuacct".to_owned()],
-                vec![]
-            ]
-        );
+        let sets: Vec<_> = controller_sets("9:name=systemd:/\n2:cpu,cpuacct:/a:b\n0::/x\n").collect();
+        assert_eq!(sets, [vec!["name=systemd".to_owned()], vec!["cpu".to_owned(), "cpuacct".to_owned()], vec![]]);
     }
 
     #[test]
@@ -204,10 +173,7 @@ mod tests {
             2 1 0:2 / /cg\\040v1/cpu rw,nosuid shared:4 - cgroup cgroup rw,cpu,cpuacct\n\
             3 1 0:3 / /cg2 rw - cgroup2 none rw,nsdelegate\n";
         let names = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
-        assert_eq!(
-            find(table, Some(&names(&["cpu", "cpuacct"]))),
-            Some(PathBuf::from("/cg v1/cpu"))
-        );
+        assert_eq!(find(table, Some(&names(&["cpu", "cpuacct"]))), Some(PathBuf::from("/cg v1/cpu")));
         assert_eq!(find(table, Some(&names(&["memory"]))), None);
         assert_eq!(find(table, None), Some(PathBuf::from("/cg2")));
     }

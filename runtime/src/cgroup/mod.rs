@@ -61,15 +61,8 @@ pub struct Account {
 /// The place of a container below each mount point, from `linux.cgroupsPath`.
 pub fn place(cgroups_path: Option<&str>, id: &str) -> String {
     let given = cgroups_path.unwrap_or("");
-    let clean: Vec<&str> = given
-        .split('/')
-        .filter(|part| !part.is_empty() && *part != ".")
-        .collect();
-    if clean.is_empty() {
-        format!("{DEFAULT_PARENT}/{id}")
-    } else {
-        clean.join("/")
-    }
+    let clean: Vec<&str> = given.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    if clean.is_empty() { format!("{DEFAULT_PARENT}/{id}") } else { clean.join("/") }
 }
 
 impl Cgroup {
@@ -78,10 +71,7 @@ impl Cgroup {
     /// # Errors
     /// The host's hierarchies cannot be found out.
     pub fn at(path: String) -> Outcome<Self> {
-        Ok(Self {
-            hierarchies: Hierarchies::observe()?,
-            path,
-        })
+        Ok(Self { hierarchies: Hierarchies::observe()?, path })
     }
 
     /// The host's hierarchies.
@@ -100,25 +90,12 @@ impl Cgroup {
             path: mount.join(&self.path),
             v1: v1.map(<[String]>::to_vec),
         };
-        let v1 = self
-            .hierarchies
-            .v1
-            .iter()
-            .map(|found| directory(&found.mount, Some(&found.controllers)));
-        v1.chain(
-            self.hierarchies
-                .v2
-                .iter()
-                .map(|mount| directory(mount, None)),
-        )
-        .collect()
+        let v1 = self.hierarchies.v1.iter().map(|found| directory(&found.mount, Some(&found.controllers)));
+        v1.chain(self.hierarchies.v2.iter().map(|mount| directory(mount, None))).collect()
     }
 
     fn v2_directory(&self) -> Option<PathBuf> {
-        self.hierarchies
-            .v2
-            .as_ref()
-            .map(|mount| mount.join(&self.path))
+        self.hierarchies.v2.as_ref().map(|mount| mount.join(&self.path))
     }
 
     /// Make the directories.
@@ -139,20 +116,15 @@ impl Cgroup {
     fn refuse_if_used(&self, directory: &Directory) -> Outcome<()> {
         let shown = directory.path.display();
         if !processes_below(&directory.path).is_empty() {
-            return Err(
-                Failure::new(format!("cgroup `{shown}` already contains processes")).hint(
-                    "choose another `linux.cgroupsPath`, or delete the container that uses it",
-                ),
-            );
+            return Err(Failure::new(format!("cgroup `{shown}` already contains processes"))
+                .hint("choose another `linux.cgroupsPath`, or delete the container that uses it"));
         }
         let frozen = match &directory.v1 {
             Some(names) if names.iter().any(|name| name == "freezer") => {
-                fs::read_to_string(directory.path.join("freezer.state"))
-                    .is_ok_and(|state| state.trim() != "THAWED")
+                fs::read_to_string(directory.path.join("freezer.state")).is_ok_and(|state| state.trim() != "THAWED")
             }
             Some(_) => false,
-            None => fs::read_to_string(directory.path.join("cgroup.freeze"))
-                .is_ok_and(|state| state.trim() == "1"),
+            None => fs::read_to_string(directory.path.join("cgroup.freeze")).is_ok_and(|state| state.trim() == "1"),
         };
         if frozen {
             return Err(Failure::new(format!("cgroup `{shown}` is frozen"))
@@ -166,16 +138,14 @@ impl Cgroup {
     /// # Errors
     /// A limit that this host cannot carry out, with the key that asked for it.
     pub fn apply(&self, resources: &Resources) -> Outcome<()> {
-        let writes = table::writes(resources, &|controller| {
-            self.hierarchies.version_of(controller)
-        })
-        .map_err(|error| {
-            let failure = Failure::new(error.to_string());
-            match error.hint() {
-                Some(hint) => failure.hint(hint),
-                None => failure,
-            }
-        })?;
+        let writes =
+            table::writes(resources, &|controller| self.hierarchies.version_of(controller)).map_err(|error| {
+                let failure = Failure::new(error.to_string());
+                match error.hint() {
+                    Some(hint) => failure.hint(hint),
+                    None => failure,
+                }
+            })?;
         for write in &writes {
             self.write(write)?;
         }
@@ -190,12 +160,9 @@ impl Cgroup {
     }
 
     fn write(&self, write: &table::Write) -> Outcome<()> {
-        let directory = self.directory_of(write.controller).ok_or_else(|| {
-            Failure::new(format!(
-                "no hierarchy has the controller `{}`",
-                write.controller
-            ))
-        })?;
+        let directory = self
+            .directory_of(write.controller)
+            .ok_or_else(|| Failure::new(format!("no hierarchy has the controller `{}`", write.controller)))?;
         let mut file = directory.join(&write.file);
         let mut value = write.value.as_str();
         let mut result = write_file(&file, value);
@@ -207,13 +174,7 @@ impl Cgroup {
             result = write_file(&file, value);
         }
         result
-            .because(|| {
-                format!(
-                    "cannot write `{value}` to `{}` for `linux.resources.{}`",
-                    file.display(),
-                    write.key
-                )
-            })
+            .because(|| format!("cannot write `{value}` to `{}` for `linux.resources.{}`", file.display(), write.key))
             .map_err(|failure| match (&result_hint(&file), &failure.hint) {
                 (Some(hint), None) => failure.hint(hint.clone()),
                 _ => failure,
@@ -221,35 +182,24 @@ impl Cgroup {
     }
 
     fn apply_devices(&self, resources: &Resources) -> Outcome<()> {
-        let rules =
-            devices::rules(&resources.devices).map_err(|error| Failure::new(error.to_string()))?;
+        let rules = devices::rules(&resources.devices).map_err(|error| Failure::new(error.to_string()))?;
         if let Some(hierarchy) = self.hierarchies.v1_of("devices") {
             let directory = hierarchy.mount.join(&self.path);
-            for (file, line) in
-                devices::v1_writes(&rules).map_err(|error| Failure::new(error.to_string()))?
-            {
+            for (file, line) in devices::v1_writes(&rules).map_err(|error| Failure::new(error.to_string()))? {
                 let file = directory.join(file);
-                write_file(&file, &line)
-                    .because(|| format!("cannot write `{line}` to `{}`", file.display()))?;
+                write_file(&file, &line).because(|| format!("cannot write `{line}` to `{}`", file.display()))?;
             }
             return Ok(());
         }
         let Some(program) = devices::program(&rules) else {
             return Ok(());
         };
-        let directory = self
-            .v2_directory()
-            .ok_or_else(|| Failure::new("no cgroup hierarchy can restrict access to devices"))?;
-        let cgroup = open_directory(&directory)
-            .because(|| format!("cannot open `{}`", directory.display()))?;
-        let loaded = bpf::load_device_program(&program)
-            .because(|| "cannot load the device filter".to_owned())?;
-        bpf::attach_device_program(cgroup.as_fd(), loaded.as_fd()).because(|| {
-            format!(
-                "cannot attach the device filter to `{}`",
-                directory.display()
-            )
-        })
+        let directory =
+            self.v2_directory().ok_or_else(|| Failure::new("no cgroup hierarchy can restrict access to devices"))?;
+        let cgroup = open_directory(&directory).because(|| format!("cannot open `{}`", directory.display()))?;
+        let loaded = bpf::load_device_program(&program).because(|| "cannot load the device filter".to_owned())?;
+        bpf::attach_device_program(cgroup.as_fd(), loaded.as_fd())
+            .because(|| format!("cannot attach the device filter to `{}`", directory.display()))
     }
 
     /// The v2 directory, to be born in.
@@ -259,9 +209,7 @@ impl Cgroup {
     pub fn birthplace(&self) -> Outcome<Option<OwnedFd>> {
         match self.v2_directory() {
             None => Ok(None),
-            Some(path) => open_directory(&path)
-                .because(|| format!("cannot open `{}`", path.display()))
-                .map(Some),
+            Some(path) => open_directory(&path).because(|| format!("cannot open `{}`", path.display())).map(Some),
         }
     }
 
@@ -288,11 +236,8 @@ impl Cgroup {
 
     /// Every process in the cgroup and below it.
     pub fn processes(&self) -> Vec<i32> {
-        let mut all: Vec<i32> = self
-            .directories()
-            .iter()
-            .flat_map(|directory| processes_below(&directory.path))
-            .collect();
+        let mut all: Vec<i32> =
+            self.directories().iter().flat_map(|directory| processes_below(&directory.path)).collect();
         all.sort_unstable();
         all.dedup();
         all
@@ -345,9 +290,7 @@ impl Cgroup {
                     .hint("they hang inside the kernel (state D); see /proc/PID/stack"));
             }
             self.thaw();
-            let at_once = self
-                .v2_directory()
-                .is_some_and(|path| write_file(&path.join("cgroup.kill"), "1").is_ok());
+            let at_once = self.v2_directory().is_some_and(|path| write_file(&path.join("cgroup.kill"), "1").is_ok());
             if !at_once || pause > Duration::from_millis(5) {
                 self.signal_all(libc::SIGKILL);
             }
@@ -380,28 +323,19 @@ impl Cgroup {
         let Some(directory) = self.directory_of("memory") else {
             return Account::default();
         };
-        let number = |file: &str| -> Option<u64> {
-            fs::read_to_string(directory.join(file))
-                .ok()?
-                .trim()
-                .parse()
-                .ok()
-        };
+        let number = |file: &str| -> Option<u64> { fs::read_to_string(directory.join(file)).ok()?.trim().parse().ok() };
         let counter = |file: &str| -> u64 {
             let text = fs::read_to_string(directory.join(file)).unwrap_or_default();
-            text.lines()
-                .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
-                .unwrap_or(0)
+            text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
         };
         match self.hierarchies.version_of("memory") {
             Some(Version::V1) => Account {
                 oom_killed: counter("memory.oom_control") > 0,
                 memory_peak_bytes: number("memory.max_usage_in_bytes"),
             },
-            Some(Version::V2) => Account {
-                oom_killed: counter("memory.events") > 0,
-                memory_peak_bytes: number("memory.peak"),
-            },
+            Some(Version::V2) => {
+                Account { oom_killed: counter("memory.events") > 0, memory_peak_bytes: number("memory.peak") }
+            }
             None => Account::default(),
         }
     }
@@ -417,17 +351,12 @@ fn result_hint(file: &Path) -> Option<String> {
         "memory.memsw.limit_in_bytes" => {
             "boot with `swapaccount=1`, or remove `linux.resources.memory.swap`".to_owned()
         }
-        _ => format!(
-            "this kernel has no `{name}`; remove the key, or enable the feature in the kernel"
-        ),
+        _ => format!("this kernel has no `{name}`; remove the key, or enable the feature in the kernel"),
     })
 }
 
 fn write_file(path: &Path, value: &str) -> io::Result<()> {
-    fs::OpenOptions::new()
-        .write(true)
-        .open(path)?
-        .write_all(value.as_bytes())
+    fs::OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
 }
 
 fn open_directory(path: &Path) -> io::Result<OwnedFd> {
@@ -442,27 +371,17 @@ fn make(directory: &Directory) -> Outcome<bool> {
         match try_make(directory) {
             Err(error) if is_absent(&error) => {}
             result => {
-                return result
-                    .because(|| format!("cannot make cgroup `{}`", directory.path.display()));
+                return result.because(|| format!("cannot make cgroup `{}`", directory.path.display()));
             }
         }
     }
-    Err(Failure::new(format!(
-        "cannot make cgroup `{}`: its parent keeps vanishing",
-        directory.path.display()
-    )))
+    Err(Failure::new(format!("cannot make cgroup `{}`: its parent keeps vanishing", directory.path.display())))
 }
 
 fn try_make(directory: &Directory) -> io::Result<bool> {
-    let below = directory
-        .path
-        .strip_prefix(&directory.mount)
-        .unwrap_or(&directory.path);
+    let below = directory.path.strip_prefix(&directory.mount).unwrap_or(&directory.path);
     let parts: Vec<_> = below.components().collect();
-    let is_cpuset = directory
-        .v1
-        .as_ref()
-        .is_some_and(|names| names.iter().any(|name| name == "cpuset"));
+    let is_cpuset = directory.v1.as_ref().is_some_and(|names| names.iter().any(|name| name == "cpuset"));
     // The common case: the parent is there.
     if !is_cpuset && directory.v1.is_some() {
         match fs::create_dir(&directory.path) {
@@ -507,10 +426,8 @@ fn hand_down_controllers(parent: &Path) {
     let Ok(handed) = fs::read_to_string(parent.join("cgroup.subtree_control")) else {
         return;
     };
-    let missing: Vec<&str> = available
-        .split_whitespace()
-        .filter(|name| !handed.split_whitespace().any(|other| other == *name))
-        .collect();
+    let missing: Vec<&str> =
+        available.split_whitespace().filter(|name| !handed.split_whitespace().any(|other| other == *name)).collect();
     for name in missing {
         let _ = write_file(&parent.join("cgroup.subtree_control"), &format!("+{name}"));
     }
@@ -520,11 +437,7 @@ fn processes_below(path: &Path) -> Vec<i32> {
     let mut found = Vec::new();
     for_each_below(path, &mut |path| {
         let text = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
-        found.extend(
-            text.lines()
-                .filter_map(|line| line.parse::<i32>().ok())
-                .filter(|&pid| pid > 0),
-        );
+        found.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|&pid| pid > 0));
     });
     found
 }

@@ -32,9 +32,7 @@ pub struct Write {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ResourceError {
     /// No such controller on this host.
-    #[error(
-        "config.json: $.linux.resources.{key}: this host has no `{controller}` cgroup controller"
-    )]
+    #[error("config.json: $.linux.resources.{key}: this host has no `{controller}` cgroup controller")]
     NoController {
         /// Controller.
         controller: &'static str,
@@ -64,10 +62,7 @@ impl ResourceError {
 }
 
 fn invalid(key: &str, problem: &str) -> ResourceError {
-    ResourceError::Invalid {
-        key: key.to_owned(),
-        problem: problem.to_owned(),
-    }
+    ResourceError::Invalid { key: key.to_owned(), problem: problem.to_owned() }
 }
 
 /// Collects writes, asking once per controller which version it has.
@@ -78,19 +73,10 @@ struct Table<'a> {
 
 impl Table<'_> {
     fn version(&self, controller: &'static str, key: &str) -> Result<Version, ResourceError> {
-        (self.version_of)(controller).ok_or_else(|| ResourceError::NoController {
-            controller,
-            key: key.to_owned(),
-        })
+        (self.version_of)(controller).ok_or_else(|| ResourceError::NoController { controller, key: key.to_owned() })
     }
 
-    fn push(
-        &mut self,
-        controller: &'static str,
-        key: &str,
-        file: impl Into<String>,
-        value: impl ToString,
-    ) {
+    fn push(&mut self, controller: &'static str, key: &str, file: impl Into<String>, value: impl ToString) {
         self.writes.push(Write {
             controller,
             file: file.into(),
@@ -100,13 +86,7 @@ impl Table<'_> {
         });
     }
 
-    fn push_or(
-        &mut self,
-        controller: &'static str,
-        key: &str,
-        first: (&str, String),
-        instead: (&str, String),
-    ) {
+    fn push_or(&mut self, controller: &'static str, key: &str, first: (&str, String), instead: (&str, String)) {
         self.push(controller, key, first.0, first.1);
         if let Some(last) = self.writes.last_mut() {
             last.instead = Some((instead.0.to_owned(), instead.1));
@@ -127,10 +107,7 @@ pub fn writes(
     resources: &Resources,
     version_of: &dyn Fn(&str) -> Option<Version>,
 ) -> Result<Vec<Write>, ResourceError> {
-    let mut table = Table {
-        version_of,
-        writes: Vec::new(),
-    };
+    let mut table = Table { version_of, writes: Vec::new() };
     if let Some(memory) = &resources.memory {
         memory_writes(&mut table, memory)?;
     }
@@ -156,19 +133,12 @@ pub fn writes(
 
 /// v2 spells "no limit" `max`.
 fn limit_or_max(limit: i64) -> String {
-    if limit < 0 {
-        "max".to_owned()
-    } else {
-        limit.to_string()
-    }
+    if limit < 0 { "max".to_owned() } else { limit.to_string() }
 }
 
 fn memory_writes(table: &mut Table<'_>, memory: &Memory) -> Result<(), ResourceError> {
     if memory.kernel.is_some_and(|limit| limit > 0) {
-        return Err(invalid(
-            "memory.kernel",
-            "Linux no longer limits kernel memory separately",
-        ));
+        return Err(invalid("memory.kernel", "Linux no longer limits kernel memory separately"));
     }
     let asks = memory.limit.is_some()
         || memory.swap.is_some()
@@ -184,47 +154,22 @@ fn memory_writes(table: &mut Table<'_>, memory: &Memory) -> Result<(), ResourceE
         Version::V1 => {
             // The memory limit may not exceed memory + swap, so it goes first on a fresh cgroup.
             if let Some(limit) = memory.limit {
-                table.push(
-                    "memory",
-                    "memory.limit",
-                    "memory.limit_in_bytes",
-                    limit.max(-1),
-                );
+                table.push("memory", "memory.limit", "memory.limit_in_bytes", limit.max(-1));
             }
             if let Some(swap) = memory.swap.filter(|&swap| swap != 0) {
-                table.push(
-                    "memory",
-                    "memory.swap",
-                    "memory.memsw.limit_in_bytes",
-                    swap.max(-1),
-                );
+                table.push("memory", "memory.swap", "memory.memsw.limit_in_bytes", swap.max(-1));
             }
             if let Some(reservation) = memory.reservation {
-                table.push(
-                    "memory",
-                    "memory.reservation",
-                    "memory.soft_limit_in_bytes",
-                    reservation.max(-1),
-                );
+                table.push("memory", "memory.reservation", "memory.soft_limit_in_bytes", reservation.max(-1));
             }
             if let Some(limit) = memory.kernel_tcp.filter(|&limit| limit > 0) {
-                table.push(
-                    "memory",
-                    "memory.kernelTCP",
-                    "memory.kmem.tcp.limit_in_bytes",
-                    limit,
-                );
+                table.push("memory", "memory.kernelTCP", "memory.kmem.tcp.limit_in_bytes", limit);
             }
             if let Some(swappiness) = memory.swappiness {
                 if swappiness > 100 {
                     return Err(invalid("memory.swappiness", "is above 100"));
                 }
-                table.push(
-                    "memory",
-                    "memory.swappiness",
-                    "memory.swappiness",
-                    swappiness,
-                );
+                table.push("memory", "memory.swappiness", "memory.swappiness", swappiness);
             }
             if memory.disable_oom_killer {
                 table.push("memory", "memory.disableOOMKiller", "memory.oom_control", 1);
@@ -232,10 +177,7 @@ fn memory_writes(table: &mut Table<'_>, memory: &Memory) -> Result<(), ResourceE
         }
         Version::V2 => {
             for (present, key) in [
-                (
-                    memory.kernel_tcp.is_some_and(|limit| limit > 0),
-                    "memory.kernelTCP",
-                ),
+                (memory.kernel_tcp.is_some_and(|limit| limit > 0), "memory.kernelTCP"),
                 (memory.swappiness.is_some(), "memory.swappiness"),
                 (memory.disable_oom_killer, "memory.disableOOMKiller"),
             ] {
@@ -244,23 +186,13 @@ fn memory_writes(table: &mut Table<'_>, memory: &Memory) -> Result<(), ResourceE
                 }
             }
             if let Some(swap) = swap {
-                table.push(
-                    "memory",
-                    "memory.swap",
-                    "memory.swap.max",
-                    limit_or_max(swap),
-                );
+                table.push("memory", "memory.swap", "memory.swap.max", limit_or_max(swap));
             }
             if let Some(limit) = memory.limit {
                 table.push("memory", "memory.limit", "memory.max", limit_or_max(limit));
             }
             if let Some(reservation) = memory.reservation {
-                table.push(
-                    "memory",
-                    "memory.reservation",
-                    "memory.low",
-                    limit_or_max(reservation),
-                );
+                table.push("memory", "memory.reservation", "memory.low", limit_or_max(reservation));
             }
         }
     }
@@ -275,15 +207,11 @@ fn swap_max(memory: &Memory) -> Result<Option<i64>, ResourceError> {
     match (memory.limit, memory.swap) {
         (_, None | Some(0)) => Ok(None),
         (_, Some(swap)) if swap < 0 => Ok(Some(-1)),
-        (Some(limit), Some(swap)) if limit > 0 && swap < limit => Err(invalid(
-            "memory.swap",
-            &format!("{swap} is below the memory limit {limit}, which it includes"),
-        )),
+        (Some(limit), Some(swap)) if limit > 0 && swap < limit => {
+            Err(invalid("memory.swap", &format!("{swap} is below the memory limit {limit}, which it includes")))
+        }
         (Some(limit), Some(swap)) if limit > 0 => Ok(Some(swap - limit)),
-        (_, Some(_)) => Err(invalid(
-            "memory.swap",
-            "includes the memory limit, which is not given",
-        )),
+        (_, Some(_)) => Err(invalid("memory.swap", "includes the memory limit, which is not given")),
     }
 }
 
@@ -305,10 +233,7 @@ pub fn cpu_weight(shares: u64) -> u64 {
 }
 
 fn cpu_writes(table: &mut Table<'_>, cpu: &Cpu) -> Result<(), ResourceError> {
-    for (value, file, key) in [
-        (&cpu.cpus, "cpuset.cpus", "cpu.cpus"),
-        (&cpu.mems, "cpuset.mems", "cpu.mems"),
-    ] {
+    for (value, file, key) in [(&cpu.cpus, "cpuset.cpus", "cpu.cpus"), (&cpu.mems, "cpuset.mems", "cpu.mems")] {
         if let Some(list) = value.as_deref().filter(|list| !list.is_empty()) {
             table.version("cpuset", key)?;
             table.push("cpuset", key, file, list);
@@ -317,10 +242,7 @@ fn cpu_writes(table: &mut Table<'_>, cpu: &Cpu) -> Result<(), ResourceError> {
     let shares = cpu.shares.filter(|&shares| shares != 0);
     let quota = cpu.quota.filter(|&quota| quota != 0);
     let period = cpu.period.filter(|&period| period != 0);
-    let realtime = (
-        cpu.realtime_period.filter(|&value| value != 0),
-        cpu.realtime_runtime.filter(|&value| value != 0),
-    );
+    let realtime = (cpu.realtime_period.filter(|&value| value != 0), cpu.realtime_runtime.filter(|&value| value != 0));
     let asks = shares.is_some()
         || quota.is_some()
         || period.is_some()
@@ -353,22 +275,14 @@ fn cpu_writes(table: &mut Table<'_>, cpu: &Cpu) -> Result<(), ResourceError> {
         }
         Version::V2 => {
             if realtime != (None, None) {
-                return Err(invalid(
-                    "cpu.realtimeRuntime",
-                    "cgroup v2 has no such control",
-                ));
+                return Err(invalid("cpu.realtimeRuntime", "cgroup v2 has no such control"));
             }
             if let Some(shares) = shares {
                 table.push("cpu", "cpu.shares", "cpu.weight", cpu_weight(shares));
             }
             if quota.is_some() || period.is_some() {
                 let quota = limit_or_max(quota.unwrap_or(-1));
-                table.push(
-                    "cpu",
-                    "cpu.quota",
-                    "cpu.max",
-                    format!("{quota} {}", period.unwrap_or(100_000)),
-                );
+                table.push("cpu", "cpu.quota", "cpu.max", format!("{quota} {}", period.unwrap_or(100_000)));
             }
             if let Some(burst) = cpu.burst {
                 table.push("cpu", "cpu.burst", "cpu.max.burst", burst);
@@ -388,36 +302,15 @@ fn io_weight(weight: u16) -> u64 {
 
 fn block_io_writes(table: &mut Table<'_>, io: &BlockIo) -> Result<(), ResourceError> {
     let leaf = io.leaf_weight.is_some_and(|weight| weight != 0)
-        || io
-            .weight_device
-            .iter()
-            .any(|device| device.leaf_weight.is_some_and(|weight| weight != 0));
+        || io.weight_device.iter().any(|device| device.leaf_weight.is_some_and(|weight| weight != 0));
     if leaf {
-        return Err(invalid(
-            "blockIO.leafWeight",
-            "went with the CFQ scheduler in Linux 5.0",
-        ));
+        return Err(invalid("blockIO.leafWeight", "went with the CFQ scheduler in Linux 5.0"));
     }
     let weight = io.weight.filter(|&weight| weight != 0);
     let throttles = [
-        (
-            &io.throttle_read_bps_device,
-            "blkio.throttle.read_bps_device",
-            "rbps",
-            "blockIO.throttleReadBpsDevice",
-        ),
-        (
-            &io.throttle_write_bps_device,
-            "blkio.throttle.write_bps_device",
-            "wbps",
-            "blockIO.throttleWriteBpsDevice",
-        ),
-        (
-            &io.throttle_read_iops_device,
-            "blkio.throttle.read_iops_device",
-            "riops",
-            "blockIO.throttleReadIOPSDevice",
-        ),
+        (&io.throttle_read_bps_device, "blkio.throttle.read_bps_device", "rbps", "blockIO.throttleReadBpsDevice"),
+        (&io.throttle_write_bps_device, "blkio.throttle.write_bps_device", "wbps", "blockIO.throttleWriteBpsDevice"),
+        (&io.throttle_read_iops_device, "blkio.throttle.read_iops_device", "riops", "blockIO.throttleReadIOPSDevice"),
         (
             &io.throttle_write_iops_device,
             "blkio.throttle.write_iops_device",
@@ -425,10 +318,7 @@ fn block_io_writes(table: &mut Table<'_>, io: &BlockIo) -> Result<(), ResourceEr
             "blockIO.throttleWriteIOPSDevice",
         ),
     ];
-    if weight.is_none()
-        && io.weight_device.is_empty()
-        && throttles.iter().all(|(list, ..)| list.is_empty())
-    {
+    if weight.is_none() && io.weight_device.is_empty() && throttles.iter().all(|(list, ..)| list.is_empty()) {
         return Ok(());
     }
     let version = match (table.version_of)("blkio") {
@@ -443,12 +333,7 @@ fn block_io_writes(table: &mut Table<'_>, io: &BlockIo) -> Result<(), ResourceEr
         match version {
             Version::V1 => {
                 let value = weight.to_string();
-                table.push_or(
-                    "blkio",
-                    key,
-                    ("blkio.bfq.weight", value.clone()),
-                    ("blkio.weight", value),
-                );
+                table.push_or("blkio", key, ("blkio.bfq.weight", value.clone()), ("blkio.weight", value));
             }
             Version::V2 => {
                 let direct = format!("default {weight}");
@@ -461,10 +346,7 @@ fn block_io_writes(table: &mut Table<'_>, io: &BlockIo) -> Result<(), ResourceEr
         let Some(weight) = device.weight.filter(|&weight| weight != 0) else {
             continue;
         };
-        let (key, number) = (
-            "blockIO.weightDevice",
-            format!("{}:{}", device.major, device.minor),
-        );
+        let (key, number) = ("blockIO.weightDevice", format!("{}:{}", device.major, device.minor));
         let direct = format!("{number} {weight}");
         match version {
             Version::V1 => {
@@ -481,44 +363,22 @@ fn block_io_writes(table: &mut Table<'_>, io: &BlockIo) -> Result<(), ResourceEr
         for ThrottleDevice { major, minor, rate } in list {
             match version {
                 Version::V1 => table.push("blkio", key, v1_file, format!("{major}:{minor} {rate}")),
-                Version::V2 => table.push(
-                    "io",
-                    key,
-                    "io.max",
-                    format!("{major}:{minor} {v2_word}={rate}"),
-                ),
+                Version::V2 => table.push("io", key, "io.max", format!("{major}:{minor} {v2_word}={rate}")),
             }
         }
     }
     Ok(())
 }
 
-fn hugepage_writes(
-    table: &mut Table<'_>,
-    limit: &HugepageLimit,
-    index: usize,
-) -> Result<(), ResourceError> {
+fn hugepage_writes(table: &mut Table<'_>, limit: &HugepageLimit, index: usize) -> Result<(), ResourceError> {
     let key = format!("hugepageLimits[{index}]");
     let size = &limit.page_size;
     let known = size.ends_with("KB") || size.ends_with("MB") || size.ends_with("GB");
-    if !known
-        || !size[..size.len() - 2]
-            .bytes()
-            .all(|byte| byte.is_ascii_digit())
-        || size.len() < 3
-    {
-        return Err(invalid(
-            &key,
-            &format!("`{size}` is not a page size such as 2MB"),
-        ));
+    if !known || !size[..size.len() - 2].bytes().all(|byte| byte.is_ascii_digit()) || size.len() < 3 {
+        return Err(invalid(&key, &format!("`{size}` is not a page size such as 2MB")));
     }
     match table.version("hugetlb", &key)? {
-        Version::V1 => table.push(
-            "hugetlb",
-            &key,
-            format!("hugetlb.{size}.limit_in_bytes"),
-            limit.limit,
-        ),
+        Version::V1 => table.push("hugetlb", &key, format!("hugetlb.{size}.limit_in_bytes"), limit.limit),
         Version::V2 => table.push("hugetlb", &key, format!("hugetlb.{size}.max"), limit.limit),
     }
     Ok(())
@@ -535,18 +395,10 @@ fn network_writes(table: &mut Table<'_>, network: &Network) -> Result<(), Resour
         match table.version("net_prio", "network.priorities")? {
             Version::V1 => {
                 let value = format!("{} {}", priority.name, priority.priority);
-                table.push(
-                    "net_prio",
-                    "network.priorities",
-                    "net_prio.ifpriomap",
-                    value,
-                );
+                table.push("net_prio", "network.priorities", "net_prio.ifpriomap", value);
             }
             Version::V2 => {
-                return Err(invalid(
-                    "network.priorities",
-                    "cgroup v2 has no such control",
-                ));
+                return Err(invalid("network.priorities", "cgroup v2 has no such control"));
             }
         }
     }
@@ -555,9 +407,7 @@ fn network_writes(table: &mut Table<'_>, network: &Network) -> Result<(), Resour
 
 fn unified_writes(table: &mut Table<'_>, resources: &Resources) -> Result<(), ResourceError> {
     /// Controllers a `unified` key may name by its first part.
-    const CONTROLLERS: &[&str] = &[
-        "cgroup", "cpu", "cpuset", "hugetlb", "io", "memory", "misc", "pids", "rdma",
-    ];
+    const CONTROLLERS: &[&str] = &["cgroup", "cpu", "cpuset", "hugetlb", "io", "memory", "misc", "pids", "rdma"];
     for (file, value) in &resources.unified {
         let key = format!("unified.{file}");
         let first = file.split('.').next().unwrap_or("");
@@ -568,10 +418,7 @@ fn unified_writes(table: &mut Table<'_>, resources: &Resources) -> Result<(), Re
             return Err(invalid(&key, "is not a file that holds a limit"));
         }
         if controller != "cgroup" && table.version(controller, &key)? == Version::V1 {
-            return Err(invalid(
-                &key,
-                "is for cgroup v2, and this host has the controller in v1",
-            ));
+            return Err(invalid(&key, "is for cgroup v2, and this host has the controller in v1"));
         }
         table.push(controller, &key, file.as_str(), value);
     }
@@ -605,16 +452,8 @@ mod tests {
         for (resources, v1, v2) in [
             (json!({}), "", ""),
             (json!({"memory": {}}), "", ""),
-            (
-                json!({"memory": {"limit": 1000}}),
-                "memory.limit_in_bytes=1000",
-                "memory.max=1000",
-            ),
-            (
-                json!({"memory": {"limit": -1}}),
-                "memory.limit_in_bytes=-1",
-                "memory.max=max",
-            ),
+            (json!({"memory": {"limit": 1000}}), "memory.limit_in_bytes=1000", "memory.max=1000"),
+            (json!({"memory": {"limit": -1}}), "memory.limit_in_bytes=-1", "memory.max=max"),
             (
                 json!({"memory": {"limit": 512, "swap": 768}}),
                 "memory.limit_in_bytes=512; memory.memsw.limit_in_bytes=768",
@@ -635,27 +474,15 @@ mod tests {
                 "memory.soft_limit_in_bytes=64; memory.swappiness=60; memory.oom_control=1",
                 "error: config.json: $.linux.resources.memory.swappiness: cgroup v2 has no such control",
             ),
-            (
-                json!({"memory": {"reservation": 64}}),
-                "memory.soft_limit_in_bytes=64",
-                "memory.low=64",
-            ),
-            (
-                json!({"cpu": {"shares": 1024}}),
-                "cpu.shares=1024",
-                "cpu.weight=100",
-            ),
+            (json!({"memory": {"reservation": 64}}), "memory.soft_limit_in_bytes=64", "memory.low=64"),
+            (json!({"cpu": {"shares": 1024}}), "cpu.shares=1024", "cpu.weight=100"),
             (json!({"cpu": {"shares": 0}}), "", ""),
             (
                 json!({"cpu": {"quota": 50000, "period": 100000}}),
                 "cpu.cfs_period_us=100000; cpu.cfs_quota_us=50000",
                 "cpu.max=50000 100000",
             ),
-            (
-                json!({"cpu": {"quota": -1}}),
-                "cpu.cfs_quota_us=-1",
-                "cpu.max=max 100000",
-            ),
+            (json!({"cpu": {"quota": -1}}), "cpu.cfs_quota_us=-1", "cpu.max=max 100000"),
             (
                 json!({"cpu": {"burst": 10, "quota": 20}}),
                 "cpu.cfs_quota_us=20; cpu.cfs_burst_us=10",
@@ -673,11 +500,7 @@ mod tests {
                 "error: config.json: $.linux.resources.cpu.realtimeRuntime: cgroup v2 has no such control",
             ),
             (json!({"pids": {"limit": 10}}), "pids.max=10", "pids.max=10"),
-            (
-                json!({"pids": {"limit": -1}}),
-                "pids.max=max",
-                "pids.max=max",
-            ),
+            (json!({"pids": {"limit": -1}}), "pids.max=max", "pids.max=max"),
             (
                 json!({"blockIO": {"weight": 500}}),
                 "blkio.bfq.weight=500 or blkio.weight=500",
@@ -724,16 +547,8 @@ mod tests {
                 "error: config.json: $.linux.resources.unified.cgroup.procs: is not a file that holds a limit",
             ),
         ] {
-            assert_eq!(
-                text(resources.clone(), Some(Version::V1)),
-                v1,
-                "v1 {resources}"
-            );
-            assert_eq!(
-                text(resources.clone(), Some(Version::V2)),
-                v2,
-                "v2 {resources}"
-            );
+            assert_eq!(text(resources.clone(), Some(Version::V1)), v1, "v1 {resources}");
+            assert_eq!(text(resources.clone(), Some(Version::V2)), v2, "v2 {resources}");
         }
     }
 

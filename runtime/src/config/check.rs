@@ -3,7 +3,6 @@
 //! Pure: looks at the configuration only. What depends on the host is found by the step that needs it.
 
 use super::{Config, Process};
-use crate::container::capabilities;
 use crate::container::namespaces::Kind;
 use crate::container::rlimits;
 use std::collections::BTreeSet;
@@ -31,9 +30,7 @@ impl ConfigError {
     /// What the operator can do next.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Unsupported { path } => Some(format!(
-                "remove `{path}` from config.json, or use another runtime"
-            )),
+            Self::Unsupported { path } => Some(format!("remove `{path}` from config.json, or use another runtime")),
             Self::Invalid { .. } => None,
         }
     }
@@ -44,10 +41,7 @@ fn unsupported(path: impl Into<String>) -> ConfigError {
 }
 
 fn invalid(path: impl Into<String>, problem: impl Into<String>) -> ConfigError {
-    ConfigError::Invalid {
-        path: path.into(),
-        problem: problem.into(),
-    }
+    ConfigError::Invalid { path: path.into(), problem: problem.into() }
 }
 
 /// Check a whole configuration.
@@ -59,10 +53,7 @@ pub fn check(config: &Config) -> Result<(), ConfigError> {
     if config.vm.is_some() {
         return Err(unsupported("vm"));
     }
-    let root = config
-        .root
-        .as_ref()
-        .ok_or_else(|| invalid("root", "is missing"))?;
+    let root = config.root.as_ref().ok_or_else(|| invalid("root", "is missing"))?;
     if root.path.is_empty() {
         return Err(invalid("root.path", "is empty"));
     }
@@ -82,10 +73,7 @@ fn check_version(version: &str) -> Result<(), ConfigError> {
     if major == "1" && version.split('.').count() >= 3 {
         return Ok(());
     }
-    Err(invalid(
-        "ociVersion",
-        format!("`{version}` is not a version of the form 1.x.y"),
-    ))
+    Err(invalid("ociVersion", format!("`{version}` is not a version of the form 1.x.y")))
 }
 
 /// Check a process, of the container or for `exec`.
@@ -98,74 +86,41 @@ pub fn check_process(process: &Process, at: &str) -> Result<(), ConfigError> {
     }
     for (index, text) in process.args.iter().enumerate() {
         if text.contains('\0') {
-            return Err(invalid(
-                format!("{at}.args[{index}]"),
-                "contains a zero byte",
-            ));
+            return Err(invalid(format!("{at}.args[{index}]"), "contains a zero byte"));
         }
     }
     for (index, text) in process.env.iter().enumerate() {
         if text.contains('\0') {
-            return Err(invalid(
-                format!("{at}.env[{index}]"),
-                "contains a zero byte",
-            ));
+            return Err(invalid(format!("{at}.env[{index}]"), "contains a zero byte"));
         }
     }
     if !process.cwd.starts_with('/') {
-        return Err(invalid(
-            format!("{at}.cwd"),
-            format!("`{}` is not an absolute path", process.cwd),
-        ));
+        return Err(invalid(format!("{at}.cwd"), format!("`{}` is not an absolute path", process.cwd)));
     }
     if process.user.umask.is_some_and(|umask| umask > 0o777) {
         return Err(invalid(format!("{at}.user.umask"), "is more than 0777"));
     }
-    if process
-        .oom_score_adj
-        .is_some_and(|value| !(-1000..=1000).contains(&value))
-    {
-        return Err(invalid(
-            format!("{at}.oomScoreAdj"),
-            "is outside -1000 to 1000",
-        ));
+    if process.oom_score_adj.is_some_and(|value| !(-1000..=1000).contains(&value)) {
+        return Err(invalid(format!("{at}.oomScoreAdj"), "is outside -1000 to 1000"));
     }
     for (present, key) in [
         (process.scheduler.is_some(), "scheduler"),
         (process.io_priority.is_some(), "ioPriority"),
         (process.exec_cpu_affinity.is_some(), "execCPUAffinity"),
-        (
-            process
-                .selinux_label
-                .as_deref()
-                .is_some_and(|label| !label.is_empty()),
-            "selinuxLabel",
-        ),
+        (process.selinux_label.as_deref().is_some_and(|label| !label.is_empty()), "selinuxLabel"),
     ] {
         if present {
             return Err(unsupported(format!("{at}.{key}")));
         }
     }
-    if let Some(capabilities) = &process.capabilities {
-        capabilities::Sets::from_config(capabilities, at)?;
-    }
     let mut seen = BTreeSet::new();
     for (index, rlimit) in process.rlimits.iter().enumerate() {
         let path = format!("{at}.rlimits[{index}]");
         if rlimits::resource(&rlimit.kind).is_none() {
-            return Err(invalid(
-                format!("{path}.type"),
-                format!("`{}` is not a limit of Linux", rlimit.kind),
-            ));
+            return Err(invalid(format!("{path}.type"), format!("`{}` is not a limit of Linux", rlimit.kind)));
         }
         if rlimit.soft > rlimit.hard {
-            return Err(invalid(
-                path,
-                format!(
-                    "soft limit {} is above hard limit {}",
-                    rlimit.soft, rlimit.hard
-                ),
-            ));
+            return Err(invalid(path, format!("soft limit {} is above hard limit {}", rlimit.soft, rlimit.hard)));
         }
         if !seen.insert(&rlimit.kind) {
             return Err(invalid(path, format!("`{}` is given twice", rlimit.kind)));
@@ -204,20 +159,13 @@ fn check_mounts(config: &Config) -> Result<(), ConfigError> {
             .map_err(|error| invalid(format!("{path}.options"), error.to_string()))?;
         let bind = options.bind.is_some() || mount.kind.as_deref() == Some("bind");
         if bind && mount.source.as_deref().unwrap_or("").is_empty() && !options.remount {
-            return Err(invalid(
-                format!("{path}.source"),
-                "is missing, a bind mount needs one",
-            ));
+            return Err(invalid(format!("{path}.source"), "is missing, a bind mount needs one"));
         }
         if !bind && !options.remount && mount.kind.as_deref().unwrap_or("").is_empty() {
-            return Err(invalid(
-                format!("{path}.type"),
-                "is missing, and the mount is not a bind mount",
-            ));
+            return Err(invalid(format!("{path}.type"), "is missing, and the mount is not a bind mount"));
         }
         if clean.starts_with("/proc/") && !(bind && PROC_FILES_TO_COVER.contains(&clean.as_str())) {
-            let problem =
-                format!("`{clean}` lies inside /proc, which the runtime must be able to trust");
+            let problem = format!("`{clean}` lies inside /proc, which the runtime must be able to trust");
             return Err(invalid(format!("{path}.destination"), problem));
         }
         if clean == "/" && !options.remount {
@@ -232,16 +180,10 @@ fn check_namespaces(config: &Config) -> Result<(), ConfigError> {
     for (index, namespace) in config.linux.namespaces.iter().enumerate() {
         let path = format!("linux.namespaces[{index}]");
         let Some(kind) = Kind::parse(&namespace.kind) else {
-            return Err(invalid(
-                format!("{path}.type"),
-                format!("`{}` is not a namespace", namespace.kind),
-            ));
+            return Err(invalid(format!("{path}.type"), format!("`{}` is not a namespace", namespace.kind)));
         };
         if !seen.insert(kind) {
-            return Err(invalid(
-                path,
-                format!("`{}` is given twice", namespace.kind),
-            ));
+            return Err(invalid(path, format!("`{}` is given twice", namespace.kind)));
         }
         if kind == Kind::Mount && namespace.joined().is_some() {
             return Err(unsupported(format!("{path}.path")));
@@ -258,49 +200,24 @@ fn check_namespaces(config: &Config) -> Result<(), ConfigError> {
             (config.linux.gid_mappings.is_empty(), "linux.gidMappings"),
         ] {
             if empty {
-                return Err(invalid(
-                    key,
-                    "is empty, but a new user namespace needs a map",
-                ));
+                return Err(invalid(key, "is empty, but a new user namespace needs a map"));
             }
         }
     } else if maps && config.namespace("user").is_none() {
-        return Err(invalid(
-            "linux.uidMappings",
-            "is given without a user namespace",
-        ));
+        return Err(invalid("linux.uidMappings", "is given without a user namespace"));
     }
-    if config
-        .hostname
-        .as_deref()
-        .is_some_and(|name| !name.is_empty())
-        && !config.makes("uts")
-    {
-        return Err(invalid(
-            "hostname",
-            "needs a new `uts` namespace, else it would rename the host",
-        ));
+    if config.hostname.as_deref().is_some_and(|name| !name.is_empty()) && !config.makes("uts") {
+        return Err(invalid("hostname", "needs a new `uts` namespace, else it would rename the host"));
     }
-    if config
-        .domainname
-        .as_deref()
-        .is_some_and(|name| !name.is_empty())
-        && !config.makes("uts")
-    {
-        return Err(invalid(
-            "domainname",
-            "needs a new `uts` namespace, else it would rename the host",
-        ));
+    if config.domainname.as_deref().is_some_and(|name| !name.is_empty()) && !config.makes("uts") {
+        return Err(invalid("domainname", "needs a new `uts` namespace, else it would rename the host"));
     }
     if !config.linux.time_offsets.is_empty() && !config.makes("time") {
         return Err(invalid("linux.timeOffsets", "needs a new `time` namespace"));
     }
     for clock in config.linux.time_offsets.keys() {
         if clock != "monotonic" && clock != "boottime" {
-            return Err(invalid(
-                format!("linux.timeOffsets.{clock}"),
-                "is not `monotonic` or `boottime`",
-            ));
+            return Err(invalid(format!("linux.timeOffsets.{clock}"), "is not `monotonic` or `boottime`"));
         }
     }
     Ok(())
@@ -309,22 +226,14 @@ fn check_namespaces(config: &Config) -> Result<(), ConfigError> {
 fn check_linux(config: &Config) -> Result<(), ConfigError> {
     let linux = &config.linux;
     let set = |value: &Option<serde_json::Value>| {
-        value
-            .as_ref()
-            .is_some_and(|value| !value.as_object().is_some_and(serde_json::Map::is_empty))
+        value.as_ref().is_some_and(|value| !value.as_object().is_some_and(serde_json::Map::is_empty))
     };
     for (present, key) in [
         (set(&linux.net_devices), "linux.netDevices"),
         (set(&linux.intel_rdt), "linux.intelRdt"),
         (set(&linux.memory_policy), "linux.memoryPolicy"),
         (set(&linux.resources.rdma), "linux.resources.rdma"),
-        (
-            linux
-                .mount_label
-                .as_deref()
-                .is_some_and(|label| !label.is_empty()),
-            "linux.mountLabel",
-        ),
+        (linux.mount_label.as_deref().is_some_and(|label| !label.is_empty()), "linux.mountLabel"),
     ] {
         if present {
             return Err(unsupported(key));
@@ -337,48 +246,30 @@ fn check_linux(config: &Config) -> Result<(), ConfigError> {
         && crate::container::options::propagation(propagation).is_none()
         && !propagation.is_empty()
     {
-        return Err(invalid(
-            "linux.rootfsPropagation",
-            format!("`{propagation}` is not a propagation"),
-        ));
+        return Err(invalid("linux.rootfsPropagation", format!("`{propagation}` is not a propagation")));
     }
-    for (key, paths) in [
-        ("maskedPaths", &linux.masked_paths),
-        ("readonlyPaths", &linux.readonly_paths),
-    ] {
+    for (key, paths) in [("maskedPaths", &linux.masked_paths), ("readonlyPaths", &linux.readonly_paths)] {
         for (index, path) in paths.iter().enumerate() {
             if !path.starts_with('/') {
-                return Err(invalid(
-                    format!("linux.{key}[{index}]"),
-                    format!("`{path}` is not an absolute path"),
-                ));
+                return Err(invalid(format!("linux.{key}[{index}]"), format!("`{path}` is not an absolute path")));
             }
         }
     }
     for (index, device) in linux.devices.iter().enumerate() {
         let path = format!("linux.devices[{index}]");
         if !matches!(device.kind.as_str(), "c" | "b" | "u" | "p") {
-            return Err(invalid(
-                format!("{path}.type"),
-                format!("`{}` is not one of c, b, u, p", device.kind),
-            ));
+            return Err(invalid(format!("{path}.type"), format!("`{}` is not one of c, b, u, p", device.kind)));
         }
         if device.kind != "p" && (device.major.is_none() || device.minor.is_none()) {
             return Err(invalid(path, "needs `major` and `minor`"));
         }
         if !device.path.starts_with('/') {
-            return Err(invalid(
-                format!("{path}.path"),
-                format!("`{}` is not an absolute path", device.path),
-            ));
+            return Err(invalid(format!("{path}.path"), format!("`{}` is not an absolute path", device.path)));
         }
     }
     if let Some(personality) = &linux.personality {
         if !matches!(personality.domain.as_str(), "LINUX" | "LINUX32") {
-            return Err(invalid(
-                "linux.personality.domain",
-                "is not `LINUX` or `LINUX32`",
-            ));
+            return Err(invalid("linux.personality.domain", "is not `LINUX` or `LINUX32`"));
         }
         if !personality.flags.is_empty() {
             return Err(unsupported("linux.personality.flags"));
@@ -413,19 +304,13 @@ fn check_sysctl(config: &Config, name: &str) -> Result<(), ConfigError> {
     } else if dotted == "kernel.domainname" || dotted == "kernel.hostname" {
         "uts"
     } else {
-        return Err(invalid(
-            path,
-            "is not a parameter of a namespace; setting it would change the host",
-        ));
+        return Err(invalid(path, "is not a parameter of a namespace; setting it would change the host"));
     };
     if dotted.split('.').any(str::is_empty) {
         return Err(invalid(path, "has an empty part"));
     }
     if config.namespace(needs).is_none() {
-        return Err(invalid(
-            path,
-            format!("needs a `{needs}` namespace; without it the host would change"),
-        ));
+        return Err(invalid(path, format!("needs a `{needs}` namespace; without it the host would change")));
     }
     Ok(())
 }
@@ -443,10 +328,7 @@ fn check_hooks(config: &Config) -> Result<(), ConfigError> {
         for (index, hook) in list.iter().enumerate() {
             let path = format!("hooks.{key}[{index}]");
             if !hook.path.starts_with('/') {
-                return Err(invalid(
-                    format!("{path}.path"),
-                    format!("`{}` is not an absolute path", hook.path),
-                ));
+                return Err(invalid(format!("{path}.path"), format!("`{}` is not an absolute path", hook.path)));
             }
             if hook.timeout.is_some_and(|seconds| seconds <= 0) {
                 return Err(invalid(format!("{path}.timeout"), "is not more than zero"));
@@ -463,12 +345,9 @@ mod tests {
 
     /// The example configuration with one key set by its JSON pointer.
     fn with(pointer: &str, value: Value) -> Result<(), ConfigError> {
-        let mut config =
-            serde_json::to_value(super::super::example::config(true)).expect("the example is JSON");
+        let mut config = serde_json::to_value(super::super::example::config(true)).expect("the example is JSON");
         let (parent, key) = pointer.rsplit_once('/').expect("a pointer has a slash");
-        let parent = config
-            .pointer_mut(parent)
-            .expect("the parent is in the example");
+        let parent = config.pointer_mut(parent).expect("the parent is in the example");
         match parent {
             Value::Array(list) if key == "-" => list.push(value),
             _ => parent[key] = value,
@@ -485,140 +364,39 @@ mod tests {
     #[test]
     fn a_key_that_cannot_be_carried_out_is_named() {
         for (pointer, value, path) in [
-            (
-                "/linux/intelRdt",
-                json!({"closID": "x"}),
-                "$.linux.intelRdt",
-            ),
-            (
-                "/linux/netDevices",
-                json!({"eth0": {}}),
-                "$.linux.netDevices",
-            ),
-            (
-                "/linux/memoryPolicy",
-                json!({"mode": "MPOL_BIND"}),
-                "$.linux.memoryPolicy",
-            ),
-            (
-                "/process/scheduler",
-                json!({"policy": "SCHED_BATCH"}),
-                "$.process.scheduler",
-            ),
-            (
-                "/process/ioPriority",
-                json!({"class": "IOPRIO_CLASS_IDLE"}),
-                "$.process.ioPriority",
-            ),
-            (
-                "/process/selinuxLabel",
-                json!("x"),
-                "$.process.selinuxLabel",
-            ),
+            ("/linux/intelRdt", json!({"closID": "x"}), "$.linux.intelRdt"),
+            ("/linux/netDevices", json!({"eth0": {}}), "$.linux.netDevices"),
+            ("/linux/memoryPolicy", json!({"mode": "MPOL_BIND"}), "$.linux.memoryPolicy"),
+            ("/process/scheduler", json!({"policy": "SCHED_BATCH"}), "$.process.scheduler"),
+            ("/process/ioPriority", json!({"class": "IOPRIO_CLASS_IDLE"}), "$.process.ioPriority"),
+            ("/process/selinuxLabel", json!("x"), "$.process.selinuxLabel"),
             ("/linux/mountLabel", json!("x"), "$.linux.mountLabel"),
             ("/process/cwd", json!("work"), "$.process.cwd"),
             ("/process/args", json!([]), "$.process.args"),
             ("/process/args", json!(["a\u{0}b"]), "$.process.args[0]"),
-            (
-                "/process/rlimits",
-                json!([{"type": "RLIMIT_X", "soft": 1, "hard": 1}]),
-                "$.process.rlimits[0].type",
-            ),
-            (
-                "/process/rlimits",
-                json!([{"type": "RLIMIT_CORE", "soft": 2, "hard": 1}]),
-                "$.process.rlimits[0]",
-            ),
-            (
-                "/process/capabilities",
-                json!({"bounding": ["CAP_X"]}),
-                "$.process.capabilities.bounding[0]",
-            ),
+            ("/process/rlimits", json!([{"type": "RLIMIT_X", "soft": 1, "hard": 1}]), "$.process.rlimits[0].type"),
+            ("/process/rlimits", json!([{"type": "RLIMIT_CORE", "soft": 2, "hard": 1}]), "$.process.rlimits[0]"),
             ("/process/oomScoreAdj", json!(2000), "$.process.oomScoreAdj"),
             ("/ociVersion", json!("2.0.0"), "$.ociVersion"),
             ("/ociVersion", json!(""), "$.ociVersion"),
             ("/root", json!(null), "$.root"),
             ("/process", json!(null), "$.process"),
-            (
-                "/linux/sysctl",
-                json!({"vm.swappiness": "1"}),
-                "$.linux.sysctl.vm.swappiness",
-            ),
-            (
-                "/linux/sysctl",
-                json!({"net..x": "1"}),
-                "$.linux.sysctl.net..x",
-            ),
-            (
-                "/linux/namespaces/-",
-                json!({"type": "pid"}),
-                "$.linux.namespaces",
-            ),
-            (
-                "/linux/namespaces/-",
-                json!({"type": "moon"}),
-                "$.linux.namespaces",
-            ),
-            (
-                "/linux/namespaces/-",
-                json!({"type": "user"}),
-                "$.linux.uidMappings",
-            ),
-            (
-                "/linux/namespaces",
-                json!([{"type": "pid"}]),
-                "$.linux.namespaces",
-            ),
-            (
-                "/mounts/-",
-                json!({"destination": "/proc/self", "type": "tmpfs"}),
-                "$.mounts[7].destination",
-            ),
-            (
-                "/mounts/-",
-                json!({"destination": "/x/../proc/1", "type": "tmpfs"}),
-                "$.mounts[7].destination",
-            ),
-            (
-                "/mounts/-",
-                json!({"destination": "/x", "options": ["bind"]}),
-                "$.mounts[7].source",
-            ),
-            (
-                "/mounts/-",
-                json!({"destination": "/x"}),
-                "$.mounts[7].type",
-            ),
-            (
-                "/mounts/-",
-                json!({"destination": "/..", "type": "tmpfs"}),
-                "$.mounts[7].destination",
-            ),
-            (
-                "/linux/maskedPaths",
-                json!(["etc"]),
-                "$.linux.maskedPaths[0]",
-            ),
-            (
-                "/linux/devices",
-                json!([{"type": "c", "path": "/dev/x"}]),
-                "$.linux.devices[0]",
-            ),
-            (
-                "/linux/personality",
-                json!({"domain": "BSD"}),
-                "$.linux.personality.domain",
-            ),
-            (
-                "/linux/cgroupsPath",
-                json!("/a/../b"),
-                "$.linux.cgroupsPath",
-            ),
-            (
-                "/hooks",
-                json!({"poststop": [{"path": "x"}]}),
-                "$.hooks.poststop[0].path",
-            ),
+            ("/linux/sysctl", json!({"vm.swappiness": "1"}), "$.linux.sysctl.vm.swappiness"),
+            ("/linux/sysctl", json!({"net..x": "1"}), "$.linux.sysctl.net..x"),
+            ("/linux/namespaces/-", json!({"type": "pid"}), "$.linux.namespaces"),
+            ("/linux/namespaces/-", json!({"type": "moon"}), "$.linux.namespaces"),
+            ("/linux/namespaces/-", json!({"type": "user"}), "$.linux.uidMappings"),
+            ("/linux/namespaces", json!([{"type": "pid"}]), "$.linux.namespaces"),
+            ("/mounts/-", json!({"destination": "/proc/self", "type": "tmpfs"}), "$.mounts[7].destination"),
+            ("/mounts/-", json!({"destination": "/x/../proc/1", "type": "tmpfs"}), "$.mounts[7].destination"),
+            ("/mounts/-", json!({"destination": "/x", "options": ["bind"]}), "$.mounts[7].source"),
+            ("/mounts/-", json!({"destination": "/x"}), "$.mounts[7].type"),
+            ("/mounts/-", json!({"destination": "/..", "type": "tmpfs"}), "$.mounts[7].destination"),
+            ("/linux/maskedPaths", json!(["etc"]), "$.linux.maskedPaths[0]"),
+            ("/linux/devices", json!([{"type": "c", "path": "/dev/x"}]), "$.linux.devices[0]"),
+            ("/linux/personality", json!({"domain": "BSD"}), "$.linux.personality.domain"),
+            ("/linux/cgroupsPath", json!("/a/../b"), "$.linux.cgroupsPath"),
+            ("/hooks", json!({"poststop": [{"path": "x"}]}), "$.hooks.poststop[0].path"),
         ] {
             let error = with(pointer, value).expect_err(pointer).to_string();
             assert!(error.contains(path), "{pointer}: {error}");

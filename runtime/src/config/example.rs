@@ -1,9 +1,6 @@
 //! The configuration that `gantry-runtime spec` writes.
 
-use super::{
-    Capabilities, Config, DeviceRule, Linux, Mount, Namespace, Process, Resources, Rlimit, Root,
-    User,
-};
+use super::{Capabilities, Config, DeviceRule, Linux, Mount, Namespace, Process, Resources, Rlimit, Root, User};
 
 fn strings(list: &[&str]) -> Vec<String> {
     list.iter().map(|&text| text.to_owned()).collect()
@@ -29,10 +26,7 @@ pub fn config(terminal: bool) -> Config {
             terminal,
             user: User::default(),
             args: strings(&["sh"]),
-            env: strings(&[
-                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                "TERM=xterm",
-            ]),
+            env: strings(&["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TERM=xterm"]),
             cwd: "/".to_owned(),
             capabilities: Some(Capabilities {
                 bounding: keep.clone(),
@@ -40,33 +34,20 @@ pub fn config(terminal: bool) -> Config {
                 permitted: keep,
                 ..Capabilities::default()
             }),
-            rlimits: vec![Rlimit {
-                kind: "RLIMIT_NOFILE".to_owned(),
-                hard: 1024,
-                soft: 1024,
-            }],
+            rlimits: vec![Rlimit { kind: "RLIMIT_NOFILE".to_owned(), hard: 1024, soft: 1024 }],
             no_new_privileges: true,
             ..Process::default()
         }),
-        root: Some(Root {
-            path: "rootfs".to_owned(),
-            readonly: true,
-        }),
+        root: Some(Root { path: "rootfs".to_owned(), readonly: true }),
         hostname: Some("gantry".to_owned()),
         mounts: mounts(),
         linux: Linux {
             resources: Resources {
-                devices: vec![DeviceRule {
-                    access: Some("rwm".to_owned()),
-                    ..DeviceRule::default()
-                }],
+                devices: vec![DeviceRule { access: Some("rwm".to_owned()), ..DeviceRule::default() }],
                 ..Resources::default()
             },
             namespaces: ["pid", "network", "ipc", "uts", "mount", "cgroup"]
-                .map(|kind| Namespace {
-                    kind: kind.to_owned(),
-                    path: None,
-                })
+                .map(|kind| Namespace { kind: kind.to_owned(), path: None })
                 .to_vec(),
             masked_paths: strings(&[
                 "/proc/acpi",
@@ -80,13 +61,7 @@ pub fn config(terminal: bool) -> Config {
                 "/sys/firmware",
                 "/proc/scsi",
             ]),
-            readonly_paths: strings(&[
-                "/proc/bus",
-                "/proc/fs",
-                "/proc/irq",
-                "/proc/sys",
-                "/proc/sysrq-trigger",
-            ]),
+            readonly_paths: strings(&["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]),
             ..Linux::default()
         },
         ..Config::default()
@@ -97,43 +72,16 @@ fn mounts() -> Vec<Mount> {
     let locked = ["nosuid", "noexec", "nodev"];
     vec![
         mount("/proc", "proc", "proc", &[]),
-        mount(
-            "/dev",
-            "tmpfs",
-            "tmpfs",
-            &["nosuid", "strictatime", "mode=755", "size=65536k"],
-        ),
+        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
         mount(
             "/dev/pts",
             "devpts",
             "devpts",
-            &[
-                "nosuid",
-                "noexec",
-                "newinstance",
-                "ptmxmode=0666",
-                "mode=0620",
-                "gid=5",
-            ],
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
-        mount(
-            "/dev/shm",
-            "tmpfs",
-            "shm",
-            &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"],
-        ),
+        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
         mount("/dev/mqueue", "mqueue", "mqueue", &locked),
-        mount(
-            "/sys",
-            "sysfs",
-            "sysfs",
-            &["nosuid", "noexec", "nodev", "ro"],
-        ),
-        mount(
-            "/sys/fs/cgroup",
-            "cgroup",
-            "cgroup",
-            &["nosuid", "noexec", "nodev", "relatime", "ro"],
-        ),
+        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
     ]
 }

@@ -12,9 +12,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Go writes an absent list as `null`; take it as empty.
-fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
-    deserializer: D,
-) -> Result<T, D::Error> {
+fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
@@ -495,16 +493,12 @@ config! {
 impl Config {
     /// The namespace entry of a kind.
     pub fn namespace(&self, kind: &str) -> Option<&Namespace> {
-        self.linux
-            .namespaces
-            .iter()
-            .find(|namespace| namespace.kind == kind)
+        self.linux.namespaces.iter().find(|namespace| namespace.kind == kind)
     }
 
     /// Whether the container gets a new namespace of this kind.
     pub fn makes(&self, kind: &str) -> bool {
-        self.namespace(kind)
-            .is_some_and(|namespace| namespace.joined().is_none())
+        self.namespace(kind).is_some_and(|namespace| namespace.joined().is_none())
     }
 }
 

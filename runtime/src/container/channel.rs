@@ -106,9 +106,7 @@ impl Channel {
             (Some(b'T'), Some(fd)) => Message::Terminal(fd),
             (Some(b'C'), _) => Message::Created,
             (Some(b'E'), _) => Message::Failed(Failure::decode(&bytes[1..])),
-            _ => Message::Failed(Failure::new(
-                "the container's process sent a message nobody knows",
-            )),
+            _ => Message::Failed(Failure::new("the container's process sent a message nobody knows")),
         })
     }
 
@@ -117,8 +115,7 @@ impl Channel {
     /// # Errors
     /// It is gone.
     pub fn go(&self) -> Outcome<()> {
-        socket::send(self.fd(), b"G", None)
-            .because(|| "the container's process has gone".to_owned())
+        socket::send(self.fd(), b"G", None).because(|| "the container's process has gone".to_owned())
     }
 
     /// Wait until the parent lets us go on.

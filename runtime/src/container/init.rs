@@ -80,102 +80,30 @@ struct Step {
 
 /// The start of a container.
 const STEPS: &[Step] = &[
-    Step {
-        name: "self-protection",
-        run: |init| init.protect(),
-    },
-    Step {
-        name: "join cgroup",
-        run: |init| init.join_cgroup(),
-    },
-    Step {
-        name: "join namespaces",
-        run: |init| init.join_namespaces(),
-    },
-    Step {
-        name: "user namespace",
-        run: |init| init.enter_user_namespace(),
-    },
-    Step {
-        name: "late namespaces",
-        run: |init| init.unshare_late(),
-    },
-    Step {
-        name: "session",
-        run: |init| init.new_session(),
-    },
-    Step {
-        name: "root filesystem",
-        run: |init| mounts::attach_root(init.prepared),
-    },
-    Step {
-        name: "mounts",
-        run: |init| init.context().mount_all(),
-    },
-    Step {
-        name: "devices",
-        run: |init| nodes::make(&init.context()),
-    },
-    Step {
-        name: "terminal",
-        run: |init| init.open_terminal(),
-    },
-    Step {
-        name: "masked paths",
-        run: |init| init.context().mask(),
-    },
-    Step {
-        name: "read-only paths",
-        run: |init| init.context().make_readonly(),
-    },
-    Step {
-        name: "kernel parameters",
-        run: |init| init.set_parameters(),
-    },
-    Step {
-        name: "names",
-        run: |init| init.set_names(),
-    },
-    Step {
-        name: "loopback",
-        run: |init| init.loopback_up(),
-    },
-    Step {
-        name: "runtime hooks",
-        run: |init| init.runtime_hooks(),
-    },
-    Step {
-        name: "container hooks",
-        run: |init| init.container_hooks(),
-    },
-    Step {
-        name: "working directory",
-        run: |init| init.make_working_directory(),
-    },
-    Step {
-        name: "pivot root",
-        run: |init| mounts::pivot(init.prepared, init.no_pivot),
-    },
-    Step {
-        name: "seal root",
-        run: |init| init.context().seal_root(),
-    },
-    Step {
-        name: "personality",
-        run: |init| init.set_personality(),
-    },
-    Step {
-        name: "find program",
-        run: |init| init.find_program(),
-    },
-    Step {
-        name: "wait for start",
-        run: |init| init.wait_for_start(),
-    },
-    Step {
-        name: "start hooks",
-        run: |init| init.start_hooks(),
-    },
+    Step { name: "self-protection", run: |init| init.protect() },
+    Step { name: "join cgroup", run: |init| init.join_cgroup() },
+    Step { name: "join namespaces", run: |init| init.join_namespaces() },
+    Step { name: "user namespace", run: |init| init.enter_user_namespace() },
+    Step { name: "late namespaces", run: |init| init.unshare_late() },
+    Step { name: "session", run: |init| init.new_session() },
+    Step { name: "root filesystem", run: |init| mounts::attach_root(init.prepared) },
+    Step { name: "mounts", run: |init| init.context().mount_all() },
+    Step { name: "devices", run: |init| nodes::make(&init.context()) },
+    Step { name: "terminal", run: |init| init.open_terminal() },
+    Step { name: "masked paths", run: |init| init.context().mask() },
+    Step { name: "read-only paths", run: |init| init.context().make_readonly() },
+    Step { name: "kernel parameters", run: |init| init.set_parameters() },
+    Step { name: "names", run: |init| init.set_names() },
+    Step { name: "loopback", run: |init| init.loopback_up() },
+    Step { name: "runtime hooks", run: |init| init.runtime_hooks() },
+    Step { name: "container hooks", run: |init| init.container_hooks() },
+    Step { name: "working directory", run: |init| init.make_working_directory() },
+    Step { name: "pivot root", run: |init| mounts::pivot(init.prepared, init.no_pivot) },
+    Step { name: "seal root", run: |init| init.context().seal_root() },
+    Step { name: "personality", run: |init| init.set_personality() },
+    Step { name: "find program", run: |init| init.find_program() },
+    Step { name: "wait for start", run: |init| init.wait_for_start() },
+    Step { name: "start hooks", run: |init| init.start_hooks() },
 ];
 
 /// Run the steps and become the program; report a failure and end otherwise.
@@ -194,34 +122,21 @@ impl Init<'_> {
         for step in STEPS {
             (step.run)(self).map_err(|failure| failure.in_step(step.name))?;
         }
-        let ready = self
-            .ready
-            .take()
-            .ok_or_else(|| Failure::new("no program was found").in_step("exec"))?;
+        let ready = self.ready.take().ok_or_else(|| Failure::new("no program was found").in_step("exec"))?;
         self.program.become_it(&ready)
     }
 
     fn context(&self) -> Context<'_> {
-        Context {
-            config: self.config,
-            prepared: self.prepared,
-            cgroup: self.cgroup,
-        }
+        Context { config: self.config, prepared: self.prepared, cgroup: self.cgroup }
     }
 
     /// Keep others from reaching our binary through `/proc/PID/exe`, and end with the creator.
     fn protect(&mut self) -> Outcome<()> {
         process::set_not_dumpable().because(|| "cannot make the process undumpable".to_owned())?;
-        process::set_parent_death_signal(libc::SIGKILL)
-            .because(|| "cannot ask for a death signal".to_owned())?;
+        process::set_parent_death_signal(libc::SIGKILL).because(|| "cannot ask for a death signal".to_owned())?;
         // The host's procfs still shows the number that the host knows.
-        let link = rustix::fs::readlink("/proc/self", Vec::new())
-            .because(|| "cannot read `/proc/self`".to_owned())?;
-        self.host_pid = link
-            .to_str()
-            .ok()
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(0);
+        let link = rustix::fs::readlink("/proc/self", Vec::new()).because(|| "cannot read `/proc/self`".to_owned())?;
+        self.host_pid = link.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or(0);
         Ok(())
     }
 
@@ -229,19 +144,13 @@ impl Init<'_> {
         for door in self.doors.drain(..) {
             rustix::io::write(&door, b"0")
                 .because(|| "cannot join".to_owned())
-                .map_err(|failure| {
-                    failure.hint("for cpuset, the parents need CPUs and memory nodes")
-                })?;
+                .map_err(|failure| failure.hint("for cpuset, the parents need CPUs and memory nodes"))?;
         }
         Ok(())
     }
 
     fn join_namespaces(&mut self) -> Outcome<()> {
-        if self.joined {
-            Ok(())
-        } else {
-            self.namespaces.join_now(Kind::Pid)
-        }
+        if self.joined { Ok(()) } else { self.namespaces.join_now(Kind::Pid) }
     }
 
     fn enter_user_namespace(&mut self) -> Outcome<()> {
@@ -255,12 +164,10 @@ impl Init<'_> {
 
     fn unshare_late(&mut self) -> Outcome<()> {
         if self.namespaces.unshare_cgroup {
-            clone::unshare(libc::CLONE_NEWCGROUP)
-                .because(|| "cannot make a cgroup namespace".to_owned())?;
+            clone::unshare(libc::CLONE_NEWCGROUP).because(|| "cannot make a cgroup namespace".to_owned())?;
         }
         if self.namespaces.unshare_time {
-            clone::unshare(libc::CLONE_NEWTIME)
-                .because(|| "cannot make a time namespace".to_owned())?;
+            clone::unshare(libc::CLONE_NEWTIME).because(|| "cannot make a time namespace".to_owned())?;
             let offsets: String = self
                 .config
                 .linux
@@ -273,14 +180,9 @@ impl Init<'_> {
                     .because(|| "cannot set `linux.timeOffsets`".to_owned())?;
             }
             let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-            let file = rustix::fs::open(
-                "/proc/self/ns/time_for_children",
-                flags,
-                rustix::fs::Mode::empty(),
-            )
-            .because(|| "cannot open the time namespace".to_owned())?;
-            clone::setns(file.as_fd(), libc::CLONE_NEWTIME)
-                .because(|| "cannot enter the time namespace".to_owned())?;
+            let file = rustix::fs::open("/proc/self/ns/time_for_children", flags, rustix::fs::Mode::empty())
+                .because(|| "cannot open the time namespace".to_owned())?;
+            clone::setns(file.as_fd(), libc::CLONE_NEWTIME).because(|| "cannot enter the time namespace".to_owned())?;
         }
         Ok(())
     }
@@ -289,8 +191,7 @@ impl Init<'_> {
         process::set_session().because(|| "cannot make a session".to_owned())?;
         process::set_umask(0);
         for (number, fd) in self.stdio.take().into_iter().flatten().enumerate() {
-            process::dup_to(fd.as_fd(), number as i32)
-                .because(|| "cannot set up standard streams".to_owned())?;
+            process::dup_to(fd.as_fd(), number as i32).because(|| "cannot set up standard streams".to_owned())?;
         }
         Ok(())
     }
@@ -324,22 +225,11 @@ impl Init<'_> {
     }
 
     fn set_names(&mut self) -> Outcome<()> {
-        if let Some(name) = self
-            .config
-            .hostname
-            .as_deref()
-            .filter(|name| !name.is_empty())
-        {
+        if let Some(name) = self.config.hostname.as_deref().filter(|name| !name.is_empty()) {
             mount::set_hostname(name).because(|| format!("cannot set the host name `{name}`"))?;
         }
-        if let Some(name) = self
-            .config
-            .domainname
-            .as_deref()
-            .filter(|name| !name.is_empty())
-        {
-            mount::set_domainname(name)
-                .because(|| format!("cannot set the domain name `{name}`"))?;
+        if let Some(name) = self.config.domainname.as_deref().filter(|name| !name.is_empty()) {
+            mount::set_domainname(name).because(|| format!("cannot set the domain name `{name}`"))?;
         }
         Ok(())
     }
@@ -364,18 +254,13 @@ impl Init<'_> {
     }
 
     fn container_hooks(&mut self) -> Outcome<()> {
-        hooks::run(
-            "createContainer",
-            &self.config.hooks.create_container,
-            &self.state_as(Status::Creating),
-        )
+        hooks::run("createContainer", &self.config.hooks.create_container, &self.state_as(Status::Creating))
     }
 
     /// The specification does not say that it must exist, and every other runtime makes it.
     fn make_working_directory(&mut self) -> Outcome<()> {
         let root = super::path::RootDir(self.prepared.root.as_fd());
-        root.make_dir(&self.program.process.cwd, super::path::Links::Follow)
-            .map(drop)
+        root.make_dir(&self.program.process.cwd, super::path::Links::Follow).map(drop)
     }
 
     fn set_personality(&mut self) -> Outcome<()> {
@@ -384,13 +269,8 @@ impl Init<'_> {
         let Some(personality) = &self.config.linux.personality else {
             return Ok(());
         };
-        let domain = if personality.domain == "LINUX32" {
-            PER_LINUX32
-        } else {
-            PER_LINUX
-        };
-        process::set_personality(domain)
-            .because(|| format!("cannot set personality {}", personality.domain))
+        let domain = if personality.domain == "LINUX32" { PER_LINUX32 } else { PER_LINUX };
+        process::set_personality(domain).because(|| format!("cannot set personality {}", personality.domain))
     }
 
     fn find_program(&mut self) -> Outcome<()> {
@@ -400,8 +280,7 @@ impl Init<'_> {
 
     fn wait_for_start(&mut self) -> Outcome<()> {
         // From here on the container does not depend on its creator.
-        process::set_parent_death_signal(0)
-            .because(|| "cannot take back the death signal".to_owned())?;
+        process::set_parent_death_signal(0).because(|| "cannot take back the death signal".to_owned())?;
         self.channel.send(&Message::Created)?;
         match &self.start {
             Start::AtOnce => self.channel.wait_for_go(),
@@ -413,11 +292,7 @@ impl Init<'_> {
     }
 
     fn start_hooks(&mut self) -> Outcome<()> {
-        hooks::run(
-            "startContainer",
-            &self.config.hooks.start_container,
-            &self.state_as(Status::Created),
-        )
+        hooks::run("startContainer", &self.config.hooks.start_container, &self.state_as(Status::Created))
     }
 }
 
@@ -442,12 +317,12 @@ fn accept_start(listener: &OwnedFd) -> Outcome<Channel> {
 /// The receiver is gone.
 pub fn hand_over(channel: &Channel, terminal: &Terminal, master: OwnedFd) -> Outcome<()> {
     match terminal {
-        Terminal::None => Err(Failure::new("nobody takes the terminal")
-            .hint("give --console-socket, or run in the foreground")),
+        Terminal::None => {
+            Err(Failure::new("nobody takes the terminal").hint("give --console-socket, or run in the foreground"))
+        }
         Terminal::Keep => channel.send(&Message::Terminal(master)),
         Terminal::Send(socket) => {
-            let number = crate::sys::tty::number(master.as_fd())
-                .because(|| "cannot name the terminal".to_owned())?;
+            let number = crate::sys::tty::number(master.as_fd()).because(|| "cannot name the terminal".to_owned())?;
             let name = format!("/dev/pts/{number}");
             socket::send(socket.as_fd(), name.as_bytes(), Some(master.as_fd()))
                 .because(|| "cannot send the terminal to the console socket".to_owned())

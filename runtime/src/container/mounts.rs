@@ -21,14 +21,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// Device files every container has: name, major, minor.
-pub const DEFAULT_DEVICES: &[(&str, u32, u32)] = &[
-    ("null", 1, 3),
-    ("zero", 1, 5),
-    ("full", 1, 7),
-    ("random", 1, 8),
-    ("urandom", 1, 9),
-    ("tty", 5, 0),
-];
+pub const DEFAULT_DEVICES: &[(&str, u32, u32)] =
+    &[("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
 /// Trees opened in the host's mount namespace.
 #[derive(Debug)]
@@ -53,15 +47,11 @@ enum Tree {
 }
 
 fn is_bind(mount: &Mount, options: &Options) -> Option<Bind> {
-    options
-        .bind
-        .or_else(|| (mount.kind.as_deref() == Some("bind")).then_some(Bind::Single))
+    options.bind.or_else(|| (mount.kind.as_deref() == Some("bind")).then_some(Bind::Single))
 }
 
 fn open_tree(dir: BorrowedFd<'_>, path: &Path, recursive: bool) -> Result<OwnedFd, Errno> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH;
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
@@ -69,32 +59,17 @@ fn open_tree(dir: BorrowedFd<'_>, path: &Path, recursive: bool) -> Result<OwnedF
 }
 
 fn set_propagation(tree: BorrowedFd<'_>, propagation: Propagation) -> std::io::Result<()> {
-    let attr = MountAttr {
-        propagation: propagation.kind,
-        ..MountAttr::default()
-    };
+    let attr = MountAttr { propagation: propagation.kind, ..MountAttr::default() };
     mount_setattr(tree, propagation.recursive, &attr)
 }
 
 /// What mounts get that name no propagation: they see changes of the host, the host does not see theirs.
 fn default_propagation(config: &Config) -> Propagation {
-    let slave = Propagation {
-        kind: libc::MS_SLAVE,
-        recursive: true,
-    };
-    match config
-        .linux
-        .rootfs_propagation
-        .as_deref()
-        .and_then(options::propagation)
-    {
-        Some(Propagation {
-            kind: libc::MS_PRIVATE | libc::MS_UNBINDABLE,
-            ..
-        }) => Propagation {
-            kind: libc::MS_PRIVATE,
-            recursive: true,
-        },
+    let slave = Propagation { kind: libc::MS_SLAVE, recursive: true };
+    match config.linux.rootfs_propagation.as_deref().and_then(options::propagation) {
+        Some(Propagation { kind: libc::MS_PRIVATE | libc::MS_UNBINDABLE, .. }) => {
+            Propagation { kind: libc::MS_PRIVATE, recursive: true }
+        }
         _ => slave,
     }
 }
@@ -113,25 +88,15 @@ impl Prepared {
         let path = root_path(config, bundle);
         let root = open_tree(CWD, &path, true)
             .because(|| format!("cannot open root filesystem `{}`", path.display()))
-            .or_hint(
-                "`root.path` in config.json is relative to the bundle; does the directory exist?",
-            )?;
+            .or_hint("`root.path` in config.json is relative to the bundle; does the directory exist?")?;
         let default = default_propagation(config);
-        set_propagation(root.as_fd(), default)
-            .because(|| "cannot set the propagation of the root".to_owned())?;
+        set_propagation(root.as_fd(), default).because(|| "cannot set the propagation of the root".to_owned())?;
         // The mounts made in it must reach no other namespace until they are all there.
-        let private = Propagation {
-            kind: libc::MS_PRIVATE,
-            recursive: false,
-        };
-        set_propagation(root.as_fd(), private)
-            .because(|| "cannot set the propagation of the root".to_owned())?;
+        let private = Propagation { kind: libc::MS_PRIVATE, recursive: false };
+        set_propagation(root.as_fd(), private).because(|| "cannot set the propagation of the root".to_owned())?;
         let mut trees = Vec::with_capacity(config.mounts.len());
         for (index, mount) in config.mounts.iter().enumerate() {
-            trees.push(
-                prepare(config, mount, bundle, cgroup, default)
-                    .map_err(|failure| at(failure, index, mount))?,
-            );
+            trees.push(prepare(config, mount, bundle, cgroup, default).map_err(|failure| at(failure, index, mount))?);
         }
         let mut devices = Vec::new();
         if config.namespace("user").is_some() {
@@ -143,26 +108,18 @@ impl Prepared {
                 devices.push(host_device(&device.path)?);
             }
         }
-        Ok(Self {
-            root,
-            trees,
-            devices,
-        })
+        Ok(Self { root, trees, devices })
     }
 }
 
 fn host_device(path: &str) -> Outcome<(String, OwnedFd)> {
-    let tree = open_tree(CWD, Path::new(path), false).because(|| {
-        format!("cannot open device `{path}` of the host, which a user namespace may not make")
-    })?;
+    let tree = open_tree(CWD, Path::new(path), false)
+        .because(|| format!("cannot open device `{path}` of the host, which a user namespace may not make"))?;
     Ok((path.to_owned(), tree))
 }
 
 fn at(mut failure: Failure, index: usize, mount: &Mount) -> Failure {
-    failure.what = format!(
-        "$.mounts[{index}] on `{}`: {}",
-        mount.destination, failure.what
-    );
+    failure.what = format!("$.mounts[{index}] on `{}`: {}", mount.destination, failure.what);
     failure
 }
 
@@ -170,27 +127,19 @@ fn parse(mount: &Mount) -> Outcome<Options> {
     options::parse(&mount.options).map_err(|error| Failure::new(format!("option {error}")))
 }
 
-fn prepare(
-    config: &Config,
-    mount: &Mount,
-    bundle: &Path,
-    cgroup: &Cgroup,
-    default: Propagation,
-) -> Outcome<Tree> {
+fn prepare(config: &Config, mount: &Mount, bundle: &Path, cgroup: &Cgroup, default: Propagation) -> Outcome<Tree> {
     let options = parse(mount)?;
     if options.remount {
         return Ok(Tree::None);
     }
     if let Some(bind) = is_bind(mount, &options) {
         let source = bundle.join(mount.source.as_deref().unwrap_or(""));
-        let recursive =
-            bind == Bind::Recursive || !options.recursive_attr.eq(&MountAttr::default());
+        let recursive = bind == Bind::Recursive || !options.recursive_attr.eq(&MountAttr::default());
         let tree = open_tree(CWD, &source, recursive)
             .because(|| format!("cannot open bind source `{}`", source.display()))
             .or_hint("the source of a bind mount must exist on this host")?;
         if options.propagations.is_empty() || default.kind != libc::MS_SLAVE {
-            set_propagation(tree.as_fd(), default)
-                .because(|| "cannot set its propagation".to_owned())?;
+            set_propagation(tree.as_fd(), default).because(|| "cannot set its propagation".to_owned())?;
         }
         return Ok(Tree::Bind(tree));
     }
@@ -198,16 +147,9 @@ fn prepare(
     if is_cgroup && config.namespace("cgroup").is_none() {
         let mut trees = Vec::new();
         for (name, path) in cgroup_directories(cgroup) {
-            let tree = open_tree(CWD, &path, false)
-                .because(|| format!("cannot open cgroup `{}`", path.display()))?;
-            set_propagation(
-                tree.as_fd(),
-                Propagation {
-                    kind: libc::MS_PRIVATE,
-                    recursive: true,
-                },
-            )
-            .because(|| "cannot set its propagation".to_owned())?;
+            let tree = open_tree(CWD, &path, false).because(|| format!("cannot open cgroup `{}`", path.display()))?;
+            set_propagation(tree.as_fd(), Propagation { kind: libc::MS_PRIVATE, recursive: true })
+                .because(|| "cannot set its propagation".to_owned())?;
             trees.push((name, tree));
         }
         return Ok(Tree::Cgroups(trees));
@@ -218,17 +160,10 @@ fn prepare(
 /// Directory name and the container's own directory for each hierarchy; the name is empty on a pure v2 host.
 fn cgroup_directories(cgroup: &Cgroup) -> Vec<(String, PathBuf)> {
     let hierarchies = cgroup.hierarchies();
-    let mut list: Vec<(String, PathBuf)> = hierarchies
-        .v1
-        .iter()
-        .map(|v1| (v1.directory_name(), cgroup.path_in(&v1.mount)))
-        .collect();
+    let mut list: Vec<(String, PathBuf)> =
+        hierarchies.v1.iter().map(|v1| (v1.directory_name(), cgroup.path_in(&v1.mount))).collect();
     if let Some(v2) = &hierarchies.v2 {
-        let name = if list.is_empty() {
-            String::new()
-        } else {
-            "unified".to_owned()
-        };
+        let name = if list.is_empty() { String::new() } else { "unified".to_owned() };
         list.push((name, cgroup.path_in(v2)));
     }
     list
@@ -245,17 +180,11 @@ fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
 /// # Errors
 /// The mount calls fail.
 pub fn attach_root(prepared: &Prepared) -> Outcome<()> {
-    let all = MountAttr {
-        propagation: libc::MS_PRIVATE,
-        ..MountAttr::default()
-    };
+    let all = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let old =
-        rustix::fs::open("/", flags, Mode::empty()).because(|| "cannot open `/`".to_owned())?;
-    mount_setattr(old.as_fd(), true, &all)
-        .because(|| "cannot make the host's mounts private".to_owned())?;
-    attach(prepared.root.as_fd(), old.as_fd())
-        .because(|| "cannot attach the root filesystem".to_owned())
+    let old = rustix::fs::open("/", flags, Mode::empty()).because(|| "cannot open `/`".to_owned())?;
+    mount_setattr(old.as_fd(), true, &all).because(|| "cannot make the host's mounts private".to_owned())?;
+    attach(prepared.root.as_fd(), old.as_fd()).because(|| "cannot attach the root filesystem".to_owned())
 }
 
 /// Everything a mount step needs to know.
@@ -280,8 +209,7 @@ impl Context<'_> {
     /// One cannot be made as the bundle says.
     pub fn mount_all(&self) -> Outcome<()> {
         for (index, mount) in self.config.mounts.iter().enumerate() {
-            self.mount(mount, &self.prepared.trees[index])
-                .map_err(|failure| at(failure, index, mount))?;
+            self.mount(mount, &self.prepared.trees[index]).map_err(|failure| at(failure, index, mount))?;
         }
         Ok(())
     }
@@ -296,17 +224,9 @@ impl Context<'_> {
         match (tree, mount.kind.as_deref().unwrap_or("")) {
             (Tree::Bind(tree), _) => {
                 let target = self.bind_target(tree.as_fd(), &destination, links)?;
-                if options
-                    .data
-                    .iter()
-                    .any(|(key, _)| !matches!(key.as_str(), "sync" | "silent"))
-                {
-                    let words: Vec<&str> =
-                        options.data.iter().map(|(key, _)| key.as_str()).collect();
-                    return Err(Failure::new(format!(
-                        "`{}` is not an option of a bind mount",
-                        words.join(",")
-                    )));
+                if options.data.iter().any(|(key, _)| !matches!(key.as_str(), "sync" | "silent")) {
+                    let words: Vec<&str> = options.data.iter().map(|(key, _)| key.as_str()).collect();
+                    return Err(Failure::new(format!("`{}` is not an option of a bind mount", words.join(","))));
                 }
                 finish(tree.as_fd(), target.as_fd(), &options)
             }
@@ -323,14 +243,8 @@ impl Context<'_> {
     }
 
     /// A place of the same kind as the source: directory on directory, file on file.
-    fn bind_target(
-        &self,
-        tree: BorrowedFd<'_>,
-        destination: &str,
-        links: Links,
-    ) -> Outcome<OwnedFd> {
-        let stat =
-            rustix::fs::fstat(tree).because(|| "cannot look at the bind source".to_owned())?;
+    fn bind_target(&self, tree: BorrowedFd<'_>, destination: &str, links: Links) -> Outcome<OwnedFd> {
+        let stat = rustix::fs::fstat(tree).because(|| "cannot look at the bind source".to_owned())?;
         if FileType::from_raw_mode(stat.st_mode).is_dir() {
             self.root().make_dir(destination, links)
         } else {
@@ -341,33 +255,20 @@ impl Context<'_> {
     fn remount(&self, destination: &str, links: Links, options: &Options) -> Outcome<()> {
         let what = || "cannot change the mount".to_owned();
         if !options.data.is_empty() {
-            return Err(Failure::new(
-                "a remount can change attributes and propagation only",
-            ));
+            return Err(Failure::new("a remount can change attributes and propagation only"));
         }
-        let target = self
-            .root()
-            .open(destination, OFlags::PATH, links)
-            .because(what)?;
+        let target = self.root().open(destination, OFlags::PATH, links).because(what)?;
         apply_attributes(target.as_fd(), options).because(what)
     }
 
     /// The cgroup filesystem as the container may see it: one v2 mount, or a directory of v1 mounts.
-    fn mount_cgroup(
-        &self,
-        tree: &Tree,
-        destination: &str,
-        links: Links,
-        options: &Options,
-    ) -> Outcome<()> {
+    fn mount_cgroup(&self, tree: &Tree, destination: &str, links: Links, options: &Options) -> Outcome<()> {
         let hierarchies = self.cgroup.hierarchies();
         let target = self.root().make_dir(destination, links)?;
         if hierarchies.v1.is_empty() {
             let made = match tree {
                 Tree::Cgroups(trees) => match trees.first() {
-                    Some((_, tree)) => tree
-                        .try_clone()
-                        .because(|| "cannot copy a descriptor".to_owned())?,
+                    Some((_, tree)) => tree.try_clone().because(|| "cannot copy a descriptor".to_owned())?,
                     None => return Err(Failure::new("this host has no cgroup hierarchy")),
                 },
                 _ => new_filesystem("cgroup2", Some("cgroup"), options)?,
@@ -375,50 +276,30 @@ impl Context<'_> {
             return finish(made.as_fd(), target.as_fd(), options);
         }
         let data = vec![("mode".to_owned(), Some("755".to_owned()))];
-        let writable = Options {
-            data,
-            ..Options::default()
-        };
+        let writable = Options { data, ..Options::default() };
         let directory = new_filesystem("tmpfs", Some("cgroup"), &writable)?;
-        attach(directory.as_fd(), target.as_fd())
-            .because(|| "cannot attach the directory of cgroups".to_owned())?;
+        attach(directory.as_fd(), target.as_fd()).because(|| "cannot attach the directory of cgroups".to_owned())?;
         let inside = RootDir(directory.as_fd());
-        let one = Options {
-            data: Vec::new(),
-            ..options.clone()
-        };
+        let one = Options { data: Vec::new(), ..options.clone() };
         let place = |name: &str, made: OwnedFd| -> Outcome<()> {
             let target = inside.make_dir(name, Links::Refuse)?;
             finish(made.as_fd(), target.as_fd(), &one)
         };
         if let Tree::Cgroups(trees) = tree {
             for (name, tree) in trees {
-                place(
-                    name,
-                    tree.try_clone()
-                        .because(|| "cannot copy a descriptor".to_owned())?,
-                )?;
+                place(name, tree.try_clone().because(|| "cannot copy a descriptor".to_owned())?)?;
             }
         } else {
             for v1 in &hierarchies.v1 {
-                let flags = v1
-                    .controllers
-                    .iter()
-                    .map(|name| match name.split_once('=') {
-                        Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
-                        None => (name.clone(), None),
-                    });
+                let flags = v1.controllers.iter().map(|name| match name.split_once('=') {
+                    Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+                    None => (name.clone(), None),
+                });
                 // A hierarchy without controllers has to say so.
                 let none = v1.controllers.iter().all(|name| name.contains('='));
                 let none = none.then(|| ("none".to_owned(), None));
-                let options = Options {
-                    data: flags.chain(none).collect(),
-                    ..one.clone()
-                };
-                place(
-                    &v1.directory_name(),
-                    new_filesystem("cgroup", Some("cgroup"), &options)?,
-                )?;
+                let options = Options { data: flags.chain(none).collect(), ..one.clone() };
+                place(&v1.directory_name(), new_filesystem("cgroup", Some("cgroup"), &options)?)?;
             }
             if hierarchies.v2.is_some() {
                 place("unified", new_filesystem("cgroup2", Some("cgroup"), &one)?)?;
@@ -430,8 +311,7 @@ impl Context<'_> {
                     .because(|| format!("cannot make the link `{name}`"))?;
             }
         }
-        apply_attributes(directory.as_fd(), &one)
-            .because(|| "cannot set the options of the cgroup mount".to_owned())
+        apply_attributes(directory.as_fd(), &one).because(|| "cannot set the options of the cgroup mount".to_owned())
     }
 
     /// Make paths unreadable: an empty read-only directory, or the null device, on top.
@@ -462,19 +342,13 @@ impl Context<'_> {
                     // Another view of the same empty directory.
                     Some(first) => open_tree(first.as_fd(), Path::new(""), false).because(what)?,
                     None => {
-                        let data = [("nr_blocks", "1"), ("nr_inodes", "1")];
-                        let data = data
+                        let mut data = [("nr_blocks", "1"), ("nr_inodes", "1")]
                             .map(|(key, value)| (key.to_owned(), Some(value.to_owned())))
                             .to_vec();
-                        let attr = MountAttr {
-                            set: READ_ONLY,
-                            ..MountAttr::default()
-                        };
-                        let options = Options {
-                            data,
-                            attr,
-                            ..Options::default()
-                        };
+                        // The filesystem itself, so that remounting the mount does not help.
+                        data.push(("ro".to_owned(), None));
+                        let attr = MountAttr { set: READ_ONLY, ..MountAttr::default() };
+                        let options = Options { data, attr, ..Options::default() };
                         new_filesystem("tmpfs", Some("tmpfs"), &options)?
                     }
                 }
@@ -490,20 +364,11 @@ impl Context<'_> {
     /// The container's `/dev/null`, proven to be the null device and not something an image put there.
     fn null_device(&self) -> Outcome<OwnedFd> {
         let what = || "cannot open `/dev/null` of the container to mask files with".to_owned();
-        let null = self
-            .root()
-            .open("/dev/null", OFlags::PATH | OFlags::NOFOLLOW, Links::Refuse)
-            .because(what)?;
+        let null = self.root().open("/dev/null", OFlags::PATH | OFlags::NOFOLLOW, Links::Refuse).because(what)?;
         let stat = rustix::fs::fstat(&null).because(what)?;
-        let is_null = FileType::from_raw_mode(stat.st_mode).is_char_device()
-            && stat.st_rdev == rustix::fs::makedev(1, 3);
-        if is_null {
-            Ok(null)
-        } else {
-            Err(Failure::new(
-                "`/dev/null` of the container is not the null device",
-            ))
-        }
+        let is_null =
+            FileType::from_raw_mode(stat.st_mode).is_char_device() && stat.st_rdev == rustix::fs::makedev(1, 3);
+        if is_null { Ok(null) } else { Err(Failure::new("`/dev/null` of the container is not the null device")) }
     }
 
     /// Make paths read-only, with everything below.
@@ -518,10 +383,7 @@ impl Context<'_> {
                 continue;
             };
             let tree = open_tree(target.as_fd(), Path::new(""), true).because(what)?;
-            let attr = MountAttr {
-                set: READ_ONLY,
-                ..MountAttr::default()
-            };
+            let attr = MountAttr { set: READ_ONLY, ..MountAttr::default() };
             mount_setattr(tree.as_fd(), true, &attr).because(what)?;
             attach(tree.as_fd(), target.as_fd()).because(what)?;
         }
@@ -532,9 +394,7 @@ impl Context<'_> {
         match self.root().open(path, OFlags::PATH, Links::Follow) {
             Ok(target) => Ok(Some(target)),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
-            Err(error) => {
-                Err(error).because(|| format!("cannot open `{path}` in the root filesystem"))
-            }
+            Err(error) => Err(error).because(|| format!("cannot open `{path}` in the root filesystem")),
         }
     }
 
@@ -545,22 +405,12 @@ impl Context<'_> {
     pub fn seal_root(&self) -> Outcome<()> {
         let root = self.prepared.root.as_fd();
         if self.config.root.as_ref().is_some_and(|root| root.readonly) {
-            let attr = MountAttr {
-                set: READ_ONLY,
-                ..MountAttr::default()
-            };
-            mount_setattr(root, false, &attr)
-                .because(|| "cannot make the root read-only".to_owned())?;
+            let attr = MountAttr { set: READ_ONLY, ..MountAttr::default() };
+            mount_setattr(root, false, &attr).because(|| "cannot make the root read-only".to_owned())?;
         }
-        let wanted = self
-            .config
-            .linux
-            .rootfs_propagation
-            .as_deref()
-            .and_then(options::propagation);
+        let wanted = self.config.linux.rootfs_propagation.as_deref().and_then(options::propagation);
         if let Some(wanted) = wanted {
-            set_propagation(root, wanted)
-                .because(|| "cannot set the propagation of the root".to_owned())?;
+            set_propagation(root, wanted).because(|| "cannot set the propagation of the root".to_owned())?;
         }
         Ok(())
     }
@@ -596,10 +446,7 @@ fn apply_attributes(tree: BorrowedFd<'_>, options: &Options) -> std::io::Result<
     if options.attr != MountAttr::default() {
         mount_setattr(tree, false, &options.attr)?;
     }
-    options
-        .propagations
-        .iter()
-        .try_for_each(|propagation| set_propagation(tree, *propagation))
+    options.propagations.iter().try_for_each(|propagation| set_propagation(tree, *propagation))
 }
 
 /// A new filesystem, not attached anywhere.
@@ -615,22 +462,18 @@ pub fn new_filesystem(kind: &str, source: Option<&str>, options: &Options) -> Ou
             .because(|| format!("{kind} refuses the source `{source}`"))?;
         // A device that cannot be written must not be opened for writing.
         if source.starts_with('/') && options.attr.set & READ_ONLY != 0 {
-            rustix::mount::fsconfig_set_flag(&context, "ro")
-                .because(|| format!("{kind} refuses the option `ro`"))?;
+            rustix::mount::fsconfig_set_flag(&context, "ro").because(|| format!("{kind} refuses the option `ro`"))?;
         }
     }
     for (key, value) in &options.data {
         match value {
-            Some(value) => {
-                rustix::mount::fsconfig_set_string(&context, key.as_str(), value.as_str())
-                    .because(|| format!("{kind} refuses the option `{key}={value}`"))?
-            }
+            Some(value) => rustix::mount::fsconfig_set_string(&context, key.as_str(), value.as_str())
+                .because(|| format!("{kind} refuses the option `{key}={value}`"))?,
             None => rustix::mount::fsconfig_set_flag(&context, key.as_str())
                 .because(|| format!("{kind} refuses the option `{key}`"))?,
         }
     }
-    rustix::mount::fsconfig_create(&context)
-        .because(|| format!("cannot make a filesystem of type `{kind}`"))?;
+    rustix::mount::fsconfig_create(&context).because(|| format!("cannot make a filesystem of type `{kind}`"))?;
     let flags = MountAttrFlags::from_bits_retain(options.attr.set as u32);
     rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags)
         .because(|| format!("cannot mount a filesystem of type `{kind}`"))
@@ -641,8 +484,7 @@ pub fn new_filesystem(kind: &str, source: Option<&str>, options: &Options) -> Ou
 /// # Errors
 /// The mount calls fail.
 pub fn pivot(prepared: &Prepared, by_moving: bool) -> Outcome<()> {
-    rustix::process::fchdir(&prepared.root)
-        .because(|| "cannot enter the root filesystem".to_owned())?;
+    rustix::process::fchdir(&prepared.root).because(|| "cannot enter the root filesystem".to_owned())?;
     if by_moving {
         // For roots on the initial ramfs, where pivot_root does not work: the tree is on `/` already.
         crate::sys::mount::chroot_here().because(|| "cannot change the root".to_owned())?;

@@ -29,16 +29,8 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order of joining.
-    pub const ALL: [Self; 8] = [
-        Self::User,
-        Self::Pid,
-        Self::Network,
-        Self::Ipc,
-        Self::Uts,
-        Self::Time,
-        Self::Cgroup,
-        Self::Mount,
-    ];
+    pub const ALL: [Self; 8] =
+        [Self::User, Self::Pid, Self::Network, Self::Ipc, Self::Uts, Self::Time, Self::Cgroup, Self::Mount];
 
     /// The name in `config.json`.
     pub fn name(self) -> &'static str {
@@ -94,12 +86,7 @@ impl Namespaces {
     /// # Errors
     /// A namespace file cannot be opened.
     pub fn plan(config: &Config) -> Outcome<Self> {
-        let mut plan = Self {
-            born_into: 0,
-            unshare_cgroup: false,
-            unshare_time: false,
-            join: Vec::new(),
-        };
+        let mut plan = Self { born_into: 0, unshare_cgroup: false, unshare_time: false, join: Vec::new() };
         for kind in Kind::ALL {
             let Some(namespace) = config.namespace(kind.name()) else {
                 continue;
@@ -139,8 +126,7 @@ impl Namespaces {
     /// No right to join, or a file of another kind.
     pub fn join_now(&self, skip: Kind) -> Outcome<()> {
         for (kind, fd) in self.join.iter().filter(|(kind, _)| *kind != skip) {
-            clone::setns(fd.as_fd(), kind.flag())
-                .because(|| format!("cannot join the {} namespace", kind.name()))?;
+            clone::setns(fd.as_fd(), kind.flag()).because(|| format!("cannot join the {} namespace", kind.name()))?;
         }
         Ok(())
     }
@@ -152,8 +138,9 @@ impl Namespaces {
     pub fn join_pid_for_children(&self) -> Outcome<()> {
         match self.join.iter().find(|(kind, _)| *kind == Kind::Pid) {
             None => Ok(()),
-            Some((kind, fd)) => clone::setns(fd.as_fd(), kind.flag())
-                .because(|| "cannot join the pid namespace".to_owned()),
+            Some((kind, fd)) => {
+                clone::setns(fd.as_fd(), kind.flag()).because(|| "cannot join the pid namespace".to_owned())
+            }
         }
     }
 
@@ -162,18 +149,15 @@ impl Namespaces {
     /// # Errors
     /// As [`Namespaces::join_now`].
     pub fn join_around_user(&self) -> Outcome<()> {
-        let refused = |(kind, fd): &&(Kind, OwnedFd)| {
-            *kind != Kind::User && clone::setns(fd.as_fd(), kind.flag()).is_err()
-        };
+        let refused =
+            |(kind, fd): &&(Kind, OwnedFd)| *kind != Kind::User && clone::setns(fd.as_fd(), kind.flag()).is_err();
         let later: Vec<&(Kind, OwnedFd)> = self.join.iter().filter(refused).collect();
         if let Some((kind, fd)) = self.join.iter().find(|(kind, _)| *kind == Kind::User) {
-            clone::setns(fd.as_fd(), kind.flag())
-                .because(|| "cannot join the user namespace".to_owned())?;
+            clone::setns(fd.as_fd(), kind.flag()).because(|| "cannot join the user namespace".to_owned())?;
             become_root()?;
         }
         for (kind, fd) in later {
-            clone::setns(fd.as_fd(), kind.flag())
-                .because(|| format!("cannot join the {} namespace", kind.name()))?;
+            clone::setns(fd.as_fd(), kind.flag()).because(|| format!("cannot join the {} namespace", kind.name()))?;
         }
         Ok(())
     }

@@ -24,8 +24,7 @@ pub fn make(context: &Context<'_>) -> Outcome<()> {
     let config = context.config;
     let bound = config.mounts.iter().any(|mount| {
         clean(&mount.destination) == "/dev"
-            && (mount.kind.as_deref() == Some("bind")
-                || mount.options.iter().any(|o| o == "bind" || o == "rbind"))
+            && (mount.kind.as_deref() == Some("bind") || mount.options.iter().any(|o| o == "bind" || o == "rbind"))
     });
     let root = RootDir(context.prepared.root.as_fd());
     if !context.prepared.devices.is_empty() {
@@ -38,14 +37,7 @@ pub fn make(context: &Context<'_>) -> Outcome<()> {
         if !bound {
             let dev = root.make_dir("/dev", Links::Refuse)?;
             for &(name, major, minor) in DEFAULT_DEVICES {
-                let device = Node {
-                    kind: FileType::CharacterDevice,
-                    major,
-                    minor,
-                    mode: 0o666,
-                    uid: 0,
-                    gid: 0,
-                };
+                let device = Node { kind: FileType::CharacterDevice, major, minor, mode: 0o666, uid: 0, gid: 0 };
                 device.make(dev.as_fd(), name)?;
             }
         }
@@ -62,11 +54,7 @@ pub fn make(context: &Context<'_>) -> Outcome<()> {
         link(dev.as_fd(), name, target)?;
     }
     // Anything but our link in this place would be a way to another terminal.
-    if config
-        .mounts
-        .iter()
-        .any(|mount| clean(&mount.destination) == "/dev/pts")
-    {
+    if config.mounts.iter().any(|mount| clean(&mount.destination) == "/dev/pts") {
         match rustix::fs::unlinkat(&dev, "ptmx", AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(error).because(|| "cannot replace `/dev/ptmx`".to_owned()),
@@ -114,30 +102,20 @@ impl From<&Device> for Node {
 impl Node {
     fn make(&self, dir: BorrowedFd<'_>, name: &str) -> Outcome<()> {
         let what = || format!("cannot make device `{name}`");
-        let number = if self.kind == FileType::Fifo {
-            0
-        } else {
-            rustix::fs::makedev(self.major, self.minor)
-        };
+        let number = if self.kind == FileType::Fifo { 0 } else { rustix::fs::makedev(self.major, self.minor) };
         match rustix::fs::mknodat(dir, name, self.kind, Mode::from_raw_mode(self.mode), number) {
             Ok(()) => {}
             Err(Errno::EXIST) => {
-                let stat =
-                    rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).because(what)?;
+                let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).because(what)?;
                 let same = FileType::from_raw_mode(stat.st_mode) == self.kind
                     && (self.kind == FileType::Fifo || stat.st_rdev == number);
-                return if same {
-                    Ok(())
-                } else {
-                    Err(Failure::new(format!("`{name}` exists and is another file")))
-                };
+                return if same { Ok(()) } else { Err(Failure::new(format!("`{name}` exists and is another file"))) };
             }
             Err(error) => return Err(error).because(what),
         }
         if self.uid != 0 || self.gid != 0 {
             let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
-            rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-                .because(what)?;
+            rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).because(what)?;
         }
         Ok(())
     }

@@ -128,8 +128,8 @@ pub fn parse(words: &[String]) -> Result<Options, OptionError> {
             apply(&mut options.recursive_attr, change);
         } else {
             match word {
-                "" | "defaults" | "nofail" | "_netdev" | "auto" | "noauto" | "user" | "nouser"
-                | "loud" | "async" | "nomand" | "noiversion" | "nolazytime" => {}
+                "" | "defaults" | "nofail" | "_netdev" | "auto" | "noauto" | "user" | "nouser" | "loud" | "async"
+                | "nomand" | "noiversion" | "nolazytime" => {}
                 "bind" => options.bind = options.bind.or(Some(Bind::Single)),
                 "rbind" => options.bind = Some(Bind::Recursive),
                 "remount" => options.remount = true,
@@ -167,17 +167,9 @@ mod tests {
             }
         }
         parts.extend(
-            options
-                .propagations
-                .iter()
-                .map(|p| format!("p{:x}{}", p.kind, if p.recursive { "r" } else { "" })),
+            options.propagations.iter().map(|p| format!("p{:x}{}", p.kind, if p.recursive { "r" } else { "" })),
         );
-        parts.extend(
-            options
-                .data
-                .iter()
-                .map(|(key, value)| format!("{key}:{}", value.as_deref().unwrap_or("-"))),
-        );
+        parts.extend(options.data.iter().map(|(key, value)| format!("{key}:{}", value.as_deref().unwrap_or("-"))));
         parts.join(" ")
     }
 

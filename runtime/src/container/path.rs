@@ -40,11 +40,7 @@ impl Links {
     /// Paths below `/proc`, `/sys` and `/dev` may not go through a link: an image could redirect what is mounted there.
     pub fn for_path(clean: &str) -> Self {
         let first = clean.split('/').nth(1).unwrap_or("");
-        if matches!(first, "proc" | "sys" | "dev") {
-            Self::Refuse
-        } else {
-            Self::Follow
-        }
+        if matches!(first, "proc" | "sys" | "dev") { Self::Refuse } else { Self::Follow }
     }
 
     fn resolve(self) -> ResolveFlags {
@@ -85,8 +81,7 @@ impl RootDir<'_> {
         match self.open(&path, OFlags::PATH | OFlags::DIRECTORY, links) {
             Err(Errno::NOENT) => {}
             result => {
-                return result
-                    .because(|| format!("cannot open directory `{path}` in the root filesystem"));
+                return result.because(|| format!("cannot open directory `{path}` in the root filesystem"));
             }
         }
         let (parent, name) = self.parent(&path, links)?;
@@ -113,8 +108,7 @@ impl RootDir<'_> {
         }
         let (parent, name) = self.parent(&path, links)?;
         let what = || format!("cannot make file `{path}` in the root filesystem");
-        let flags =
-            OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
         match rustix::fs::openat(&parent, name.as_str(), flags, Mode::from_raw_mode(0o644)) {
             Ok(_) | Err(Errno::EXIST) => {}
             Err(error) => return Err(error).because(what),
@@ -144,14 +138,9 @@ mod tests {
 
     #[test]
     fn cleaning() {
-        for (path, want) in [
-            ("/", "/"),
-            ("", "/"),
-            ("/a//b/./c/", "/a/b/c"),
-            ("/a/../../b", "/b"),
-            ("a/b", "/a/b"),
-            ("/..", "/"),
-        ] {
+        for (path, want) in
+            [("/", "/"), ("", "/"), ("/a//b/./c/", "/a/b/c"), ("/a/../../b", "/b"), ("a/b", "/a/b"), ("/..", "/")]
+        {
             assert_eq!(clean(path), want, "{path:?}");
         }
     }
@@ -171,23 +160,16 @@ mod tests {
         assert!(root.make_dir("/etc", Links::Follow).is_err());
         assert!(root.make_dir("/etc/x", Links::Follow).is_err());
         assert!(root.make_file("/etc", Links::Follow).is_ok_and(|fd| {
-            rustix::fs::fstat(fd)
-                .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_symlink())
+            rustix::fs::fstat(fd).is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_symlink())
         }));
         assert!(root.make_dir("/proc", Links::for_path("/proc")).is_err());
         assert!(root.make_dir("/alias/deep/er", Links::Follow).is_ok());
         assert!(inside.path().join("real/deep/er").is_dir());
         assert!(root.make_dir("/alias/other", Links::Refuse).is_err());
-        root.make_dir("/../../up", Links::Follow)
-            .expect("`..` stops at the root");
+        root.make_dir("/../../up", Links::Follow).expect("`..` stops at the root");
         assert!(inside.path().join("up").is_dir());
-        root.make_file("/a/b/file", Links::Follow)
-            .expect("a file with its parents");
+        root.make_file("/a/b/file", Links::Follow).expect("a file with its parents");
         assert!(inside.path().join("a/b/file").is_file());
-        assert_eq!(
-            fs::read_dir(outside.path()).expect("outside").count(),
-            0,
-            "nothing was made outside"
-        );
+        assert_eq!(fs::read_dir(outside.path()).expect("outside").count(), 0, "nothing was made outside");
     }
 }

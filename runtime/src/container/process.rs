@@ -4,12 +4,12 @@
 //! is there, user and groups before capabilities, the filter last of all (or before the credentials when it needs the
 //! privilege), descriptors closed just before the exec.
 
-use super::capabilities::Sets;
+use super::capabilities::{self, Sets};
 use super::mounts::copy_of;
 use super::procfs::Procfs;
 use super::rlimits;
 use crate::config::Process;
-use crate::error::{Because, Failure, InStep, Outcome};
+use crate::error::{Because, Failure, InStep, NOT_EXECUTABLE, NOT_FOUND, Outcome};
 use crate::seccomp::Filter;
 use crate::sys::{process, seccomp, signal, tty};
 use rustix::fs::{Mode, OFlags};
@@ -58,27 +58,19 @@ impl Program<'_> {
             Ok(()) => true,
             Err(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS) => false,
             Err(error) => {
-                return Err(error)
-                    .because(|| format!("cannot enter working directory `{}`", self.process.cwd));
+                return Err(error).because(|| format!("cannot enter working directory `{}`", self.process.cwd));
             }
         };
         let environment = self.environment();
-        let search = environment
-            .iter()
-            .rev()
-            .find_map(|entry| entry.strip_prefix("PATH="))
-            .unwrap_or("");
+        let search = environment.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or("");
         let path = find_program(self.process.args.first().map_or("", String::as_str), search)?;
         let c_strings = |list: &[String]| -> Outcome<Vec<CString>> {
             list.iter()
-                .map(|text| {
-                    CString::new(text.as_str()).because(|| format!("`{text}` contains a zero byte"))
-                })
+                .map(|text| CString::new(text.as_str()).because(|| format!("`{text}` contains a zero byte")))
                 .collect()
         };
         Ok(Ready {
-            path: CString::new(path)
-                .because(|| "the program's path contains a zero byte".to_owned())?,
+            path: CString::new(path).because(|| "the program's path contains a zero byte".to_owned())?,
             arguments: c_strings(&self.process.args)?,
             environment: c_strings(&environment)?,
             in_cwd,
@@ -106,11 +98,7 @@ impl Program<'_> {
         }
         rlimits::restore_open_files(self.open_files).in_step("resource limits")?;
         rlimits::apply(&process.rlimits).in_step("resource limits")?;
-        if let Some(profile) = process
-            .apparmor_profile
-            .as_deref()
-            .filter(|profile| !profile.is_empty())
-        {
+        if let Some(profile) = process.apparmor_profile.as_deref().filter(|profile| !profile.is_empty()) {
             set_apparmor_profile(profile).in_step("AppArmor")?;
         }
         self.give_stdio();
@@ -148,15 +136,9 @@ impl Program<'_> {
         let error = process::execve(&ready.path, &ready.arguments, &ready.environment);
         let path = ready.path.to_string_lossy();
         let hint = match error.raw_os_error() {
-            Some(libc::ENOENT) => {
-                "the file exists, so its interpreter or dynamic linker is missing in the image"
-            }
-            Some(libc::ENOEXEC) => {
-                "is the image built for this processor, or does a script lack its `#!` line?"
-            }
-            Some(libc::EACCES) => {
-                "the user of the process may not execute it, or its mount is noexec"
-            }
+            Some(libc::ENOENT) => "the file exists, so its interpreter or dynamic linker is missing in the image",
+            Some(libc::ENOEXEC) => "is the image built for this processor, or does a script lack its `#!` line?",
+            Some(libc::EACCES) => "the user of the process may not execute it, or its mount is noexec",
             _ => "see execve(2)",
         };
         Err(Failure {
@@ -164,6 +146,7 @@ impl Program<'_> {
             what: format!("exec: \"{path}\""),
             cause: Some(plain(&error)),
             hint: Some(hint.to_owned()),
+            code: NOT_EXECUTABLE,
         })
     }
 
@@ -197,8 +180,7 @@ impl Program<'_> {
             let Some(fd) = process::inherited(number) else {
                 continue;
             };
-            let is_null =
-                rustix::fs::fstat(fd).is_ok_and(|stat| stat.st_rdev == rustix::fs::makedev(1, 3));
+            let is_null = rustix::fs::fstat(fd).is_ok_and(|stat| stat.st_rdev == rustix::fs::makedev(1, 3));
             if !is_null {
                 // Not ours to give (a host's file in a user namespace): the program can still read and write it.
                 let _ = rustix::fs::fchown(fd, Some(rustix::fs::Uid::from_raw(uid)), None);
@@ -208,14 +190,13 @@ impl Program<'_> {
 
     fn set_credentials(&self) -> Outcome<()> {
         let user = &self.process.user;
+        let [_, ours, _] = process::capget().because(|| "cannot read the capabilities".to_owned())?;
         let sets = match &self.process.capabilities {
-            Some(config) => Sets::from_config(config, "process")
-                .map_err(|error| Failure::new(error.to_string()))?,
+            Some(config) => capabilities::grant(config, ours).sets,
             None => Sets::default(),
         };
         sets.limit_bounding()?;
-        process::set_keep_caps(true)
-            .because(|| "cannot keep capabilities over the change of user".to_owned())?;
+        process::set_keep_caps(true).because(|| "cannot keep capabilities over the change of user".to_owned())?;
         set_groups(&user.additional_gids)?;
         process::set_gid(user.gid)
             .because(|| format!("cannot become group {}", user.gid))
@@ -229,17 +210,24 @@ impl Program<'_> {
     }
 }
 
+/// Capabilities a process asks for and will not get, in words for the operator.
+///
+/// - `in_user_namespace`: it is root there, whatever the runtime lacks.
+pub fn capability_warnings(wanted: &Process, in_user_namespace: bool) -> Vec<String> {
+    let ours = match process::capget() {
+        Ok([_, ours, _]) if !in_user_namespace => ours,
+        _ => u64::MAX,
+    };
+    let granted = wanted.capabilities.as_ref().map(|config| capabilities::grant(config, ours));
+    granted.map_or_else(Vec::new, |granted| granted.warnings)
+}
+
 /// Supplementary groups; a user namespace may deny even an empty list, which is then empty already.
 fn set_groups(groups: &[u32]) -> Outcome<()> {
     match process::set_groups(groups) {
         Err(error) if error.raw_os_error() == Some(libc::EPERM) && groups.is_empty() => {
-            let denied =
-                fs::read_to_string("/proc/self/setgroups").is_ok_and(|text| text.trim() == "deny");
-            if denied {
-                Ok(())
-            } else {
-                Err(error).because(|| "cannot drop the groups".to_owned())
-            }
+            let denied = fs::read_to_string("/proc/self/setgroups").is_ok_and(|text| text.trim() == "deny");
+            if denied { Ok(()) } else { Err(error).because(|| "cannot drop the groups".to_owned()) }
         }
         result => result.because(|| format!("cannot join groups {groups:?}")),
     }
@@ -280,19 +268,18 @@ fn find_program(name: &str, search: &str) -> Outcome<String> {
     if name.contains('/') {
         return match executable(Path::new(name)) {
             Ok(()) => Ok(name.to_owned()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Failure::new(format!(
-                "exec: \"{name}\": stat {name}: no such file or directory"
-            ))
-            .hint("is the path right inside the image?")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(Failure::new(format!("exec: \"{name}\": stat {name}: no such file or directory"))
+                    .hint("is the path right inside the image?")
+                    .code(NOT_FOUND))
+            }
             Err(error) => Err(Failure::new(format!("exec: \"{name}\": {}", plain(&error)))
-                .hint("the file must be a regular file with an execute bit")),
+                .hint("the file must be a regular file with an execute bit")
+                .code(NOT_EXECUTABLE)),
         };
     }
     let mut refused = None;
-    for directory in search
-        .split(':')
-        .filter(|directory| directory.starts_with('/'))
-    {
+    for directory in search.split(':').filter(|directory| directory.starts_with('/')) {
         let path = format!("{}/{name}", directory.trim_end_matches('/'));
         match executable(Path::new(&path)) {
             Ok(()) => return Ok(path),
@@ -302,11 +289,11 @@ fn find_program(name: &str, search: &str) -> Outcome<String> {
     }
     match refused {
         Some(path) => Err(Failure::new(format!("exec: \"{path}\": permission denied"))
-            .hint("the file must be a regular file with an execute bit")),
-        None => Err(Failure::new(format!(
-            "exec: \"{name}\": executable file not found in $PATH"
-        ))
-        .hint(format!("PATH in the container is `{search}`"))),
+            .hint("the file must be a regular file with an execute bit")
+            .code(NOT_EXECUTABLE)),
+        None => Err(Failure::new(format!("exec: \"{name}\": executable file not found in $PATH"))
+            .hint(format!("PATH in the container is `{search}`"))
+            .code(NOT_FOUND)),
     }
 }
 
@@ -337,25 +324,14 @@ pub fn open_terminal(dev: &OwnedFd, process: &Process) -> Outcome<(OwnedFd, Owne
         .or_hint("`process.terminal` needs a devpts mount on /dev/pts")?;
     let found = rustix::fs::fstatfs(&master).because(what)?;
     if found.f_type as u64 != DEVPTS_MAGIC {
-        return Err(Failure::new(
-            "`/dev/pts/ptmx` of the container is not on devpts",
-        ));
+        return Err(Failure::new("`/dev/pts/ptmx` of the container is not on devpts"));
     }
     let slave = tty::open_peer(master.as_fd()).because(what)?;
     let user = rustix::fs::Uid::from_raw(process.user.uid);
-    rustix::fs::fchown(&slave, Some(user), None)
-        .because(|| "cannot give the terminal to its user".to_owned())?;
-    if let Some(size) = process
-        .console_size
-        .as_ref()
-        .filter(|size| size.height > 0 && size.width > 0)
-    {
-        let size = tty::Size {
-            rows: size.height,
-            columns: size.width,
-        };
-        tty::set_size(master.as_fd(), size)
-            .because(|| "cannot set the size of the terminal".to_owned())?;
+    rustix::fs::fchown(&slave, Some(user), None).because(|| "cannot give the terminal to its user".to_owned())?;
+    if let Some(size) = process.console_size.as_ref().filter(|size| size.height > 0 && size.width > 0) {
+        let size = tty::Size { rows: size.height, columns: size.width };
+        tty::set_size(master.as_fd(), size).because(|| "cannot set the size of the terminal".to_owned())?;
     }
     Ok((master, slave))
 }
@@ -368,8 +344,7 @@ pub fn take_terminal(slave: &OwnedFd) -> Outcome<()> {
     for number in 0..3 {
         process::dup_to(slave.as_fd(), number).because(|| "cannot use the terminal".to_owned())?;
     }
-    tty::make_controlling(slave.as_fd())
-        .because(|| "cannot make the terminal the controlling one".to_owned())
+    tty::make_controlling(slave.as_fd()).because(|| "cannot make the terminal the controlling one".to_owned())
 }
 
 /// A mount of the terminal's slave side, for `/dev/console`.
@@ -386,8 +361,7 @@ mod tests {
 
     #[test]
     fn homes() {
-        let passwd =
-            "root:x:0:0:root:/root:/bin/sh\nbroken\nweb:x:33:33::/var/www:\nnone:x:5:5:::\n";
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nbroken\nweb:x:33:33::/var/www:\nnone:x:5:5:::\n";
         for (uid, want) in [(0, "/root"), (33, "/var/www"), (5, "/"), (77, "/")] {
             assert_eq!(home_of(passwd, uid), want, "{uid}");
         }
@@ -405,27 +379,12 @@ mod tests {
         assert_eq!(find_program("run", &search), Ok(path("run")));
         assert_eq!(find_program(&path("run"), ""), Ok(path("run")));
         for (name, want) in [
-            (
-                "data".to_owned(),
-                format!("exec: \"{}\": permission denied", path("data")),
-            ),
-            (
-                path("data"),
-                format!("exec: \"{}\": permission denied", path("data")),
-            ),
-            (
-                "none".to_owned(),
-                "exec: \"none\": executable file not found in $PATH".to_owned(),
-            ),
-            (
-                "/none".to_owned(),
-                "exec: \"/none\": stat /none: no such file or directory".to_owned(),
-            ),
+            ("data".to_owned(), format!("exec: \"{}\": permission denied", path("data"))),
+            (path("data"), format!("exec: \"{}\": permission denied", path("data"))),
+            ("none".to_owned(), "exec: \"none\": executable file not found in $PATH".to_owned()),
+            ("/none".to_owned(), "exec: \"/none\": stat /none: no such file or directory".to_owned()),
         ] {
-            assert_eq!(
-                find_program(&name, &search).map_err(|error| error.to_string()),
-                Err(want)
-            );
+            assert_eq!(find_program(&name, &search).map_err(|error| error.to_string()), Err(want));
         }
     }
 }

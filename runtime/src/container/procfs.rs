@@ -24,35 +24,20 @@ impl Procfs {
     /// The kernel does not have the file or refuses the value.
     pub fn write(&self, path: &str, value: &str) -> Outcome<()> {
         let what = || format!("cannot write `{value}` to `/proc/{path}`");
-        let resolve = ResolveFlags::BENEATH
-            | ResolveFlags::NO_XDEV
-            | ResolveFlags::NO_MAGICLINKS
-            | ResolveFlags::NO_SYMLINKS;
-        let file = rustix::fs::openat2(
-            &self.0,
-            path,
-            OFlags::WRONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-            resolve,
-        )
-        .because(what)?;
+        let resolve =
+            ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
+        let file = rustix::fs::openat2(&self.0, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve)
+            .because(what)?;
         match rustix::io::write(&file, value.as_bytes()).because(what)? {
             count if count == value.len() => Ok(()),
-            count => Err(Failure::new(format!(
-                "{}: only {count} bytes were taken",
-                what()
-            ))),
+            count => Err(Failure::new(format!("{}: only {count} bytes were taken", what()))),
         }
     }
 }
 
 /// Path of a kernel parameter: dots separate, unless slashes do, so that interface names may contain dots.
 pub fn parameter_path(name: &str) -> String {
-    if name.contains('/') {
-        format!("sys/{name}")
-    } else {
-        format!("sys/{}", name.replace('.', "/"))
-    }
+    if name.contains('/') { format!("sys/{name}") } else { format!("sys/{}", name.replace('.', "/")) }
 }
 
 #[cfg(test)]
@@ -63,10 +48,7 @@ mod tests {
     fn parameters() {
         for (name, want) in [
             ("net.ipv4.ip_forward", "sys/net/ipv4/ip_forward"),
-            (
-                "net/ipv4/conf/eth0.100/forwarding",
-                "sys/net/ipv4/conf/eth0.100/forwarding",
-            ),
+            ("net/ipv4/conf/eth0.100/forwarding", "sys/net/ipv4/conf/eth0.100/forwarding"),
         ] {
             assert_eq!(parameter_path(name), want);
         }

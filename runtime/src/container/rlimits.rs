@@ -38,16 +38,11 @@ pub fn apply(limits: &[Rlimit]) -> Outcome<()> {
             continue;
         };
         process::set_rlimit(resource, limit.soft, limit.hard)
-            .because(|| {
-                format!(
-                    "cannot set {} to {} (hard {})",
-                    limit.kind, limit.soft, limit.hard
-                )
-            })
+            .because(|| format!("cannot set {} to {} (hard {})", limit.kind, limit.soft, limit.hard))
             .map_err(|failure| match process::get_rlimit(resource) {
-                Ok((_, hard)) if limit.hard > hard => failure.hint(format!(
-                    "the hard limit of the runtime is {hard}; raising it takes CAP_SYS_RESOURCE"
-                )),
+                Ok((_, hard)) if limit.hard > hard => {
+                    failure.hint(format!("the hard limit of the runtime is {hard}; raising it takes CAP_SYS_RESOURCE"))
+                }
                 _ => failure,
             })?;
     }

@@ -55,12 +55,7 @@ impl Assembler {
         {
             return label;
         }
-        let label = self.push(Instruction {
-            code: RETURN,
-            jt: 0,
-            jf: 0,
-            k: value,
-        });
+        let label = self.push(Instruction { code: RETURN, jt: 0, jf: 0, k: value });
         self.results.insert(value, label);
         label
     }
@@ -68,23 +63,13 @@ impl Assembler {
     /// Load a word of `struct seccomp_data`, then go to `next`.
     pub(super) fn load(&mut self, offset: u32, next: usize) -> usize {
         self.fall_to(next);
-        self.push(Instruction {
-            code: LOAD,
-            jt: 0,
-            jf: 0,
-            k: offset,
-        })
+        self.push(Instruction { code: LOAD, jt: 0, jf: 0, k: offset })
     }
 
     /// Mask the loaded word, then go to `next`.
     pub(super) fn and(&mut self, mask: u32, next: usize) -> usize {
         self.fall_to(next);
-        self.push(Instruction {
-            code: AND,
-            jt: 0,
-            jf: 0,
-            k: mask,
-        })
+        self.push(Instruction { code: AND, jt: 0, jf: 0, k: mask })
     }
 
     pub(super) fn jump_equal(&mut self, value: u32, yes: usize, no: usize) -> usize {
@@ -115,12 +100,7 @@ impl Assembler {
             return copy;
         }
         let distance = self.distance(label) as u32;
-        self.push(Instruction {
-            code: JUMP,
-            jt: 0,
-            jf: 0,
-            k: distance,
-        })
+        self.push(Instruction { code: JUMP, jt: 0, jf: 0, k: distance })
     }
 
     fn branch(&mut self, code: u16, value: u32, mut yes: usize, mut no: usize) -> usize {
@@ -132,12 +112,7 @@ impl Assembler {
             no = self.relay(no);
         }
         let (jt, jf) = (self.distance(yes) as u8, self.distance(no) as u8);
-        self.push(Instruction {
-            code,
-            jt,
-            jf,
-            k: value,
-        })
+        self.push(Instruction { code, jt, jf, k: value })
     }
 
     /// The program in order.

@@ -42,17 +42,12 @@ pub enum SeccompError {
         problem: String,
     },
     /// More than the kernel takes.
-    #[error(
-        "config.json: $.linux.seccomp: the filter needs {0} instructions, the kernel takes {INSTRUCTIONS_MAX}"
-    )]
+    #[error("config.json: $.linux.seccomp: the filter needs {0} instructions, the kernel takes {INSTRUCTIONS_MAX}")]
     TooLong(usize),
 }
 
 fn invalid(path: impl Into<String>, problem: impl Into<String>) -> SeccompError {
-    SeccompError::Invalid {
-        path: path.into(),
-        problem: problem.into(),
-    }
+    SeccompError::Invalid { path: path.into(), problem: problem.into() }
 }
 
 /// A compiled profile.
@@ -134,8 +129,7 @@ impl Architecture {
             | "SCMP_ARCH_SHEB" => return Ok(None),
             _ => return Err(()),
         };
-        let family =
-            |architecture: Self| matches!(architecture, Self::X86_64 | Self::X86 | Self::X32);
+        let family = |architecture: Self| matches!(architecture, Self::X86_64 | Self::X86 | Self::X32);
         Ok((family(here) == family(Self::NATIVE)).then_some(here))
     }
 }
@@ -175,46 +169,24 @@ struct Leaf {
 /// # Errors
 /// A name, action, operator or flag that is unknown, or a filter too long for the kernel.
 pub fn compile(profile: &Seccomp) -> Result<Filter, SeccompError> {
-    if profile
-        .listener_path
-        .as_deref()
-        .is_some_and(|path| !path.is_empty())
-    {
-        return Err(invalid(
-            "listenerPath",
-            "user-space notification is not supported by this runtime",
-        ));
+    if profile.listener_path.as_deref().is_some_and(|path| !path.is_empty()) {
+        return Err(invalid("listenerPath", "user-space notification is not supported by this runtime"));
     }
-    let default = action(
-        &profile.default_action,
-        profile.default_errno_ret,
-        "defaultAction",
-        "defaultErrnoRet",
-    )?;
+    let default = action(&profile.default_action, profile.default_errno_ret, "defaultAction", "defaultErrnoRet")?;
     let flags = filter_flags(profile.flags.as_deref())?;
     let mut architectures = vec![Architecture::NATIVE];
     for (index, name) in profile.architectures.iter().enumerate() {
         let path = || format!("architectures[{index}]");
-        let parsed = Architecture::parse(name).map_err(|()| {
-            invalid(
-                path(),
-                format!("`{name}` is not an architecture of seccomp"),
-            )
-        })?;
-        if let Some(architecture) =
-            parsed.filter(|architecture| !architectures.contains(architecture))
-        {
+        let parsed = Architecture::parse(name)
+            .map_err(|()| invalid(path(), format!("`{name}` is not an architecture of seccomp")))?;
+        if let Some(architecture) = parsed.filter(|architecture| !architectures.contains(architecture)) {
             architectures.push(architecture);
         }
     }
     let rules = parse_rules(profile, default)?;
     let mut program = Assembler::default();
     let mut dispatch = program.result(KILL_PROCESS);
-    for &architecture in architectures
-        .iter()
-        .rev()
-        .filter(|&&architecture| architecture != Architecture::X32)
-    {
+    for &architecture in architectures.iter().rev().filter(|&&architecture| architecture != Architecture::X32) {
         let mut intervals = intervals(&rules, architecture, default);
         if architecture == Architecture::X86_64 {
             // x32 calls come with the same architecture and their own bit; -1 is a call a tracer has skipped.
@@ -222,27 +194,13 @@ pub fn compile(profile: &Seccomp) -> Result<Filter, SeccompError> {
                 let shifted = self::intervals(&rules, Architecture::X32, default).into_iter();
                 intervals.retain(|(start, _)| *start < X32_BIT);
                 intervals.extend(
-                    shifted
-                        .map(|(start, leaf)| (start + X32_BIT, leaf))
-                        .filter(|(start, _)| *start != u32::MAX),
+                    shifted.map(|(start, leaf)| (start + X32_BIT, leaf)).filter(|(start, _)| *start != u32::MAX),
                 );
             } else {
                 intervals.retain(|(start, _)| *start < X32_BIT);
-                intervals.push((
-                    X32_BIT,
-                    Leaf {
-                        otherwise: Some(KILL_PROCESS),
-                        ..Leaf::default()
-                    },
-                ));
+                intervals.push((X32_BIT, Leaf { otherwise: Some(KILL_PROCESS), ..Leaf::default() }));
             }
-            intervals.push((
-                u32::MAX,
-                Leaf {
-                    otherwise: Some(default),
-                    ..Leaf::default()
-                },
-            ));
+            intervals.push((u32::MAX, Leaf { otherwise: Some(default), ..Leaf::default() }));
         }
         let search = search(&mut program, &intervals, default, architecture);
         let search = program.load(assembler::NUMBER, search);
@@ -257,12 +215,7 @@ pub fn compile(profile: &Seccomp) -> Result<Filter, SeccompError> {
 }
 
 /// A binary search over the intervals, returning its first instruction.
-fn search(
-    program: &mut Assembler,
-    intervals: &[(u32, Leaf)],
-    default: u32,
-    architecture: Architecture,
-) -> usize {
+fn search(program: &mut Assembler, intervals: &[(u32, Leaf)], default: u32, architecture: Architecture) -> usize {
     match intervals {
         [] => program.result(default),
         [(_, leaf)] => {
@@ -287,60 +240,20 @@ fn search(
 }
 
 /// One condition: where to go when it holds and when it does not.
-fn test(
-    program: &mut Assembler,
-    condition: Condition,
-    architecture: Architecture,
-    yes: usize,
-    no: usize,
-) -> usize {
-    let Condition {
-        index,
-        operator,
-        value,
-    } = condition;
+fn test(program: &mut Assembler, condition: Condition, architecture: Architecture, yes: usize, no: usize) -> usize {
+    let Condition { index, operator, value } = condition;
     let (low, high) = (value as u32, (value >> 32) as u32);
-    let (low_at, high_at) = (
-        assembler::argument_low(index),
-        assembler::argument_high(index),
-    );
+    let (low_at, high_at) = (assembler::argument_low(index), assembler::argument_high(index));
     let narrow = architecture.is_32_bit();
     match operator {
         Operator::NotEqual => {
-            return test(
-                program,
-                Condition {
-                    operator: Operator::Equal,
-                    ..condition
-                },
-                architecture,
-                no,
-                yes,
-            );
+            return test(program, Condition { operator: Operator::Equal, ..condition }, architecture, no, yes);
         }
         Operator::Less => {
-            return test(
-                program,
-                Condition {
-                    operator: Operator::GreaterEqual,
-                    ..condition
-                },
-                architecture,
-                no,
-                yes,
-            );
+            return test(program, Condition { operator: Operator::GreaterEqual, ..condition }, architecture, no, yes);
         }
         Operator::LessEqual => {
-            return test(
-                program,
-                Condition {
-                    operator: Operator::Greater,
-                    ..condition
-                },
-                architecture,
-                no,
-                yes,
-            );
+            return test(program, Condition { operator: Operator::Greater, ..condition }, architecture, no, yes);
         }
         _ => {}
     }
@@ -384,12 +297,7 @@ fn parse_rules<'a>(profile: &'a Seccomp, default: u32) -> Result<Vec<Rule<'a>>, 
     let mut rules = Vec::with_capacity(profile.syscalls.len());
     for (number, rule) in profile.syscalls.iter().enumerate() {
         let at = format!("syscalls[{number}]");
-        let result = action(
-            &rule.action,
-            rule.errno_ret,
-            &format!("{at}.action"),
-            &format!("{at}.errnoRet"),
-        )?;
+        let result = action(&rule.action, rule.errno_ret, &format!("{at}.action"), &format!("{at}.errnoRet"))?;
         if rule.names.is_empty() {
             return Err(invalid(format!("{at}.names"), "is empty"));
         }
@@ -397,17 +305,10 @@ fn parse_rules<'a>(profile: &'a Seccomp, default: u32) -> Result<Vec<Rule<'a>>, 
             // A name nobody knows may be allowed in vain; denying it in vain would be a hole.
             if !permits(result) && permits(default) && !is_known(name) {
                 let path = format!("{at}.names[{index}]");
-                return Err(invalid(
-                    path,
-                    format!("`{name}` is no known system call, so it cannot be denied"),
-                ));
+                return Err(invalid(path, format!("`{name}` is no known system call, so it cannot be denied")));
             }
         }
-        rules.push(Rule {
-            names: &rule.names,
-            alternatives: conditions(rule, &at)?,
-            result,
-        });
+        rules.push(Rule { names: &rule.names, alternatives: conditions(rule, &at)?, result });
     }
     Ok(rules)
 }
@@ -421,9 +322,7 @@ fn is_known(name: &str) -> bool {
 }
 
 fn numbers(name: &str) -> Option<&'static [i32; 5]> {
-    let found = syscalls::TABLE
-        .binary_search_by(|(known, _)| (*known).cmp(name))
-        .ok()?;
+    let found = syscalls::TABLE.binary_search_by(|(known, _)| (*known).cmp(name)).ok()?;
     Some(&syscalls::TABLE[found].1)
 }
 
@@ -433,10 +332,7 @@ fn conditions(rule: &SyscallRule, at: &str) -> Result<Vec<Vec<Condition>>, Secco
     for (index, arg) in rule.args.iter().enumerate() {
         let path = format!("{at}.args[{index}]");
         if arg.index > 5 {
-            return Err(invalid(
-                format!("{path}.index"),
-                format!("{} is above 5", arg.index),
-            ));
+            return Err(invalid(format!("{path}.index"), format!("{} is above 5", arg.index)));
         }
         let (operator, value) = match arg.op.as_str() {
             "SCMP_CMP_EQ" => (Operator::Equal, arg.value),
@@ -447,24 +343,12 @@ fn conditions(rule: &SyscallRule, at: &str) -> Result<Vec<Vec<Condition>>, Secco
             "SCMP_CMP_GE" => (Operator::GreaterEqual, arg.value),
             "SCMP_CMP_MASKED_EQ" => (Operator::Masked(arg.value), arg.value_two),
             other => {
-                return Err(invalid(
-                    format!("{path}.op"),
-                    format!("`{other}` is not a comparison"),
-                ));
+                return Err(invalid(format!("{path}.op"), format!("`{other}` is not a comparison")));
             }
         };
-        all.push(Condition {
-            index: arg.index,
-            operator,
-            value,
-        });
+        all.push(Condition { index: arg.index, operator, value });
     }
-    let repeats = (0..6).any(|index| {
-        all.iter()
-            .filter(|condition| condition.index == index)
-            .count()
-            > 1
-    });
+    let repeats = (0..6).any(|index| all.iter().filter(|condition| condition.index == index).count() > 1);
     Ok(if all.is_empty() {
         Vec::new()
     } else if repeats {
@@ -527,11 +411,7 @@ fn intervals(rules: &[Rule<'_>], architecture: Architecture, default: u32) -> Ve
         for name in rule.names {
             let number = numbers(name).map_or(-1, |numbers| numbers[architecture.column()]);
             if let Ok(number) = u32::try_from(number) {
-                add(
-                    leaves.entry(number).or_default(),
-                    &rule.alternatives,
-                    rule.result,
-                );
+                add(leaves.entry(number).or_default(), &rule.alternatives, rule.result);
             }
             if architecture != Architecture::X86 || !rule.alternatives.is_empty() {
                 continue;
@@ -540,27 +420,15 @@ fn intervals(rules: &[Rule<'_>], architecture: Architecture, default: u32) -> Ve
                 let call = calls.iter().find(|(call, _)| call == name);
                 let carrier = numbers(carrier).and_then(|numbers| u32::try_from(numbers[1]).ok());
                 if let (Some(&(_, value)), Some(carrier)) = (call, carrier) {
-                    let condition = Condition {
-                        index: 0,
-                        operator: Operator::Equal,
-                        value,
-                    };
-                    add(
-                        leaves.entry(carrier).or_default(),
-                        &[vec![condition]],
-                        rule.result,
-                    );
+                    let condition = Condition { index: 0, operator: Operator::Equal, value };
+                    add(leaves.entry(carrier).or_default(), &[vec![condition]], rule.result);
                 }
             }
         }
     }
     // A call newer than any the profile speaks of: its author did not mean to forbid it, and programs fall back only
     // on ENOSYS. The highest Arm-private numbers do not count as "newest".
-    let newest = leaves
-        .keys()
-        .copied()
-        .filter(|&number| number < 0xf_0000)
-        .max();
+    let newest = leaves.keys().copied().filter(|&number| number < 0xf_0000).max();
     let tail = match newest {
         Some(_) if default & 0xffff_0000 == ERRNO => Some(ERRNO | libc::ENOSYS as u32),
         _ => None,
@@ -568,10 +436,7 @@ fn intervals(rules: &[Rule<'_>], architecture: Architecture, default: u32) -> Ve
     let mut runs: Vec<(u32, Leaf)> = Vec::new();
     let mut push = |start: u32, leaf: Leaf| {
         let leaf = if leaf.alternatives.is_empty() {
-            Leaf {
-                otherwise: Some(leaf.otherwise.unwrap_or(default)),
-                ..leaf
-            }
+            Leaf { otherwise: Some(leaf.otherwise.unwrap_or(default)), ..leaf }
         } else {
             leaf
         };
@@ -583,11 +448,7 @@ fn intervals(rules: &[Rule<'_>], architecture: Architecture, default: u32) -> Ve
     };
     push(0, Leaf::default());
     let gap = |number: u32| Leaf {
-        otherwise: if newest.is_some_and(|newest| number > newest) {
-            tail
-        } else {
-            None
-        },
+        otherwise: if newest.is_some_and(|newest| number > newest) { tail } else { None },
         ..Leaf::default()
     };
     for (number, leaf) in leaves {
@@ -601,28 +462,15 @@ fn add(leaf: &mut Leaf, alternatives: &[Vec<Condition>], result: u32) {
     if alternatives.is_empty() {
         leaf.otherwise.get_or_insert(result);
     } else {
-        leaf.alternatives.extend(
-            alternatives
-                .iter()
-                .map(|conditions| (conditions.clone(), result)),
-        );
+        leaf.alternatives.extend(alternatives.iter().map(|conditions| (conditions.clone(), result)));
     }
 }
 
 /// The filter's return value for an action.
-fn action(
-    name: &str,
-    errno: Option<u32>,
-    path: &str,
-    errno_path: &str,
-) -> Result<u32, SeccompError> {
+fn action(name: &str, errno: Option<u32>, path: &str, errno_path: &str) -> Result<u32, SeccompError> {
     let with_errno = |base: u32| {
         let errno = errno.unwrap_or(libc::EPERM as u32);
-        if errno > 0xffff {
-            Err(invalid(errno_path, format!("{errno} is above 65535")))
-        } else {
-            Ok(base | errno)
-        }
+        if errno > 0xffff { Err(invalid(errno_path, format!("{errno} is above 65535"))) } else { Ok(base | errno) }
     };
     let result = match name {
         "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" => 0,
@@ -633,18 +481,12 @@ fn action(
         "SCMP_ACT_LOG" => LOG,
         "SCMP_ACT_ALLOW" => ALLOW,
         "SCMP_ACT_NOTIFY" => {
-            return Err(invalid(
-                path,
-                "user-space notification is not supported by this runtime",
-            ));
+            return Err(invalid(path, "user-space notification is not supported by this runtime"));
         }
         other => return Err(invalid(path, format!("`{other}` is not an action"))),
     };
     match errno {
-        Some(_) => Err(invalid(
-            errno_path,
-            format!("`{name}` returns no error number"),
-        )),
+        Some(_) => Err(invalid(errno_path, format!("`{name}` returns no error number"))),
         None => Ok(result),
     }
 }
@@ -663,10 +505,7 @@ fn filter_flags(names: Option<&[String]>) -> Result<u32, SeccompError> {
             "SECCOMP_FILTER_FLAG_LOG" => 2,
             "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => SPEC_ALLOW,
             _ => {
-                return Err(invalid(
-                    format!("flags[{index}]"),
-                    format!("`{name}` is not supported"),
-                ));
+                return Err(invalid(format!("flags[{index}]"), format!("`{name}` is not supported")));
             }
         };
     }

@@ -57,8 +57,7 @@ pub struct ContainerLog {
 }
 
 fn open(path: &Path) -> io::Result<(File, u64)> {
-    let flags =
-        OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = File::from(rustix::fs::open(path, flags, Mode::from_raw_mode(0o640))?);
     let bytes = file.metadata()?.len();
     Ok((file, bytes))
@@ -74,15 +73,7 @@ impl ContainerLog {
             .because(|| format!("cannot open `{}`", path.display()))
             .or_hint("the directory of --container-log must exist")
             .in_step("container log")?;
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-            bytes,
-            bytes_max,
-            files_max,
-            lost: 0,
-            hold_max: HOLD_MAX,
-        })
+        Ok(Self { path: path.to_owned(), file, bytes, bytes_max, files_max, lost: 0, hold_max: HOLD_MAX })
     }
 
     /// Number of the open descriptor. It changes with rotation.
@@ -126,23 +117,14 @@ impl ContainerLog {
         let mut all = Vec::new();
         let bytes = if self.lost > 0 {
             let stamp = crate::time::rfc3339(SystemTime::now());
-            let _ = writeln!(
-                all,
-                "{stamp} stderr F gantry-runtime: {} bytes of log were lost",
-                self.lost
-            );
+            let _ = writeln!(all, "{stamp} stderr F gantry-runtime: {} bytes of log were lost", self.lost);
             all.extend_from_slice(entries);
             all.as_slice()
         } else {
             entries
         };
         // After a loss, try once only: the container has waited long enough.
-        let deadline = Instant::now()
-            + if self.lost > 0 {
-                Duration::ZERO
-            } else {
-                self.hold_max
-            };
+        let deadline = Instant::now() + if self.lost > 0 { Duration::ZERO } else { self.hold_max };
         let mut rest = bytes;
         while !rest.is_empty() {
             match self.file.write(rest) {
@@ -224,35 +206,17 @@ mod tests {
         let path = dir.path().join("log");
         let mut log = ContainerLog::open(&path, 500, 4).expect("a log");
         for number in 0..60 {
-            log.write(
-                Stream::Stdout,
-                format!("line {number}\n").as_bytes(),
-                UNIX_EPOCH,
-            );
+            log.write(Stream::Stdout, format!("line {number}\n").as_bytes(), UNIX_EPOCH);
         }
         let text = all(&path, 4);
-        let numbers: Vec<u32> = text
-            .lines()
-            .map(|line| {
-                line.rsplit(' ')
-                    .next()
-                    .expect("a word")
-                    .parse()
-                    .expect("a number")
-            })
-            .collect();
+        let numbers: Vec<u32> =
+            text.lines().map(|line| line.rsplit(' ').next().expect("a word").parse().expect("a number")).collect();
         assert_eq!(numbers.last(), Some(&59));
-        assert!(
-            numbers.windows(2).all(|pair| pair[1] == pair[0] + 1),
-            "no gap: {numbers:?}"
-        );
+        assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "no gap: {numbers:?}");
         for file in [path.clone(), PathBuf::from(format!("{}.3", path.display()))] {
             assert!(fs::metadata(&file).expect("a file").len() <= 500);
         }
-        assert!(
-            !PathBuf::from(format!("{}.4", path.display())).exists(),
-            "four files in all"
-        );
+        assert!(!PathBuf::from(format!("{}.4", path.display())).exists(), "four files in all");
     }
 
     #[test]
@@ -272,17 +236,11 @@ mod tests {
         let path = dir.path().join("log");
         let mut log = ContainerLog::open(&path, 1 << 20, 5).expect("a log");
         log.hold_max = Duration::from_millis(1);
-        let good = std::mem::replace(
-            &mut log.file,
-            File::options().write(true).open("/dev/full").expect("full"),
-        );
+        let good = std::mem::replace(&mut log.file, File::options().write(true).open("/dev/full").expect("full"));
         log.write(Stream::Stdout, b"gone\n", UNIX_EPOCH);
         log.file = good;
         log.write(Stream::Stdout, b"back\n", UNIX_EPOCH);
         let text = fs::read_to_string(&path).expect("the log");
-        assert!(
-            text.contains("bytes of log were lost") && text.contains("stdout F back"),
-            "{text}"
-        );
+        assert!(text.contains("bytes of log were lost") && text.contains("stdout F back"), "{text}");
     }
 }

@@ -56,16 +56,11 @@ impl Streams {
     /// Out of descriptors.
     pub fn make() -> Outcome<Self> {
         let what = || "cannot make pipes for the container's output".to_owned();
-        let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .because(what)?;
+        let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).because(what)?;
         let flags = rustix::pipe::PipeFlags::CLOEXEC;
         let (stdout, out) = rustix::pipe::pipe_with(flags).because(what)?;
         let (stderr, err) = rustix::pipe::pipe_with(flags).because(what)?;
-        Ok(Self {
-            theirs: [null, out, err],
-            stdout,
-            stderr,
-        })
+        Ok(Self { theirs: [null, out, err], stdout, stderr })
     }
 }
 
@@ -106,32 +101,28 @@ pub fn supervise(
     settings: &Settings,
     signals: Signals,
 ) -> Outcome<()> {
-    let Launched {
-        record,
-        cgroup,
-        pidfd,
-        channel,
-        ..
-    } = launched;
-    drop(channel);
+    let Launched { record, cgroup, pidfd, channel, .. } = launched;
     let (id, pid) = (record.id.clone(), record.init.map_or(0, |init| init.pid));
     drop(record);
-    let started_at = crate::time::rfc3339(SystemTime::now());
+    let mut started_at = SystemTime::now();
+    // Closed by the container's process when `start` has come, or by the exec if it was started already.
+    let mut channel = Some(channel);
     let mut keep: Vec<i32> = outputs.iter().map(|(_, fd)| fd.as_raw_fd()).collect();
     keep.extend([pidfd.as_raw_fd(), log.fd(), signals.fd().as_raw_fd()]);
+    keep.extend(channel.iter().map(|channel| channel.fd().as_raw_fd()));
     leave_caller(&keep)?;
     let mut copier = Copier { outputs, log };
     loop {
         let mut fds = vec![PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)];
-        fds.extend(
-            copier
-                .outputs
-                .iter()
-                .map(|(_, fd)| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)),
-        );
+        fds.extend(copier.outputs.iter().map(|(_, fd)| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)));
+        fds.extend(channel.iter().map(|channel| PollFd::from_borrowed_fd(channel.fd(), PollFlags::IN)));
         poll(&mut fds)?;
-        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        let mut ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         drop(fds);
+        if channel.is_some() && ready.pop().is_some_and(|closed| closed) {
+            channel = None;
+            started_at = SystemTime::now();
+        }
         copier.copy(&ready[1..]);
         if ready[0] {
             break;
@@ -151,7 +142,7 @@ pub fn supervise(
         exit_code,
         signal,
         oom_killed: account.oom_killed,
-        started_at,
+        started_at: crate::time::rfc3339(started_at),
         finished_at: crate::time::rfc3339(SystemTime::now()),
         memory_peak_bytes: account.memory_peak_bytes,
     };
@@ -165,8 +156,7 @@ fn leave_caller(keep: &[i32]) -> Outcome<()> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .because(|| "cannot open `/dev/null`".to_owned())?;
     for number in 0..3 {
-        process::dup_to(null.as_fd(), number)
-            .because(|| "cannot let go of standard streams".to_owned())?;
+        process::dup_to(null.as_fd(), number).because(|| "cannot let go of standard streams".to_owned())?;
     }
     drop(null);
     process::close_all_from(3, keep);
@@ -186,9 +176,7 @@ impl Copier {
     fn copy(&mut self, ready: &[bool]) {
         let log = &mut self.log;
         let mut ready = ready.iter();
-        self.outputs.retain(|(stream, fd)| {
-            !ready.next().is_some_and(|&ready| ready) || copy_once(log, *stream, fd)
-        });
+        self.outputs.retain(|(stream, fd)| !ready.next().is_some_and(|&ready| ready) || copy_once(log, *stream, fd));
     }
 
     /// Copy what is left. A process that outlived the container's first one (shared PID namespace) may keep a pipe

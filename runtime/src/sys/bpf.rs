@@ -69,14 +69,7 @@ pub fn load_device_program(program: &[Instruction]) -> io::Result<OwnedFd> {
         name,
     };
     // SAFETY: `attr` is readable for its size; the pointers in it refer to a live slice and a constant C string.
-    let fd = check(unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_LOAD,
-            &raw const attr,
-            size_of::<LoadAttr>(),
-        )
-    })?;
+    let fd = check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attr, size_of::<LoadAttr>()) })?;
     // SAFETY: `fd` was created by the call above and nothing else holds it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
@@ -93,13 +86,5 @@ pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) ->
         flags: BPF_F_ALLOW_MULTI,
     };
     // SAFETY: `attr` is readable for its size and holds integers only.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_ATTACH,
-            &raw const attr,
-            size_of::<AttachAttr>(),
-        )
-    })
-    .map(drop)
+    check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attr, size_of::<AttachAttr>()) }).map(drop)
 }

@@ -58,17 +58,13 @@ pub fn clone3(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Sid
     }
     // SAFETY: `args` lives across the call and has the size given; without CLONE_VM the child gets a copy of our
     // memory, and this program has one thread, so no lock is held by a thread that is missing in the child.
-    let pid =
-        check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) })?;
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) })?;
     if pid == 0 {
         return Ok(Side::Child);
     }
     // SAFETY: the kernel stored a new descriptor in `pidfd` because of CLONE_PIDFD; nothing else owns it.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    Ok(Side::Parent {
-        pid: pid as i32,
-        pidfd,
-    })
+    Ok(Side::Parent { pid: pid as i32, pidfd })
 }
 
 /// Like [`clone3`], but the new process is a child of our parent (`CLONE_PARENT`).
@@ -78,13 +74,9 @@ pub fn clone3(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Sid
 /// # Errors
 /// As [`clone3`]; `EINVAL` when the caller is init of a PID namespace.
 pub fn clone3_sibling(namespaces: u64) -> io::Result<i32> {
-    let mut args = CloneArgs {
-        flags: namespaces | libc::CLONE_PARENT as u64,
-        ..CloneArgs::default()
-    };
+    let mut args = CloneArgs { flags: namespaces | libc::CLONE_PARENT as u64, ..CloneArgs::default() };
     // SAFETY: as in `clone3`; CLONE_PARENT wants an exit signal of zero, which the default gives.
-    let pid =
-        check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) })?;
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) })?;
     Ok(pid as i32)
 }
 
@@ -124,13 +116,7 @@ pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
 pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     // SAFETY: integers and a null siginfo, which the kernel takes as "fill it as kill(2) does".
     check(unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            pidfd.as_raw_fd(),
-            signal,
-            std::ptr::null::<libc::siginfo_t>(),
-            0,
-        )
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
     })
     .map(drop)
 }
@@ -170,11 +156,7 @@ pub fn wait(pidfd: BorrowedFd<'_>) -> io::Result<Exit> {
             Ok(_) => {
                 // SAFETY: after a successful waitid the SIGCHLD member of the union is the valid one.
                 let status = unsafe { info.si_status() };
-                return Ok(if info.si_code == libc::CLD_EXITED {
-                    Exit::Code(status)
-                } else {
-                    Exit::Signal(status)
-                });
+                return Ok(if info.si_code == libc::CLD_EXITED { Exit::Code(status) } else { Exit::Signal(status) });
             }
         }
     }

@@ -58,12 +58,7 @@ pub fn bounding_drop(capability: u8) -> io::Result<()> {
 /// # Errors
 /// `EINVAL` before Linux 4.3.
 pub fn ambient_clear() -> io::Result<()> {
-    prctl(
-        libc::PR_CAP_AMBIENT,
-        libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong,
-        0,
-    )
-    .map(drop)
+    prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong, 0).map(drop)
 }
 
 /// Add one capability to the ambient set.
@@ -97,10 +92,7 @@ const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 /// # Errors
 /// None known.
 pub fn capget() -> io::Result<[u64; 3]> {
-    let mut header = CapHeader {
-        version: CAPABILITY_VERSION_3,
-        pid: 0,
-    };
+    let mut header = CapHeader { version: CAPABILITY_VERSION_3, pid: 0 };
     let mut data = [CapData::default(); 2];
     // SAFETY: version 3 makes the kernel write exactly two CapData, which `data` holds.
     check(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) })?;
@@ -117,10 +109,7 @@ pub fn capget() -> io::Result<[u64; 3]> {
 /// # Errors
 /// `EPERM` for a capability that is not permitted now.
 pub fn capset(effective: u64, permitted: u64, inheritable: u64) -> io::Result<()> {
-    let mut header = CapHeader {
-        version: CAPABILITY_VERSION_3,
-        pid: 0,
-    };
+    let mut header = CapHeader { version: CAPABILITY_VERSION_3, pid: 0 };
     let half = |shift: u32| CapData {
         effective: (effective >> shift) as u32,
         permitted: (permitted >> shift) as u32,
@@ -178,10 +167,7 @@ pub fn set_personality(domain: u64) -> io::Result<()> {
 /// # Errors
 /// `EPERM` when the hard limit would rise without `CAP_SYS_RESOURCE`.
 pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
-    let limit = libc::rlimit {
-        rlim_cur: soft,
-        rlim_max: hard,
-    };
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
     // SAFETY: `limit` is readable and of the type the call wants.
     check_int(unsafe { libc::setrlimit(resource as _, &raw const limit) }).map(drop)
 }
@@ -191,10 +177,7 @@ pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
 /// # Errors
 /// `EINVAL` for an unknown resource.
 pub fn get_rlimit(resource: u32) -> io::Result<(u64, u64)> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is writable and of the type the call wants.
     check_int(unsafe { libc::getrlimit(resource as _, &raw mut limit) })?;
     Ok((limit.rlim_cur, limit.rlim_max))
@@ -207,8 +190,7 @@ pub fn get_rlimit(resource: u32) -> io::Result<(u64, u64)> {
 pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
     // SAFETY: integers by value; nothing is closed before the exec.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_CLOEXEC) })
-        .map(drop)
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_CLOEXEC) }).map(drop)
 }
 
 /// Close every descriptor from `first` on that is not in `keep`; only for a process that owns no Rust descriptor
@@ -233,17 +215,13 @@ pub fn close_all_from(first: i32, keep: &[i32]) {
 pub fn new_session_keyring(name: &CStr) -> io::Result<()> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
     // SAFETY: `name` is a C string that lives across the call.
-    check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) })
-        .map(drop)
+    check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) }).map(drop)
 }
 
 /// `execve(2)`; returns only on failure.
 pub fn execve(program: &CStr, arguments: &[CString], environment: &[CString]) -> io::Error {
     let pointers = |list: &[CString]| -> Vec<*const libc::c_char> {
-        list.iter()
-            .map(|item| item.as_ptr())
-            .chain([std::ptr::null()])
-            .collect()
+        list.iter().map(|item| item.as_ptr()).chain([std::ptr::null()]).collect()
     };
     let (arguments, environment) = (pointers(arguments), pointers(environment));
     // SAFETY: both arrays end in a null pointer and point to C strings that outlive the call.

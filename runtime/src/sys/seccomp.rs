@@ -29,20 +29,8 @@ pub fn set_filter(program: &[Instruction], flags: u32) -> io::Result<()> {
         length: u16,
         filter: *const Instruction,
     }
-    let length =
-        u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
-    let program = Program {
-        length,
-        filter: program.as_ptr(),
-    };
+    let length = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
+    let program = Program { length, filter: program.as_ptr() };
     // SAFETY: `Program` is `struct sock_fprog`, its pointer and length come from one live slice of `sock_filter`.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            SECCOMP_SET_MODE_FILTER,
-            flags,
-            &raw const program,
-        )
-    })
-    .map(drop)
+    check(unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &raw const program) }).map(drop)
 }

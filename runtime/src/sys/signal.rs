@@ -16,14 +16,7 @@ impl SignalSet {
         // SAFETY: `set.0` is an initialised signal set.
         unsafe {
             libc::sigfillset(&raw mut set.0);
-            for fault in [
-                libc::SIGSEGV,
-                libc::SIGBUS,
-                libc::SIGFPE,
-                libc::SIGILL,
-                libc::SIGABRT,
-                libc::SIGTRAP,
-            ] {
+            for fault in [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGABRT, libc::SIGTRAP] {
                 libc::sigdelset(&raw mut set.0, fault);
             }
         }
@@ -48,9 +41,7 @@ impl SignalSet {
 pub fn set_mask(set: &SignalSet) -> io::Result<SignalSet> {
     let mut before = SignalSet::empty();
     // SAFETY: both sets are initialised and live across the call.
-    check_int(unsafe {
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const set.0, &raw mut before.0)
-    })?;
+    check_int(unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const set.0, &raw mut before.0) })?;
     Ok(before)
 }
 
@@ -60,9 +51,7 @@ pub fn set_mask(set: &SignalSet) -> io::Result<SignalSet> {
 /// `EMFILE`, `ENOMEM`.
 pub fn signalfd(set: &SignalSet) -> io::Result<OwnedFd> {
     // SAFETY: `set` is initialised; -1 asks for a new descriptor.
-    let fd = check_int(unsafe {
-        libc::signalfd(-1, &raw const set.0, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
-    })?;
+    let fd = check_int(unsafe { libc::signalfd(-1, &raw const set.0, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })?;
     // SAFETY: created just above, owned by nobody else.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -98,13 +87,7 @@ pub fn reset_handlers() {
         // SAFETY: `default` is at least as large as the kernel's structure and installs no code of ours; signals that
         // cannot be changed return an error, which is right.
         unsafe {
-            libc::syscall(
-                libc::SYS_rt_sigaction,
-                signal,
-                &raw const default,
-                std::ptr::null::<u8>(),
-                size_of::<u64>(),
-            );
+            libc::syscall(libc::SYS_rt_sigaction, signal, &raw const default, std::ptr::null::<u8>(), size_of::<u64>());
         }
     }
 }
@@ -161,25 +144,15 @@ pub fn parse(text: &str) -> Option<i32> {
         return Some(number);
     }
     let number = if let Some(rest) = name.strip_prefix("RTMIN") {
-        let above = if rest.is_empty() {
-            0
-        } else {
-            rest.strip_prefix('+')?.parse::<i32>().ok()?
-        };
+        let above = if rest.is_empty() { 0 } else { rest.strip_prefix('+')?.parse::<i32>().ok()? };
         REALTIME.0.checked_add(above)?
     } else if let Some(rest) = name.strip_prefix("RTMAX") {
-        let below = if rest.is_empty() {
-            0
-        } else {
-            rest.strip_prefix('-')?.parse::<i32>().ok()?
-        };
+        let below = if rest.is_empty() { 0 } else { rest.strip_prefix('-')?.parse::<i32>().ok()? };
         REALTIME.1.checked_sub(below)?
     } else {
         return None;
     };
-    (REALTIME.0..=REALTIME.1)
-        .contains(&number)
-        .then_some(number)
+    (REALTIME.0..=REALTIME.1).contains(&number).then_some(number)
 }
 
 #[cfg(test)]

@@ -12,9 +12,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 pub fn open_peer(master: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let unlock: libc::c_int = 0;
     // SAFETY: TIOCSPTLCK reads one int.
-    check_int(unsafe {
-        libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK as _, &raw const unlock)
-    })?;
+    check_int(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK as _, &raw const unlock) })?;
     let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
     // SAFETY: TIOCGPTPEER takes open flags by value and returns a new descriptor.
     let fd = check_int(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER as _, flags) })?;
@@ -56,15 +54,9 @@ pub struct Size {
 /// # Errors
 /// `ENOTTY`.
 pub fn set_size(terminal: BorrowedFd<'_>, size: Size) -> io::Result<()> {
-    let size = libc::winsize {
-        ws_row: size.rows,
-        ws_col: size.columns,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
+    let size = libc::winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: TIOCSWINSZ reads one winsize.
-    check_int(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ as _, &raw const size) })
-        .map(drop)
+    check_int(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ as _, &raw const size) }).map(drop)
 }
 
 /// The size of a terminal.
@@ -72,18 +64,10 @@ pub fn set_size(terminal: BorrowedFd<'_>, size: Size) -> io::Result<()> {
 /// # Errors
 /// `ENOTTY`.
 pub fn size(terminal: BorrowedFd<'_>) -> io::Result<Size> {
-    let mut size = libc::winsize {
-        ws_row: 0,
-        ws_col: 0,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: TIOCGWINSZ writes one winsize.
     check_int(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCGWINSZ as _, &raw mut size) })?;
-    Ok(Size {
-        rows: size.ws_row,
-        columns: size.ws_col,
-    })
+    Ok(Size { rows: size.ws_row, columns: size.ws_col })
 }
 
 /// Saved settings of a terminal.
@@ -114,8 +98,5 @@ pub fn make_raw(terminal: BorrowedFd<'_>) -> io::Result<Settings> {
 /// `EIO` when the terminal is gone.
 pub fn restore(terminal: BorrowedFd<'_>, settings: &Settings) -> io::Result<()> {
     // SAFETY: `settings` was filled by tcgetattr.
-    check_int(unsafe {
-        libc::tcsetattr(terminal.as_raw_fd(), libc::TCSANOW, &raw const settings.0)
-    })
-    .map(drop)
+    check_int(unsafe { libc::tcsetattr(terminal.as_raw_fd(), libc::TCSANOW, &raw const settings.0) }).map(drop)
 }

@@ -38,29 +38,19 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// A container id nobody else has.
 pub(crate) fn id(word: &str) -> String {
-    format!(
-        "gt-{word}-{}-{}",
-        std::process::id(),
-        NEXT.fetch_add(1, Ordering::Relaxed)
-    )
+    format!("gt-{word}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// The static busybox of the host.
 fn busybox() -> PathBuf {
     let places = ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from);
-    places
-        .into_iter()
-        .find(|path| path.exists())
-        .expect("tests need busybox: apt-get install busybox-static")
+    places.into_iter().find(|path| path.exists()).expect("tests need busybox: apt-get install busybox-static")
 }
 
 impl Bed {
     /// A bundle that runs a shell script.
     pub(crate) fn new(script: &str) -> Self {
-        let dir = tempfile::Builder::new()
-            .prefix("gantry-runtime-test-")
-            .tempdir()
-            .expect("a directory");
+        let dir = tempfile::Builder::new().prefix("gantry-runtime-test-").tempdir().expect("a directory");
         let bin = dir.path().join("bundle/rootfs/bin");
         fs::create_dir_all(&bin).expect("the root filesystem");
         fs::copy(busybox(), bin.join("busybox")).expect("busybox");
@@ -98,12 +88,7 @@ impl Bed {
     /// A command of the runtime on this bed's state root, in the bundle.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gantry-runtime"));
-        command
-            .arg("--root")
-            .arg(self.path("state"))
-            .args(args)
-            .current_dir(self.bundle())
-            .stdin(Stdio::null());
+        command.arg("--root").arg(self.path("state")).args(args).current_dir(self.bundle()).stdin(Stdio::null());
         command
     }
 
@@ -140,28 +125,19 @@ impl Bed {
 
     /// State and cgroups of a container are gone.
     pub(crate) fn assert_gone(&self, id: &str) {
-        assert!(
-            !self.path("state").join(id).exists(),
-            "state of {id} is left"
-        );
-        assert_eq!(
-            cgroups(id),
-            Vec::<PathBuf>::new(),
-            "cgroups of {id} are left"
-        );
+        assert!(!self.path("state").join(id).exists(), "state of {id} is left");
+        assert_eq!(cgroups(id), Vec::<PathBuf>::new(), "cgroups of {id} are left");
     }
 
     /// Status of a container.
     pub(crate) fn status(&self, id: &str) -> String {
-        let state: Value =
-            serde_json::from_str(&self.ok(&["state", id])).expect("the state is JSON");
+        let state: Value = serde_json::from_str(&self.ok(&["state", id])).expect("the state is JSON");
         state["status"].as_str().expect("a status").to_owned()
     }
 
     /// Process number of a container.
     pub(crate) fn pid(&self, id: &str) -> i32 {
-        let state: Value =
-            serde_json::from_str(&self.ok(&["state", id])).expect("the state is JSON");
+        let state: Value = serde_json::from_str(&self.ok(&["state", id])).expect("the state is JSON");
         state["pid"].as_i64().expect("a pid") as i32
     }
 
@@ -172,17 +148,8 @@ impl Bed {
 
     /// Options for a supervised container.
     pub(crate) fn supervised(&self) -> [String; 5] {
-        let (log, exit) = (
-            self.path("log").display().to_string(),
-            self.path("exit").display().to_string(),
-        );
-        [
-            "--supervise".into(),
-            "--container-log".into(),
-            log,
-            "--exit-file".into(),
-            exit,
-        ]
+        let (log, exit) = (self.path("log").display().to_string(), self.path("exit").display().to_string());
+        ["--supervise".into(), "--container-log".into(), log, "--exit-file".into(), exit]
     }
 
     /// The exit file, once it is there.
@@ -213,11 +180,7 @@ impl Bed {
 
 impl Drop for Bed {
     fn drop(&mut self) {
-        for entry in fs::read_dir(self.path("state"))
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
+        for entry in fs::read_dir(self.path("state")).into_iter().flatten().flatten() {
             let name = entry.file_name().into_string().unwrap_or_default();
             let _ = self.command(&["delete", "--force", &name]).output();
         }
@@ -267,13 +230,8 @@ const APPLETS: &[&str] = &[
 /// Run a command to its end, with output into files: a container it leaves behind keeps them open, and must not keep
 /// us waiting.
 pub(crate) fn finish(command: &mut Command) -> Ran {
-    let (mut out, mut err) = (
-        tempfile::tempfile().expect("a file"),
-        tempfile::tempfile().expect("a file"),
-    );
-    command
-        .stdout(out.try_clone().expect("a file"))
-        .stderr(err.try_clone().expect("a file"));
+    let (mut out, mut err) = (tempfile::tempfile().expect("a file"), tempfile::tempfile().expect("a file"));
+    command.stdout(out.try_clone().expect("a file")).stderr(err.try_clone().expect("a file"));
     let code = wait(command.spawn().expect("the runtime"));
     let read = |file: &mut fs::File| {
         let mut bytes = Vec::new();
@@ -281,11 +239,7 @@ pub(crate) fn finish(command: &mut Command) -> Ran {
         file.read_to_end(&mut bytes).expect("the output");
         String::from_utf8_lossy(&bytes).into_owned()
     };
-    Ran {
-        code,
-        out: read(&mut out),
-        err: read(&mut err),
-    }
+    Ran { code, out: read(&mut out), err: read(&mut err) }
 }
 
 /// Exit code of a child, or 128 + signal; kills it when it takes too long.
@@ -294,9 +248,7 @@ pub(crate) fn wait(mut child: Child) -> i32 {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(status) = child.try_wait().expect("waiting") {
-            return status
-                .code()
-                .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+            return status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
         }
         if Instant::now() > deadline {
             let _ = child.kill();
@@ -318,46 +270,26 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
 /// Every cgroup directory of a container, by its id.
 pub(crate) fn cgroups(id: &str) -> Vec<PathBuf> {
     let mut mounts: Vec<PathBuf> = vec![PathBuf::from("/sys/fs/cgroup")];
-    mounts.extend(
-        fs::read_dir("/sys/fs/cgroup")
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path()),
-    );
-    mounts
-        .into_iter()
-        .map(|mount| mount.join("gantry-runtime").join(id))
-        .filter(|path| path.exists())
-        .collect()
+    mounts.extend(fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path()));
+    mounts.into_iter().map(|mount| mount.join("gantry-runtime").join(id)).filter(|path| path.exists()).collect()
 }
 
 /// Whether a process runs: there and no zombie.
 pub(crate) fn runs(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat
-        .rsplit(')')
-        .next()
-        .and_then(|rest| rest.trim().chars().next());
+    let state = stat.rsplit(')').next().and_then(|rest| rest.trim().chars().next());
     state.is_some_and(|state| state != 'Z' && state != 'X')
 }
 
 /// Send a signal to a process the test started.
 pub(crate) fn signal(pid: i32, signal: i32) {
-    let status = Command::new("kill")
-        .arg(format!("-{signal}"))
-        .arg(pid.to_string())
-        .status()
-        .expect("kill");
+    let status = Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).status().expect("kill");
     assert!(status.success(), "signal {signal} to {pid}");
 }
 
 /// A line of a table such as `/proc/self/status`.
 pub(crate) fn field<'a>(text: &'a str, name: &str) -> &'a str {
-    let line = text
-        .lines()
-        .find(|line| line.starts_with(name))
-        .unwrap_or_else(|| panic!("no {name} in {text}"));
+    let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {text}"));
     line[name.len()..].trim_start_matches(':').trim()
 }
 
