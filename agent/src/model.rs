@@ -355,6 +355,9 @@ impl Facts {
 
     /// The process ended. `false` when this is no news: there is no process that it could be about.
     pub fn exited(&mut self, mut exit: Exit, now_ms: u64) -> bool {
+        if self.exit_read_ms == Some(exit.at_ms) {
+            return false;
+        }
         let steady = match self.process {
             Process::Running { started_ms } => {
                 let since_ms = if self.health.healthy.is_none() { Some(started_ms) } else { self.health.since_ms };

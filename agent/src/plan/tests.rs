@@ -328,7 +328,7 @@ fn the_agent_comes_back_to_what_it_left() {
         ("an end that was noted", ended(1, 1), Found::Exited(exit(1)), "prepare web"),
         (
             "the end before this start",
-            Facts { last_exit: Some(exit(0)), ..absent },
+            Facts { exit_read_ms: Some(T0), last_exit: Some(exit(0)), ..absent },
             Found::Exited(exit(0)),
             "prepare web",
         ),
