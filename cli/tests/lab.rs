@@ -6,22 +6,25 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const PREFIX: &str = "gantry-test-lab-";
+const ALIVE: &str = "alive";
 const SECONDS: Duration = Duration::from_secs(1);
 
 /// One test's directories and cgroup.
 struct Bed {
     dir: PathBuf,
     parent: String,
+    /// Held as long as the bed is in use, whatever process namespace its user is in.
+    _alive: fs::File,
 }
 
 impl Bed {
@@ -29,10 +32,18 @@ impl Bed {
         static SWEPT: Once = Once::new();
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         SWEPT.call_once(sweep);
-        let parent = format!("{PREFIX}{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        // The same process number may be in use in another process namespace.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_micros();
+        let parent = format!("{PREFIX}{}-{number}-{now}", std::process::id());
         let dir = std::env::temp_dir().join(&parent);
-        fs::create_dir(&dir).unwrap();
-        Self { dir, parent }
+        // Locked before it has the name that others sweep by.
+        let fresh = std::env::temp_dir().join(format!(".{parent}"));
+        fs::create_dir(&fresh).unwrap();
+        let alive = fs::File::create(fresh.join(ALIVE)).unwrap();
+        alive.lock().unwrap();
+        fs::rename(&fresh, &dir).unwrap();
+        Self { dir, parent, _alive: alive }
     }
 
     fn gantry(&self) -> Command {
@@ -85,7 +96,7 @@ impl Bed {
         }
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         left.extend(mounts.lines().filter(|line| line.contains(&self.parent)).map(|line| format!("mount {line}")));
-        for entry in fs::read_dir(&self.dir).unwrap().flatten() {
+        for entry in fs::read_dir(&self.dir).unwrap().flatten().filter(|entry| entry.file_name() != ALIVE) {
             left.insert(format!("file {}", entry.path().display()));
         }
         left
@@ -135,9 +146,10 @@ fn sweep() {
     let folders = cgroup_mounts().into_iter().chain([std::env::temp_dir()]);
     for entry in folders.flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten()) {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
-        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-            remove(&std::env::temp_dir().join(&name), &name);
+        let dir = std::env::temp_dir().join(&name);
+        let in_use = || fs::File::open(dir.join(ALIVE)).is_ok_and(|file| file.try_lock().is_err());
+        if name.starts_with(PREFIX) && !in_use() {
+            remove(&dir, &name);
         }
     }
 }
@@ -476,6 +488,13 @@ fn forwards() {
     stream.read_to_end(&mut back).unwrap();
     writing.join().unwrap();
     assert!(back == sent, "{} of {} bytes came back", back.len(), sent.len());
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    udp.set_read_timeout(Some(SECONDS / 5)).unwrap();
+    udp.connect("127.0.0.1:8083").unwrap();
+    eventually("a datagram comes back", 10 * SECONDS, || {
+        let mut back = [0; 16];
+        udp.send(b"ping").is_ok() && udp.recv(&mut back).is_ok_and(|length| &back[..length] == b"ping")
+    });
     drop(taken);
     eventually("the port that was taken is forwarded once free", 10 * SECONDS, || greeted(8081));
     bed.ok("kill n2");
@@ -503,7 +522,7 @@ fn helper_connects() {
     std::process::exit(greeting(address()));
 }
 
-/// A node's daemon: greets on 8080 and 8081, echoes on 8082, and on n1 answers like a scheduler.
+/// A node's daemon: greets on 8080 and 8081, echoes on 8082 (TCP) and 8083 (UDP), and on n1 answers like a scheduler.
 #[test]
 #[ignore = "a helper of the other tests"]
 fn helper_schedules() {
@@ -516,6 +535,13 @@ fn helper_schedules() {
                 let mut whole = Vec::new();
                 stream.read_to_end(&mut whole).and_then(|_| stream.write_all(&whole)).unwrap();
             });
+        }
+    });
+    std::thread::spawn(|| {
+        let socket = UdpSocket::bind("0.0.0.0:8083").unwrap();
+        let mut datagram = [0; 2048];
+        while let Ok((length, from)) = socket.recv_from(&mut datagram) {
+            socket.send_to(&datagram[..length], from).unwrap();
         }
     });
     for stream in UnixListener::bind("/run/gantry/gantry.sock").unwrap().incoming().flatten() {
@@ -536,7 +562,7 @@ fn helper_schedules() {
 const APPS: &str = r#"[{"name":"shop","revision":1,"services":[{"name":"web","image":"x","wanted":1,"running":1,
 "ready":1,"updated":1,"completed":0,"address":null,"settled":true,"message":null,"ports":[
 {"published":8080,"target":80,"protocol":"tcp"},{"published":8081,"target":80,"protocol":"tcp"},
-{"published":8082,"target":80,"protocol":"tcp"}]}]}]"#;
+{"published":8082,"target":80,"protocol":"tcp"},{"published":8083,"target":80,"protocol":"udp"}]}]}]"#;
 
 fn address() -> SocketAddr {
     std::env::var("TEST_ADDRESS").unwrap().parse().unwrap()
