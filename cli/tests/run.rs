@@ -133,7 +133,7 @@ impl Bed {
 
     /// A watcher is done a moment after its container is gone.
     fn nothing_left(&self) {
-        let deadline = Instant::now() + 10 * SECONDS;
+        let deadline = Instant::now() + 30 * SECONDS;
         while Instant::now() < deadline && !self.leftovers().is_empty() {
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -215,7 +215,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 fn eventually(what: &str, mut found: impl FnMut() -> bool) {
-    let deadline = Instant::now() + 15 * SECONDS;
+    let deadline = Instant::now() + 60 * SECONDS;
     while !found() {
         assert!(Instant::now() < deadline, "not in time: {what}");
         std::thread::sleep(Duration::from_millis(10));
@@ -431,7 +431,7 @@ fn signals_end_the_container_and_leave_nothing() {
             std::thread::sleep(Duration::from_millis(ms)); // a point, not a wait
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGTERM)
                 .unwrap();
-            let deadline = Instant::now() + 10 * SECONDS;
+            let deadline = Instant::now() + 60 * SECONDS; // a loaded disk
             while child.try_wait().unwrap().is_none() {
                 assert!(Instant::now() < deadline, "told to end after {ms} ms, it does not");
                 // It may have come between the start of the program and its `trap`, where PID 1 ignores it.
