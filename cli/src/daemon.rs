@@ -134,10 +134,12 @@ impl Daemons {
             }
             _ = self.interrupt.recv() => Err(CliError::new("interrupted while the daemons stopped")),
         };
-        out::note("Gantry has stopped here; containers, their traffic and their logs go on.");
         match reason {
             Err(error) if !error.message.is_empty() => Err(error),
-            _ => stopped.map(|()| 0),
+            _ => {
+                out::note("Gantry has stopped here; containers, their traffic and their logs go on.");
+                stopped.map(|()| 0)
+            }
         }
     }
 }
