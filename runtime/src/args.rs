@@ -1,5 +1,6 @@
 //! The command line, compatible with runc's: parsed into plain values, options before or after positionals.
 
+use crate::container::capabilities;
 use crate::exec;
 use crate::launch;
 use crate::supervisor;
@@ -227,7 +228,7 @@ Commands:
   --root DIR              where states are kept [default: /run/gantry-runtime]
   --log FILE              also write errors to this file
   --log-format text|json  its format [default: text]
-  --debug                 say more in the log
+  --debug                 also log exit code and duration of every command
   --help, -h              this text, or that of a command
   --version, -v           the version
 
@@ -440,7 +441,13 @@ fn exec_option(
         "additional-gids" | "g" => exec
             .additional_gids
             .push(number("--additional-gids", parser.value()?)?),
-        "cap" | "c" => exec.capabilities.push(text(parser.value()?)?),
+        "cap" | "c" => {
+            let name = text(parser.value()?)?;
+            if capabilities::bit(&name).is_none() {
+                return Err(usage_error(format!("`{name}` is not a capability")));
+            }
+            exec.capabilities.push(name);
+        }
         "no-new-privs" => exec.no_new_privs = true,
         "pid-file" => exec.pid_file = Some(absolute(parser.value()?)?),
         "preserve-fds" => exec.preserve_fds = number("--preserve-fds", parser.value()?)?,

@@ -4,6 +4,7 @@ use crate::args::{self, Command, Global};
 use crate::config::example;
 use crate::container::channel::{Channel, Message};
 use crate::container::hooks;
+use crate::container::process::capability_warnings;
 use crate::error::{Because, Failure, InStep, Outcome, is_absent};
 use crate::exec;
 use crate::foreground::{self, Signals};
@@ -46,7 +47,7 @@ pub fn run(global: &Global, command: Command) -> Outcome<i32> {
         Command::Create {
             options,
             supervise: None,
-        } => create(&options),
+        } => create(global, &options),
         Command::Create {
             options,
             supervise: Some(settings),
@@ -84,9 +85,21 @@ fn spec(bundle: &Path) -> Outcome<i32> {
     Ok(0)
 }
 
-fn create(options: &launch::Options) -> Outcome<i32> {
+/// Load a bundle and say what it asks for in vain.
+fn load(global: &Global, bundle: &Path) -> Outcome<Bundle> {
+    let bundle = Bundle::load(bundle)?;
+    let in_user_namespace = bundle.config.namespace("user").is_some();
+    if let Some(process) = &bundle.config.process {
+        for warning in capability_warnings(process, in_user_namespace) {
+            report::warning(global, &warning);
+        }
+    }
+    Ok(bundle)
+}
+
+fn create(global: &Global, options: &launch::Options) -> Outcome<i32> {
     let signals = Signals::hold()?;
-    let bundle = Bundle::load(&options.bundle)?;
+    let bundle = load(global, &options.bundle)?;
     let manner = Manner {
         later: true,
         keep_terminal: false,
@@ -131,7 +144,7 @@ fn clean_up(global: &Global, dir: &StateDir, record: &Record) {
 
 fn run_here(global: &Global, options: &launch::Options, detach: bool, keep: bool) -> Outcome<i32> {
     let signals = Signals::hold()?;
-    let bundle = Bundle::load(&options.bundle)?;
+    let bundle = load(global, &options.bundle)?;
     let manner = Manner {
         later: false,
         keep_terminal: !detach,
@@ -175,12 +188,13 @@ fn supervised(
 ) -> Outcome<i32> {
     let signals = Signals::hold()?;
     // Found before anything is made, and with the caller's idea of the current directory.
-    let bundle = Bundle::load(&options.bundle)?;
+    let bundle = load(global, &options.bundle)?;
     let log = ContainerLog::open(
         &settings.log,
         settings.log_bytes_max,
         settings.log_files_max,
     )?;
+    prepare_exit_file(&settings.exit_file).in_step("exit file")?;
     let (ours, theirs) = Channel::pair()?;
     let side = clone::clone3(0, None)
         .because(|| "cannot make the supervisor".to_owned())
@@ -220,6 +234,30 @@ fn supervised(
                 ),
             }
         }
+    }
+}
+
+/// Take a container back that was made in vain.
+fn undo(launched: &Launched, id: &str) {
+    let _ = clone::pidfd_send_signal(launched.pidfd.as_fd(), libc::SIGKILL);
+    let _ = clone::wait(launched.pidfd.as_fd());
+    let _ = remove(&launched.dir, Some(&launched.record), id);
+}
+
+/// The exit file must be writable at the end, and what an earlier container left there must not be taken for it.
+fn prepare_exit_file(file: &Path) -> Outcome<()> {
+    let directory = file.parent().unwrap_or(Path::new("/"));
+    if !directory.is_dir() {
+        return Err(
+            Failure::new(format!("`{}` is not a directory", directory.display()))
+                .hint("the directory of --exit-file must exist"),
+        );
+    }
+    match fs::remove_file(file) {
+        Err(error) if !is_absent(&error) => {
+            Err(error).because(|| format!("cannot remove the old `{}`", file.display()))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -266,14 +304,16 @@ fn supervisor_main(
             )
         });
         if let Err(failure) = started {
-            let _ = clone::pidfd_send_signal(launched.pidfd.as_fd(), libc::SIGKILL);
-            let _ = clone::wait(launched.pidfd.as_fd());
-            let _ = remove(&launched.dir, Some(&launched.record), &options.id);
+            undo(&launched, &options.id);
             return Err(failure);
         }
     }
     drop(bundle);
-    caller.send(&Message::Created)?;
+    if let Err(failure) = caller.send(&Message::Created) {
+        // Nobody knows of the container, so nobody would remove it.
+        undo(&launched, &options.id);
+        return Err(failure);
+    }
     supervisor::supervise(launched, outputs, log, settings, signals)
 }
 

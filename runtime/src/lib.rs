@@ -26,6 +26,7 @@ pub mod sys;
 pub mod time;
 
 use std::ffi::OsString;
+use std::time::Instant;
 
 /// Exit code for a line that cannot be understood.
 const WRONG_USAGE: u8 = 2;
@@ -39,11 +40,17 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             return WRONG_USAGE;
         }
     };
-    match commands::run(&global, command) {
+    let begun = Instant::now();
+    let code = match commands::run(&global, command) {
         Ok(code) => u8::try_from(code).unwrap_or(u8::MAX),
         Err(failure) => {
             report::failure(&global, &failure);
             1
         }
-    }
+    };
+    report::debug(
+        &global,
+        &format!("exit code {code} after {:?}", begun.elapsed()),
+    );
+    code
 }

@@ -21,6 +21,13 @@ pub fn warning(global: &Global, text: &str) {
     log(global, "warning", text);
 }
 
+/// Log with `--debug` only.
+pub fn debug(global: &Global, text: &str) {
+    if global.debug {
+        log(global, "debug", text);
+    }
+}
+
 /// Append one line to the log file, in runc's formats, which callers parse.
 fn log(global: &Global, level: &str, text: &str) {
     let Some(path) = &global.log else { return };

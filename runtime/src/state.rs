@@ -16,9 +16,14 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// Longest container ID; it becomes a file name.
 const ID_MAX: usize = 250;
+
+/// How long to try to remove a directory that somebody still writes to.
+const REMOVE_WITHIN: Duration = Duration::from_secs(2);
 
 /// Where a container is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -341,16 +346,29 @@ impl StateDir {
         }
     }
 
-    /// Remove the directory; absent is success.
+    /// Remove the directory; absent is success. A creator that is still writing makes it fill up again for a moment;
+    /// it fails and gives up when the directory is gone.
     ///
     /// # Errors
     /// It cannot be removed.
     pub fn remove(&self) -> Outcome<()> {
-        match fs::remove_dir_all(&self.path) {
-            Err(error) if !is_absent(&error) => Err(error)
-                .because(|| format!("cannot remove `{}`", self.path.display()))
-                .in_step("state"),
-            _ => Ok(()),
+        let deadline = Instant::now() + REMOVE_WITHIN;
+        loop {
+            match fs::remove_dir_all(&self.path) {
+                Ok(()) => return Ok(()),
+                Err(error) if is_absent(&error) => return Ok(()),
+                Err(error)
+                    if error.kind() == io::ErrorKind::DirectoryNotEmpty
+                        && Instant::now() < deadline =>
+                {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                Err(error) => {
+                    return Err(error)
+                        .because(|| format!("cannot remove `{}`", self.path.display()))
+                        .in_step("state");
+                }
+            }
         }
     }
 }

@@ -250,3 +250,21 @@ fn a_cgroup_with_processes_is_refused() {
     bed.ok(&["delete", "--force", &first]);
     bed.assert_gone(&first);
 }
+
+#[test]
+fn capabilities_that_cannot_be_given_are_a_warning() {
+    let mut bed = Bed::new("grep CapEff /proc/self/status");
+    bed.config["process"]["capabilities"] = json!({
+        "bounding": ["CAP_KILL"], "permitted": ["CAP_KILL"], "effective": ["CAP_KILL"], "ambient": ["CAP_KILL"],
+    });
+    let ran = bed.run(&["run", &id("ambient")]);
+    assert!(
+        ran.code == 0 && ran.out.contains("0000000000000020"),
+        "{ran:?}"
+    );
+    assert!(
+        ran.err
+            .contains("warning: process.capabilities.ambient: CAP_KILL would have to be"),
+        "{ran:?}"
+    );
+}

@@ -574,3 +574,160 @@ fn shared_propagation_stays_away_from_the_host_unless_asked() {
     let bed = Bed::new("grep -c shared: /proc/self/mountinfo || true");
     assert_eq!(bed.says(), "0\n");
 }
+
+/// Run the runtime where only a v2 hierarchy is visible, in a mount namespace of the test's own.
+fn on_pure_v2(bed: &Bed, args: &str) -> String {
+    bed.save();
+    let script = format!(
+        "umount -R -l /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && \"$0\" --root {} {args}",
+        bed.path("state").display()
+    );
+    let output = std::process::Command::new("unshare")
+        .args([
+            "-m",
+            "sh",
+            "-c",
+            &script,
+            env!("CARGO_BIN_EXE_gantry-runtime"),
+        ])
+        .current_dir(bed.bundle())
+        .output()
+        .expect("unshare");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn pure_v2_hosts_filter_devices_by_program() {
+    let mut bed = Bed::new(
+        "mknod /dev/mem0 c 1 1; head -c1 /dev/mem0 2>&1; mknod /dev/n0 c 1 3; echo x > /dev/n0 && echo allowed;
+         grep cgroup /proc/self/mountinfo | wc -l; cat /proc/self/cgroup | grep -v :name= | tail -1",
+    );
+    let all = json!(["CAP_MKNOD", "CAP_DAC_OVERRIDE"]);
+    bed.config["process"]["capabilities"] =
+        json!({"bounding": all, "effective": all, "permitted": all});
+    let out = on_pure_v2(&bed, &format!("run {}", id("pure")));
+    assert_eq!(
+        out,
+        "head: /dev/mem0: Operation not permitted\nallowed\n1\n0::/\n"
+    );
+}
+
+#[test]
+fn a_user_namespace_of_another_container_can_be_joined() {
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+    let mut first = Bed::new("sleep 1000");
+    let own = |bed: &Bed| {
+        let chown = std::process::Command::new("chown")
+            .args(["-R", "100000:100000"])
+            .arg(bed.rootfs(""))
+            .status();
+        assert!(chown.expect("chown").success());
+    };
+    own(&first);
+    first.config["linux"]["uidMappings"] = map.clone();
+    first.config["linux"]["gidMappings"] = map;
+    first.config["linux"]["namespaces"]
+        .as_array_mut()
+        .expect("namespaces")
+        .push(json!({"type": "user"}));
+    let name = id("owner");
+    first.ok(&["run", "-d", &name]);
+    let pid = first.pid(&name);
+    let mut second = Bed::new(
+        "for n in user net pid; do readlink /proc/self/ns/$n; done; cat /proc/self/uid_map; ls /proc | grep -c '^[0-9]'",
+    );
+    own(&second);
+    second.config["linux"]["namespaces"] = json!([
+        {"type": "user", "path": format!("/proc/{pid}/ns/user")},
+        {"type": "network", "path": format!("/proc/{pid}/ns/net")},
+        {"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}, {"type": "cgroup"},
+    ]);
+    let out = second.says();
+    let lines: Vec<&str> = out.lines().collect();
+    let theirs = |kind: &str| {
+        fs::read_link(format!("/proc/{pid}/ns/{kind}"))
+            .expect("a namespace")
+            .display()
+            .to_string()
+    };
+    assert_eq!(
+        (lines[0], lines[1]),
+        (theirs("user").as_str(), theirs("net").as_str())
+    );
+    assert_ne!(lines[2], theirs("pid"));
+    assert!(lines[3].contains("100000"), "{out}");
+    assert!(lines[4].parse::<u32>().expect("a number") <= 4, "{out}");
+    // A new user namespace beside a network joined from the host side works as well.
+    let mut third = Bed::new("readlink /proc/self/ns/net; id -u");
+    own(&third);
+    third.config["linux"]["uidMappings"] =
+        json!([{"containerID": 0, "hostID": 100_000, "size": 1000}]);
+    third.config["linux"]["gidMappings"] = third.config["linux"]["uidMappings"].clone();
+    third.config["mounts"]
+        .as_array_mut()
+        .expect("mounts")
+        .retain(|mount| !matches!(mount["type"].as_str(), Some("sysfs" | "cgroup" | "mqueue")));
+    third.config["linux"]["namespaces"] = json!([
+        {"type": "user"}, {"type": "network", "path": format!("/proc/{pid}/ns/net")}, {"type": "pid"}, {"type": "mount"},
+    ]);
+    third.config["hostname"] = json!(null);
+    assert_eq!(third.says(), format!("{}\n0\n", theirs("net")));
+    first.ok(&["delete", "--force", &name]);
+}
+
+#[test]
+fn without_a_cgroup_namespace_its_own_cgroups_are_mounted() {
+    let mut bed = Bed::new(
+        "ls /sys/fs/cgroup; cat /sys/fs/cgroup/pids/pids.max 2>/dev/null || cat /sys/fs/cgroup/pids.max; cat /sys/fs/cgroup/unified/cgroup.procs 2>/dev/null | head -1",
+    );
+    bed.config["linux"]["namespaces"]
+        .as_array_mut()
+        .expect("namespaces")
+        .retain(|kind| kind["type"] != "cgroup");
+    bed.config["linux"]["resources"]["pids"] = json!({"limit": 33});
+    assert!(bed.says().contains("33\n"));
+}
+
+#[test]
+fn a_racing_image_never_makes_us_write_outside() {
+    // A thread that swaps a directory of the image with a link to the host, a few times per start. Not in a tight loop:
+    // that holds the kernel's rename lock nearly always, and stalled the whole machine for half a minute.
+    let outside = tempfile::tempdir().expect("a directory");
+    let mut bed = Bed::new("true");
+    bed.config["mounts"]
+        .as_array_mut()
+        .expect("mounts")
+        .push(json!({"destination": "/a/b/c", "type": "tmpfs"}));
+    bed.save();
+    let (real, link) = (bed.rootfs("a"), bed.rootfs("swap"));
+    fs::create_dir(&real).expect("a directory");
+    symlink(outside.path(), &link).expect("a link");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    /// Stops the thread even when an assertion fails, so that the failure is seen.
+    struct Stop<'a>(&'a std::sync::atomic::AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            use rustix::fs::{CWD, RenameFlags, renameat_with};
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let _ = renameat_with(CWD, &real, CWD, &link, RenameFlags::EXCHANGE);
+                std::thread::sleep(std::time::Duration::from_micros(100));
+            }
+        });
+        let _stop = Stop(&stop);
+        for _ in 0..40 {
+            // Either outcome is fine; writing outside is not.
+            bed.run(&["run", &id("race")]);
+        }
+    });
+    assert_eq!(fs::read_dir(outside.path()).expect("outside").count(), 0);
+}

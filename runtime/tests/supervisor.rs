@@ -229,3 +229,78 @@ fn a_created_container_that_is_never_started_ends_with_a_record() {
     assert_eq!(bed.exit_record()["signal"], json!(9));
     bed.assert_gone(&name);
 }
+
+#[test]
+fn started_at_is_when_start_came() {
+    let bed = Bed::new("true");
+    let name = create(&bed, "when", &[]);
+    let state: Value = serde_json::from_str(&bed.ok(&["state", &name])).expect("JSON");
+    let between = gantry_runtime::time::rfc3339(std::time::SystemTime::now());
+    bed.ok(&["start", &name]);
+    let record = bed.exit_record();
+    let times = [
+        &state["created"],
+        &json!(between),
+        &record["started_at"],
+        &record["finished_at"],
+    ];
+    let times: Vec<&str> = times
+        .iter()
+        .map(|time| time.as_str().expect("a time"))
+        .collect();
+    assert!(times.is_sorted(), "{times:?}");
+}
+
+#[test]
+fn a_caller_killed_at_any_moment_leaves_what_force_removes() {
+    let bed = Bed::new("sleep 1000");
+    bed.save();
+    let options = bed.supervised();
+    for step in 0..25 {
+        let name = id("caller");
+        let mut args = vec!["create"];
+        args.extend(options.iter().map(String::as_str));
+        args.push(&name);
+        let mut child = bed
+            .command(&args)
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("the runtime");
+        std::thread::sleep(std::time::Duration::from_micros(step * 900));
+        let _ = child.kill();
+        let _ = child.wait();
+        // The supervisor may be on its way still: it either undoes its work or has finished it.
+        until("nothing is left", || {
+            bed.ok(&["delete", "--force", &name]);
+            !bed.path("state").join(&name).exists() && common::cgroups(&name).is_empty()
+        });
+    }
+}
+
+#[test]
+fn an_exit_file_that_cannot_be_written_is_refused_at_once() {
+    let bed = Bed::new("true");
+    let log = bed.path("log").display().to_string();
+    let name = id("noexit");
+    let ran = bed.run(&[
+        "create",
+        "--supervise",
+        "--container-log",
+        &log,
+        "--exit-file",
+        "/no/where/exit",
+        &name,
+    ]);
+    assert!(
+        ran.code == 1
+            && ran
+                .err
+                .contains("exit file: `/no/where` is not a directory"),
+        "{ran:?}"
+    );
+    // And an old one does not stand for a new container.
+    fs::write(bed.path("exit"), "{}").expect("an old file");
+    let name = create(&bed, "old", &[]);
+    assert!(!bed.path("exit").exists());
+    bed.ok(&["delete", "--force", &name]);
+}

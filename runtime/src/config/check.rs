@@ -3,7 +3,6 @@
 //! Pure: looks at the configuration only. What depends on the host is found by the step that needs it.
 
 use super::{Config, Process};
-use crate::container::capabilities;
 use crate::container::namespaces::Kind;
 use crate::container::rlimits;
 use std::collections::BTreeSet;
@@ -145,9 +144,6 @@ pub fn check_process(process: &Process, at: &str) -> Result<(), ConfigError> {
         if present {
             return Err(unsupported(format!("{at}.{key}")));
         }
-    }
-    if let Some(capabilities) = &process.capabilities {
-        capabilities::Sets::from_config(capabilities, at)?;
     }
     let mut seen = BTreeSet::new();
     for (index, rlimit) in process.rlimits.iter().enumerate() {
@@ -528,11 +524,6 @@ mod tests {
                 "/process/rlimits",
                 json!([{"type": "RLIMIT_CORE", "soft": 2, "hard": 1}]),
                 "$.process.rlimits[0]",
-            ),
-            (
-                "/process/capabilities",
-                json!({"bounding": ["CAP_X"]}),
-                "$.process.capabilities.bounding[0]",
             ),
             ("/process/oomScoreAdj", json!(2000), "$.process.oomScoreAdj"),
             ("/ociVersion", json!("2.0.0"), "$.ociVersion"),

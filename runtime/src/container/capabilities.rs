@@ -1,8 +1,7 @@
 //! The five capability sets, exactly as the bundle says.
 
 use crate::config::Capabilities;
-use crate::config::check::ConfigError;
-use crate::error::{Because, Failure, Outcome};
+use crate::error::{Because, Outcome};
 use crate::sys::process;
 
 /// Names by number, without `CAP_`.
@@ -87,32 +86,75 @@ fn names(set: u64) -> String {
         .join(", ")
 }
 
-impl Sets {
-    /// From the configuration.
-    ///
-    /// # Errors
-    /// A name that is no capability.
-    pub fn from_config(config: &Capabilities, at: &str) -> Result<Self, ConfigError> {
-        let read = |list: &[String], key: &str| -> Result<u64, ConfigError> {
-            list.iter()
-                .enumerate()
-                .try_fold(0, |set, (index, name)| match bit(name) {
-                    Some(bit) => Ok(set | bit),
-                    None => Err(ConfigError::Invalid {
-                        path: format!("{at}.capabilities.{key}[{index}]"),
-                        problem: format!("`{name}` is not a capability"),
-                    }),
-                })
-        };
-        Ok(Self {
-            bounding: read(&config.bounding, "bounding")?,
-            effective: read(&config.effective, "effective")?,
-            inheritable: read(&config.inheritable, "inheritable")?,
-            permitted: read(&config.permitted, "permitted")?,
-            ambient: read(&config.ambient, "ambient")?,
-        })
-    }
+/// What becomes of the capabilities a bundle asks for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Granted {
+    /// What can be given.
+    pub sets: Sets,
+    /// What cannot, and why. The specification wants a warning and no failure: fewer privileges isolate no less.
+    pub warnings: Vec<String>,
+}
 
+/// The sets to apply, out of what the configuration asks for.
+///
+/// - `ours`: what the runtime itself may hand on.
+pub fn grant(config: &Capabilities, ours: u64) -> Granted {
+    let mut warnings = Vec::new();
+    let mut read = |list: &[String], key: &str| -> u64 {
+        list.iter().fold(0, |set, name| match bit(name) {
+            Some(bit) => set | bit,
+            None => {
+                warnings.push(format!(
+                    "process.capabilities.{key}: `{name}` is not a capability of Linux"
+                ));
+                set
+            }
+        })
+    };
+    let wanted = Sets {
+        bounding: read(&config.bounding, "bounding"),
+        effective: read(&config.effective, "effective"),
+        inheritable: read(&config.inheritable, "inheritable"),
+        permitted: read(&config.permitted, "permitted"),
+        ambient: read(&config.ambient, "ambient"),
+    };
+    let lacking = (wanted.permitted | wanted.effective | wanted.inheritable) & !ours;
+    if lacking != 0 {
+        warnings.push(format!(
+            "the runtime itself does not have {}, nor will the container",
+            names(lacking)
+        ));
+    }
+    let mut sets = wanted;
+    sets.permitted &= ours;
+    sets.inheritable &= ours;
+    sets.effective &= sets.permitted;
+    sets.ambient &= sets.permitted & sets.inheritable;
+    for (wanted, given, key, needs) in [
+        (
+            wanted.effective & ours,
+            sets.effective,
+            "effective",
+            "permitted",
+        ),
+        (
+            wanted.ambient & ours,
+            sets.ambient,
+            "ambient",
+            "permitted and inheritable",
+        ),
+    ] {
+        if wanted != given {
+            let missing = names(wanted & !given);
+            warnings.push(format!(
+                "process.capabilities.{key}: {missing} would have to be {needs} as well"
+            ));
+        }
+    }
+    Granted { sets, warnings }
+}
+
+impl Sets {
     /// Take everything else out of the bounding set.
     ///
     /// # Errors
@@ -137,27 +179,14 @@ impl Sets {
     /// Set the other four, after the user ID.
     ///
     /// # Errors
-    /// The runtime itself lacks one that is asked for, or the sets contradict each other.
+    /// A set holds what this process may not have; [`grant`] makes sure that none does.
     pub fn apply(&self) -> Outcome<()> {
-        let [_, ours, _] =
-            process::capget().because(|| "cannot read the capabilities".to_owned())?;
-        let lacking = (self.permitted | self.effective | self.inheritable) & !ours;
-        if lacking != 0 {
-            return Err(Failure::new(format!(
-                "the runtime itself does not have {}",
-                names(lacking)
-            ))
-            .hint(
-                "remove them from `process.capabilities`, or run the runtime with more privilege",
-            ));
-        }
         process::capset(self.effective, self.permitted, self.inheritable)
             .because(|| "cannot set the capabilities".to_owned())?;
         process::ambient_clear().because(|| "cannot clear the ambient capabilities".to_owned())?;
         for number in (0..64).filter(|number| self.ambient >> number & 1 == 1) {
             process::ambient_raise(number)
-                .because(|| format!("cannot make {} ambient", names(1 << number)))
-                .map_err(|failure| failure.hint("it must also be permitted and inheritable"))?;
+                .because(|| format!("cannot make {} ambient", names(1 << number)))?;
         }
         Ok(())
     }
@@ -181,5 +210,48 @@ mod tests {
             assert_eq!(bit(name), want, "{name:?}");
         }
         assert_eq!(names(1 << 21 | 1), "CAP_CHOWN, CAP_SYS_ADMIN");
+    }
+
+    #[test]
+    fn what_cannot_be_granted_is_left_out_and_said() {
+        let list = |names: &[&str]| {
+            names
+                .iter()
+                .map(|&name| name.to_owned())
+                .collect::<Vec<_>>()
+        };
+        let config = Capabilities {
+            bounding: list(&["CAP_KILL", "CAP_MOON"]),
+            permitted: list(&["CAP_KILL", "CAP_SYS_RESOURCE"]),
+            effective: list(&["CAP_KILL", "CAP_SYS_RESOURCE", "CAP_CHOWN"]),
+            inheritable: Vec::new(),
+            ambient: list(&["CAP_KILL"]),
+        };
+        let kill = 1 << 5;
+        let Granted { sets, warnings } = grant(&config, !(1 << 24));
+        assert_eq!(
+            sets,
+            Sets {
+                bounding: kill,
+                effective: kill,
+                permitted: kill,
+                inheritable: 0,
+                ambient: 0
+            }
+        );
+        assert_eq!(
+            warnings,
+            [
+                "process.capabilities.bounding: `CAP_MOON` is not a capability of Linux",
+                "the runtime itself does not have CAP_SYS_RESOURCE, nor will the container",
+                "process.capabilities.effective: CAP_CHOWN would have to be permitted as well",
+                "process.capabilities.ambient: CAP_KILL would have to be permitted and inheritable as well",
+            ]
+        );
+        let plain = Capabilities {
+            permitted: list(&["CAP_KILL"]),
+            ..Capabilities::default()
+        };
+        assert_eq!(grant(&plain, u64::MAX).warnings, Vec::<String>::new());
     }
 }

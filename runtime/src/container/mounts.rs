@@ -462,10 +462,11 @@ impl Context<'_> {
                     // Another view of the same empty directory.
                     Some(first) => open_tree(first.as_fd(), Path::new(""), false).because(what)?,
                     None => {
-                        let data = [("nr_blocks", "1"), ("nr_inodes", "1")];
-                        let data = data
+                        let mut data = [("nr_blocks", "1"), ("nr_inodes", "1")]
                             .map(|(key, value)| (key.to_owned(), Some(value.to_owned())))
                             .to_vec();
+                        // The filesystem itself, so that remounting the mount does not help.
+                        data.push(("ro".to_owned(), None));
                         let attr = MountAttr {
                             set: READ_ONLY,
                             ..MountAttr::default()

@@ -4,7 +4,7 @@
 //! is there, user and groups before capabilities, the filter last of all (or before the credentials when it needs the
 //! privilege), descriptors closed just before the exec.
 
-use super::capabilities::Sets;
+use super::capabilities::{self, Sets};
 use super::mounts::copy_of;
 use super::procfs::Procfs;
 use super::rlimits;
@@ -208,9 +208,10 @@ impl Program<'_> {
 
     fn set_credentials(&self) -> Outcome<()> {
         let user = &self.process.user;
+        let [_, ours, _] =
+            process::capget().because(|| "cannot read the capabilities".to_owned())?;
         let sets = match &self.process.capabilities {
-            Some(config) => Sets::from_config(config, "process")
-                .map_err(|error| Failure::new(error.to_string()))?,
+            Some(config) => capabilities::grant(config, ours).sets,
             None => Sets::default(),
         };
         sets.limit_bounding()?;
@@ -227,6 +228,21 @@ impl Program<'_> {
         // The change of user has emptied the effective set; what is permitted is still there to raise from.
         sets.apply()
     }
+}
+
+/// Capabilities a process asks for and will not get, in words for the operator.
+///
+/// - `in_user_namespace`: it is root there, whatever the runtime lacks.
+pub fn capability_warnings(wanted: &Process, in_user_namespace: bool) -> Vec<String> {
+    let ours = match process::capget() {
+        Ok([_, ours, _]) if !in_user_namespace => ours,
+        _ => u64::MAX,
+    };
+    let granted = wanted
+        .capabilities
+        .as_ref()
+        .map(|config| capabilities::grant(config, ours));
+    granted.map_or_else(Vec::new, |granted| granted.warnings)
 }
 
 /// Supplementary groups; a user namespace may deny even an empty list, which is then empty already.

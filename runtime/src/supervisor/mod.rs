@@ -113,12 +113,14 @@ pub fn supervise(
         channel,
         ..
     } = launched;
-    drop(channel);
     let (id, pid) = (record.id.clone(), record.init.map_or(0, |init| init.pid));
     drop(record);
-    let started_at = crate::time::rfc3339(SystemTime::now());
+    let mut started_at = SystemTime::now();
+    // Closed by the container's process when `start` has come, or by the exec if it was started already.
+    let mut channel = Some(channel);
     let mut keep: Vec<i32> = outputs.iter().map(|(_, fd)| fd.as_raw_fd()).collect();
     keep.extend([pidfd.as_raw_fd(), log.fd(), signals.fd().as_raw_fd()]);
+    keep.extend(channel.iter().map(|channel| channel.fd().as_raw_fd()));
     leave_caller(&keep)?;
     let mut copier = Copier { outputs, log };
     loop {
@@ -129,9 +131,18 @@ pub fn supervise(
                 .iter()
                 .map(|(_, fd)| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)),
         );
+        fds.extend(
+            channel
+                .iter()
+                .map(|channel| PollFd::from_borrowed_fd(channel.fd(), PollFlags::IN)),
+        );
         poll(&mut fds)?;
-        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        let mut ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         drop(fds);
+        if channel.is_some() && ready.pop().is_some_and(|closed| closed) {
+            channel = None;
+            started_at = SystemTime::now();
+        }
         copier.copy(&ready[1..]);
         if ready[0] {
             break;
@@ -151,7 +162,7 @@ pub fn supervise(
         exit_code,
         signal,
         oom_killed: account.oom_killed,
-        started_at,
+        started_at: crate::time::rfc3339(started_at),
         finished_at: crate::time::rfc3339(SystemTime::now()),
         memory_peak_bytes: account.memory_peak_bytes,
     };

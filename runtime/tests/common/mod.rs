@@ -57,9 +57,12 @@ fn busybox() -> PathBuf {
 impl Bed {
     /// A bundle that runs a shell script.
     pub(crate) fn new(script: &str) -> Self {
-        let dir = tempfile::Builder::new()
-            .prefix("gantry-runtime-test-")
-            .tempdir()
+        // In memory where possible: the disk of a busy machine may stall for longer than any test should wait.
+        let mut builder = tempfile::Builder::new();
+        builder.prefix("gantry-runtime-test-");
+        let dir = builder
+            .tempdir_in("/dev/shm")
+            .or_else(|_| builder.tempdir())
             .expect("a directory");
         let bin = dir.path().join("bundle/rootfs/bin");
         fs::create_dir_all(&bin).expect("the root filesystem");
@@ -299,11 +302,28 @@ pub(crate) fn wait(mut child: Child) -> i32 {
                 .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
         }
         if Instant::now() > deadline {
+            let where_it_hangs = hangs(child.id());
             let _ = child.kill();
-            panic!("the command did not end: {:?}", child.wait());
+            let _ = child.wait();
+            panic!("the command did not end: {where_it_hangs}");
         }
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Where a process and its children wait inside the kernel.
+fn hangs(pid: u32) -> String {
+    let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    let command = read("cmdline").replace('\0', " ");
+    let mut text = format!(
+        "\n{pid} `{command}` in {}: {}",
+        read("wchan"),
+        read("stack")
+    );
+    for child in read(&format!("task/{pid}/children")).split_whitespace() {
+        text += &child.parse().map_or(String::new(), hangs);
+    }
+    text
 }
 
 /// Wait until something holds.
