@@ -39,6 +39,8 @@ pub struct Local {
     pub attachment: Attachment,
     /// The host's name servers that can be reached from inside; empty when the host has none but its own loopback.
     pub nameservers: Vec<IpAddr>,
+    /// What may keep it from the outside, in words, for the person at the terminal.
+    pub warnings: Vec<String>,
 }
 
 /// Give a container a network; the same request again answers the same.
@@ -77,7 +79,15 @@ pub fn attach(run_dir: &Path, data_dir: &Path, request: &AttachRequest) -> Resul
         return Err(error);
     }
     let nameservers = dns::nameservers(Path::new("/etc/resolv.conf"));
-    Ok(Local { attachment: place.attachment(&record), nameservers })
+    let warnings = Nft::open()?.forward_drops()?.iter().map(|chain| firewall(chain)).collect();
+    Ok(Local { attachment: place.attachment(&record), nameservers, warnings })
+}
+
+fn firewall(chain: &str) -> String {
+    format!(
+        "this host's firewall ({chain}) drops forwarded packets by default: \
+         unless it lets {BRIDGE} pass, the container does not reach the outside"
+    )
 }
 
 /// Take a container's network away, and with the last one bridge and table; fine when it has none.

@@ -201,6 +201,13 @@ pub(crate) struct Netlink {
 /// Kind and payload of a message.
 pub(crate) type Message = (u16, Vec<u8>);
 
+/// What was answered to a question, and whether it changed while it was read.
+#[derive(Debug, Default)]
+struct List {
+    messages: Vec<Message>,
+    interrupted: bool,
+}
+
 /// What the kernel answered to one message: an error number, and its words.
 struct Answer {
     sequence: u32,
@@ -328,45 +335,45 @@ impl Netlink {
     /// the list changed while it was read.
     pub(crate) fn dump(&mut self, build: impl Fn(&mut Batch, u16)) -> Result<Vec<Message>, NetError> {
         const TRIES: u32 = 5;
-        for _ in 0..TRIES {
-            if let Some(found) = self.ask(&build, DUMP)? {
-                return Ok(found);
+        let mut list = self.ask(&build, DUMP)?;
+        for _ in 1..TRIES {
+            if !list.interrupted {
+                break;
             }
+            list = self.ask(&build, DUMP)?;
         }
-        // Better a list that changed meanwhile than none: the next check reads it again.
-        self.ask(|batch, flags| build(batch, flags), DUMP).map(Option::unwrap_or_default)
+        // One that changes all the time is as good as can be had: the next check reads it again.
+        Ok(list.messages)
     }
 
     /// Ask for one thing; an empty answer when it is not there.
     pub(crate) fn get(&mut self, build: impl Fn(&mut Batch, u16)) -> Result<Option<Message>, NetError> {
-        Ok(self.ask(build, ACK)?.unwrap_or_default().into_iter().next())
+        Ok(self.ask(build, ACK)?.messages.into_iter().next())
     }
 
-    /// `None` when the list changed under our eyes.
-    fn ask(&mut self, build: impl Fn(&mut Batch, u16), flags: u16) -> Result<Option<Vec<Message>>, NetError> {
+    fn ask(&mut self, build: impl Fn(&mut Batch, u16), flags: u16) -> Result<List, NetError> {
         let mut batch = Batch::new();
         build(&mut batch, flags);
         self.send(&batch)?;
         let step = batch.steps[0].clone();
-        let mut found = Vec::new();
-        let mut interrupted = false;
+        let mut list = List::default();
         loop {
             let received = self.receive(&step)?;
             for (header, payload) in Messages(&self.buffer[..received]) {
                 if header.sequence != step.sequence {
                     continue;
                 }
-                interrupted |= header.flags & DUMP_INTERRUPTED != 0;
+                list.interrupted |= header.flags & DUMP_INTERRUPTED != 0;
                 match header.kind {
                     NOOP => {}
-                    DONE => return Ok((!interrupted).then_some(found)),
+                    DONE => return Ok(list),
                     ERROR => match parse_answer(header, payload) {
                         Some(answer) if answer.errno != 0 && !step.tolerated.contains(&answer.errno) => {
                             return Err(step.error(answer));
                         }
-                        _ => return Ok(Some(found)),
+                        _ => return Ok(list),
                     },
-                    kind => found.push((kind, payload.to_vec())),
+                    kind => list.messages.push((kind, payload.to_vec())),
                 }
             }
         }

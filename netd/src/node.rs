@@ -70,13 +70,15 @@ struct Wanted {
     table: Arc<Table>,
     local: NodeRoute,
     services: Arc<Elements>,
+    /// Whether the table is on disk.
+    stored: bool,
 }
 
 impl Wanted {
     fn new(table: Table) -> Result<Self, NetError> {
         let local = plan::check(&table)?;
         let services = Arc::new(plan::service_elements(&table));
-        Ok(Self { table: Arc::new(table), local, services })
+        Ok(Self { table: Arc::new(table), local, services, stored: false })
     }
 }
 
@@ -86,6 +88,8 @@ pub(crate) struct Node {
     config: Config,
     files: Files,
     inner: Mutex<Inner>,
+    /// Held from the receipt of a table until it is on disk.
+    tables: Mutex<()>,
     /// One lock per attachment: requests for one id come one after the other, different ones together.
     turns: Mutex<HashMap<String, Arc<Mutex<()>>>>,
     _lock: File,
@@ -108,6 +112,7 @@ impl Node {
         let lock = state::try_lock(&directory.join("lock"))?.ok_or_else(|| NetError::Running(directory.clone()))?;
         let files = Files { table: directory.join("table.json"), attachments: directory.join("attachments.json") };
         let wanted = state::load::<Table>(&files.table)?.and_then(|table| Wanted::new(table).ok());
+        let wanted = wanted.map(|wanted| Wanted { stored: true, ..wanted });
         let mut inner = Inner {
             wanted,
             attachments: state::load(&files.attachments)?.unwrap_or_default(),
@@ -124,7 +129,14 @@ impl Node {
         inner.drop_dead(&config, &files)?;
         inner.names();
         inner.dns.set_clients(inner.clients());
-        let node = Self { config, files, inner: Mutex::new(inner), turns: Mutex::default(), _lock: lock };
+        let node = Self {
+            config,
+            files,
+            inner: Mutex::new(inner),
+            tables: Mutex::default(),
+            turns: Mutex::default(),
+            _lock: lock,
+        };
         node.check();
         Ok(node)
     }
@@ -135,6 +147,10 @@ impl Node {
     /// It is older than the one in force, contradicts itself, or its networks are the host's: nothing has changed then.
     /// Or the kernel refused a part: the table is in force all the same, and every check tries again.
     pub(crate) fn set_table(&self, table: Table) -> Result<(), NetError> {
+        let _one_at_a_time = locked(&self.tables);
+        if self.in_force(&table) {
+            return locked(&self.inner).converge(&self.config).map(|_| ());
+        }
         let mut wanted = Wanted::new(table)?;
         let mut inner = locked(&self.inner);
         let before = inner.wanted.clone();
@@ -148,21 +164,28 @@ impl Node {
         }
         let (revision, nodes, services, endpoints) = plan::summary(&wanted.table);
         tracing::debug!(%revision, nodes, services, endpoints, subnet = %wanted.local.subnet, "table");
-        let changed = before.as_ref().map(|before| &before.table) != Some(&wanted.table);
         let table = Arc::clone(&wanted.table);
         inner.wanted = Some(wanted);
-        if changed {
-            inner.names();
-        }
+        inner.names();
         let done = inner.converge(&self.config);
-        if changed {
-            if let Some(before) = &before {
-                forget_lost(&before.table, &table);
-            }
-            // After the kernel: a slow disk must not keep traffic on a replica that is gone.
-            state::store(&self.files.table, &*table, Durability::Power)?;
+        if let Some(before) = &before {
+            forget_lost(&before.table, &table);
+        } else {
+            inner.warn_of_firewall(&self.config.bridge);
+        }
+        drop(inner);
+        // After the kernel, and without the lock: a slow disk must not keep traffic on a replica that is gone, nor
+        // containers from their network.
+        state::store(&self.files.table, &*table, Durability::Power)?;
+        if let Some(wanted) = &mut locked(&self.inner).wanted {
+            wanted.stored = true;
         }
         done.map(|_| ())
+    }
+
+    /// Whether this very table is in force, and on disk.
+    fn in_force(&self, table: &Table) -> bool {
+        locked(&self.inner).wanted.as_ref().is_some_and(|wanted| wanted.stored && *wanted.table == *table)
     }
 
     /// Compare the kernel with what is wanted and mend it; failures are kept for [`Self::status`].
@@ -226,8 +249,12 @@ impl Node {
             (place, record, new)
         };
         let mut route = Netlink::open(Family::Route)?;
-        let made = attach::ensure(&mut route, &place, &record);
+        let mut made = attach::ensure(&mut route, &place, &record);
         let mut inner = locked(&self.inner);
+        if made.is_err() && inner.converge(&self.config).is_ok() {
+            // Perhaps what it builds on had been damaged since the last check; it is whole now.
+            made = inner.place(&self.config).and_then(|place| attach::ensure(&mut route, &place, &record));
+        }
         if let Err(error) = made.and_then(|()| inner.open_ports(&self.config, &record)) {
             if new {
                 let _ = attach::remove(&mut route, &self.config.run_dir, &record);
@@ -301,6 +328,12 @@ fn forget_lost(before: &Table, now: &Table) {
 }
 
 impl Inner {
+    fn warn_of_firewall(&mut self, bridge: &str) {
+        for chain in self.nft.forward_drops().unwrap_or_default() {
+            tracing::warn!(chain, "this host's firewall drops forwarded packets by default: let {bridge} pass there");
+        }
+    }
+
     fn names(&self) {
         if let Some(wanted) = &self.wanted {
             self.dns.set_zone(zone::Zone::new(&wanted.table));
@@ -432,11 +465,12 @@ impl Inner {
         written += self.ensure_routes(&parameters, bridge.index, vxlan)?;
         self.bridge = Some((bridge.index, mtu));
         self.problems.extend(plan::strays(local.subnet, self.attachments.records.values()));
-        written += self.ensure_rules(wanted, &parameters)?;
+        // Names do not wait for rules, nor rules for names.
+        let rules = self.ensure_rules(wanted, &parameters);
         if let Err(error) = self.dns.listen(parameters.gateway) {
             self.problems.push(error.chain());
         }
-        Ok(written)
+        Ok(written + rules?)
     }
 
     fn ensure_rules(&mut self, wanted: &Wanted, parameters: &ruleset::NodeParameters) -> Result<usize, NetError> {

@@ -401,7 +401,7 @@ fn a_killed_netd_is_not_missed() {
             server.read_exact(&mut byte).unwrap();
         };
         let rules = node.net.nft("-a list ruleset");
-        let links = node.net.ip("-o address");
+        let links = node.net.ip("-4 -o address");
         node.kill();
         still_alive();
         assert_eq!(net_a.ask("10.211.0.1:80").unwrap().split(' ').next(), Some("b"));
@@ -410,13 +410,41 @@ fn a_killed_netd_is_not_missed() {
         still_alive();
         assert_eq!(node.status().revision, Some(now.revision), "the table was kept");
         assert_eq!(node.net.nft("-a list ruleset"), rules, "nothing was written anew");
-        assert_eq!(node.net.ip("-o address"), links);
+        assert_eq!(node.net.ip("-4 -o address"), links);
         assert_eq!(node.attach("a"), a, "attachments were kept");
         assert_eq!(node.attach("c").address, Ipv4Addr::new(10, 210, 1, 4));
         node.set_table(&now);
         assert_eq!(node.net.nft("-a list ruleset"), rules);
         assert_eq!(node.net.who("127.0.0.1:8080"), ["b"]);
         still_alive();
+    });
+}
+
+/// Whenever in an attach netd dies, the next one makes it whole, and a detach leaves nothing.
+#[test]
+fn killed_in_the_middle_of_an_attach() {
+    apart(|| {
+        let (_switch, mut nodes) = cluster(1);
+        let node = &mut nodes[0];
+        node.set_table(&table(1, 1, &underlay(1), vec![]));
+        let before = node.leftovers();
+        for moment in 0..8u32 {
+            let client = node.client.clone();
+            let attach = std::thread::spawn(move || block_on(client.attach(&request("c"))).is_ok());
+            std::thread::sleep(std::time::Duration::from_micros(200) * moment * moment);
+            node.kill();
+            let done = attach.join().unwrap();
+            node.start();
+            let kept = node.status().attachments == 1;
+            assert!(kept || !done, "moment {moment}: an attach that was answered is kept");
+            let attachment = node.attach("c");
+            let server = Net::open(&attachment.netns).serve(80, "c");
+            assert!(node.net.ask(&format!("{}:80", attachment.address)).is_ok(), "moment {moment}");
+            drop(server);
+            node.detach("c");
+            assert_eq!(node.leftovers(), before, "moment {moment}");
+            assert_eq!(mounted_below(&node.directory), 0, "moment {moment}");
+        }
     });
 }
 
@@ -470,6 +498,9 @@ fn damage_is_mended() {
             };
             wait_for(damage, || (works() && node.net.ip("route").contains("10.210.2.0/24")).then_some(()));
         }
+        node.net.ip("link delete gantry0");
+        node.attach("an-attach-mends-what-it-needs");
+        wait_for("and the check mends the rest", || works().then_some(()));
         node.net.ip(&format!("link delete {link}"));
         wait_for("a deleted veth is made again", || works().then_some(()));
     });
@@ -651,7 +682,12 @@ fn a_container_without_a_daemon() {
         let taken = publish("b", 8081).unwrap_err();
         assert_eq!(taken.to_string(), "port 8081/tcp cannot be published: another program on this host holds it");
         drop(foreign);
-        let b = publish("b", 8082).unwrap().attachment;
+        host.net.nft("add table ip filter");
+        host.net.nft("add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }");
+        let local = publish("b", 8082).unwrap();
+        assert!(local.warnings[0].contains("(table ip filter, chain FORWARD)"), "{:?}", local.warnings);
+        host.net.nft("delete table ip filter");
+        let b = local.attachment;
         assert_eq!(publish("b", 8082).unwrap().attachment, b);
         assert_eq!(net.ask("10.209.0.3:80").map(|_| ()), Err(ErrorKind::ConnectionRefused), "they see each other");
         drop((server, net));

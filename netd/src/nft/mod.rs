@@ -15,6 +15,7 @@ pub(crate) use rule::Rule;
 
 use crate::error::NetError;
 use crate::netlink::{APPEND, Attributes, Batch, CREATE, ENOENT, Family, Netlink, text};
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,6 +24,7 @@ const SUBSYSTEM: u16 = 10 << 8;
 const NEW_TABLE: u16 = SUBSYSTEM;
 const DELETE_TABLE: u16 = SUBSYSTEM | 2;
 const NEW_CHAIN: u16 = SUBSYSTEM | 3;
+const GET_CHAIN: u16 = SUBSYSTEM | 4;
 const NEW_RULE: u16 = SUBSYSTEM | 6;
 const GET_RULE: u16 = SUBSYSTEM | 7;
 const NEW_SET: u16 = SUBSYSTEM | 9;
@@ -203,12 +205,24 @@ pub(crate) struct Diff {
     pub(crate) add: Vec<(Key, Value)>,
 }
 
-/// A changed value is a deletion and an addition: nf_tables does not overwrite.
+/// A changed value is a deletion and an addition: nf_tables does not overwrite. One walk over both, side by side.
 pub(crate) fn diff(have: &Elements, want: &Elements) -> Diff {
-    let missing = |from: &Elements, other: &Elements| {
-        from.iter().filter(|(key, value)| other.get(*key) != Some(value)).map(|(k, v)| (*k, *v)).collect()
-    };
-    Diff { delete: missing(have, want), add: missing(want, have) }
+    let mut diff = Diff::default();
+    let (mut have, mut want) = (have.iter().peekable(), want.iter().peekable());
+    loop {
+        let order = match (have.peek(), want.peek()) {
+            (None, None) => return diff,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((old, _)), Some((new, _))) => old.cmp(new),
+        };
+        let old = if order.is_le() { have.next() } else { None };
+        let new = if order.is_ge() { want.next() } else { None };
+        if old != new {
+            diff.delete.extend(old.map(|(key, value)| (*key, *value)));
+            diff.add.extend(new.map(|(key, value)| (*key, *value)));
+        }
+    }
 }
 
 fn write_elements(batch: &mut Batch, kind: u16, table: &str, set: &Set, elements: &[(Key, Value)]) {
@@ -397,6 +411,17 @@ impl Nft {
         Ok(elements)
     }
 
+    /// Chains of other tables that drop what they do not know of the packets on their way through this host. Only to
+    /// tell people: what one table drops no other can let pass, and their rules may let ours pass already.
+    pub(crate) fn forward_drops(&mut self) -> Result<Vec<String>, NetError> {
+        const ANY_FAMILY: [u8; 4] = [0; 4];
+        let found = self.socket.dump(|batch, flags| {
+            batch.begin(GET_CHAIN, flags, &ANY_FAMILY, "list nftables", "chains");
+            batch.end();
+        })?;
+        Ok(found.iter().filter_map(|(_, payload)| forward_drop(payload)).collect())
+    }
+
     /// Delete the table; fine when it is absent.
     pub(crate) fn remove(&mut self, table: &str) -> Result<(), NetError> {
         self.known = None;
@@ -405,6 +430,22 @@ impl Nft {
         delete_table(&mut batch, table);
         self.socket.transaction(batch)
     }
+}
+
+/// `table ip filter, chain FORWARD`, if the chain is one that drops by default.
+fn forward_drop(chain: &[u8]) -> Option<String> {
+    const DROP: u32 = 0;
+    let number = |value: &[u8]| Some(u32::from_be_bytes(value.try_into().ok()?));
+    let family = match chain.first()? {
+        1 => "inet",
+        2 => "ip",
+        _ => return None,
+    };
+    let attributes = Attributes(chain.get(HEADER_LENGTH..)?);
+    let hook = Attributes(attributes.value(4)?).value(1).and_then(number)?;
+    let policy = attributes.value(5).and_then(number)?;
+    let (table, name) = (attributes.value(1).map(text)?, attributes.value(3).map(text)?);
+    (hook == Hook::Forward as u32 && policy == DROP).then(|| format!("table {family} {table}, chain {name}"))
 }
 
 fn parse_element(element: &[u8]) -> Option<(Key, Value)> {
@@ -456,6 +497,40 @@ mod tests {
         fn any_bytes_can_be_read_as_an_element(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             let _ = parse_element(&bytes);
         }
+    }
+
+    /// The number in a comment is made of every byte of the rule: a change of a rule must be meant.
+    #[test]
+    fn the_rules_of_a_node() {
+        let rules = ruleset::node(&ruleset::NodeParameters {
+            bridge: "gantry0".into(),
+            subnet: "10.210.1.0/24".parse().unwrap(),
+            gateway: std::net::Ipv4Addr::new(10, 210, 1, 1),
+            replica_net: "10.210.0.0/16".parse().unwrap(),
+            service_net: "10.211.0.0/16".parse().unwrap(),
+        });
+        let fingerprint = rules.fingerprint();
+        let text: Vec<String> =
+            fingerprint.rules.iter().map(|(chain, comment)| format!("{chain}: {comment}")).collect();
+        assert_eq!(
+            text,
+            [
+                "forward: service without replica cc66ba93",
+                "forward: service without replica e77d37f5",
+                "local_in: published port without replica 42161c49",
+                "local_in: published port without replica 9989ca57",
+                "local_out: service without replica b766d44c",
+                "local_out: service without replica a608022a",
+                "output: service address to a replica c2553fd2",
+                "output: published port to a replica 92c97722",
+                "postrouting: back through the bridge ccd4d295",
+                "postrouting: back through this node 8f09dfa8",
+                "postrouting: replicas to the outside b5979ba8",
+                "prerouting: service address to a replica a07f6771",
+                "prerouting: published port to a replica 2085bf39",
+            ]
+        );
+        assert_eq!(fingerprint.sets, ["held", "published", "services"]);
     }
 
     #[test]

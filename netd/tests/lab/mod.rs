@@ -25,7 +25,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-pub const DEADLINE: Duration = Duration::from_secs(15);
+/// For a machine that has much else to do; reached only when something is wrong.
+pub const DEADLINE: Duration = Duration::from_secs(60);
 const NODE_VARIABLE: &str = "GANTRY_NETD_TEST_NODE";
 
 /// Run a test apart from everything.
