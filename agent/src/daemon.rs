@@ -30,13 +30,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, spawn_blocking};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tracing::{info, warn};
 
 /// Should the kernel not tell of an exit file, we look this often.
 const RESCAN: Duration = Duration::from_secs(2);
 /// Between two looks at whether what should run does: a supervisor that was killed leaves no exit file.
 const AUDIT: Duration = Duration::from_secs(5);
+/// A child of a killed agent holds its lock until it has become another program.
+const LOCK_MAX: Duration = Duration::from_secs(2);
 /// Between two looks at usage.
 const MEASURE: Duration = Duration::from_secs(1);
 
@@ -77,7 +79,7 @@ pub async fn run(config: Config, mut shutdown: watch::Receiver<bool>) -> Result<
         return Err(AgentError::NotJoined(crate::paths::identity(&config.data_dir)));
     };
     let paths = Paths::new(&config.data_dir, &config.run_dir);
-    let _lock = lock(&paths)?;
+    let _lock = lock(&paths).await?;
     let dialer = Dialer::new(member.server, tls::member(&member.certificate_pem, &identity.key_pem, &member.ca_pem)?);
     let (mut daemon, events) = Daemon::begin(&config, paths, &identity).await?;
     let stream = Stream {
@@ -99,15 +101,19 @@ pub async fn run(config: Config, mut shutdown: watch::Receiver<bool>) -> Result<
 }
 
 /// Held as long as the agent runs.
-fn lock(paths: &Paths) -> Result<File, AgentError> {
+async fn lock(paths: &Paths) -> Result<File, AgentError> {
     fsx::ensure_dir(&paths.agent(), 0o700)?;
     let path = paths.agent().join("lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.map_err(fsx::FileError::new("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(_) => Err(AgentError::Locked(paths.data_dir().to_owned())),
+    let deadline = Instant::now() + LOCK_MAX;
+    while file.try_lock().is_err() {
+        if Instant::now() > deadline {
+            return Err(AgentError::Locked(paths.data_dir().to_owned()));
+        }
+        sleep(Duration::from_millis(20)).await;
     }
+    Ok(file)
 }
 
 fn hello(config: &Config, identity: &Identity) -> Hello {
@@ -345,15 +351,15 @@ impl Daemon {
 
     async fn save(&mut self) {
         let Some(write) = self.ledger.write(&self.node.observed) else { return };
-        let result = spawn_blocking(write).await;
-        self.problem(
-            "ledger",
-            match result {
-                Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(format!("what happens here cannot be kept: {}", chain(&error))),
-                Err(error) => Some(format!("what happens here cannot be kept: {error}")),
-            },
-        );
+        let problem = match spawn_blocking(write).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(chain(&error)),
+            Err(error) => Some(error.to_string()),
+        };
+        if problem.is_some() {
+            self.ledger.unwritten();
+        }
+        self.problem("ledger", problem.map(|why| format!("what happens here cannot be kept: {why}")));
     }
 
     /// Notes or clears a problem of the node's own.
@@ -407,6 +413,9 @@ impl Daemon {
                     self.cancels.remove(&action.replica);
                 }
                 self.node.end(&action, outcome, now_ms);
+                if matches!(action.step, Step::Start | Step::Restart) {
+                    self.exits(); // what ended while it was being started waited for this
+                }
             }
             Event::Missing(replicas) => {
                 for (id, started_ms) in replicas {
@@ -433,13 +442,14 @@ impl Daemon {
         }
     }
 
-    /// Takes in every exit file there is.
+    /// Takes in every exit file there is, but of replicas that are being started: see [`Node::hears_exits`].
     fn exits(&mut self) {
         let found = match exits::scan(&self.paths.exits()) {
             Ok(found) => found,
             Err(error) => return self.problem("exits", Some(chain(&error))),
         };
         let now_ms = self.clock.now_ms();
+        let found: Vec<_> = found.into_iter().filter(|(id, _)| self.node.hears_exits(id)).collect();
         for (id, file) in &found {
             let before = self.node.observed.get(id).cloned();
             if self.node.exited(id, file.exit.clone(), now_ms)
@@ -603,15 +613,15 @@ impl Daemon {
 
     /// Puts what is true now where the stream finds it; wakes it only for news, not for usage.
     fn publish(&self) {
-        let node = &self.node;
-        let ids: BTreeSet<&ReplicaId> = node.desired.keys().chain(node.observed.keys()).collect();
-        let status = |id: &ReplicaId| {
-            let seen = node.observed.get(id);
-            let (memory_used, cpu_used) = self.usage.get(id).copied().unwrap_or_default();
-            let status = plan::status(id, node.desired.get(id).map(|r| &**r), seen);
-            ReplicaStatus { memory_used, cpu_used, ..status }
-        };
-        let replicas: Vec<ReplicaStatus> = ids.into_iter().map(status).collect();
+        let mut replicas = plan::statuses(&self.node);
+        for status in &mut replicas {
+            (status.memory_used, status.cpu_used) = self.usage.get(&status.id).copied().unwrap_or_default();
+            if let Some(Seen { replica, facts }) = self.node.observed.get(&status.id)
+                && facts.busy == Some(Step::Prepare)
+            {
+                status.message = self.actor.waits_for(replica).or_else(|| status.message.take());
+            }
+        }
         let problems: Vec<String> = self.network.problems.iter().chain(self.own_problems.values()).cloned().collect();
         self.reports.send_if_modified(|report| {
             let news = report.applied != self.network.applied

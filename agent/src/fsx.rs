@@ -35,16 +35,25 @@ impl FileError {
 /// Replaces `path` as a whole, so that a crash leaves the old content or the new one; on disk when it returns.
 pub(crate) fn write_durable(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     let write = || {
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(".tmp");
-        let temporary = path.with_file_name(name);
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
+        replace(path, bytes, mode, File::sync_all)?;
         File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
     };
     write().map_err(FileError::new("write", path))
+}
+
+fn replace(path: &Path, bytes: &[u8], mode: u32, before: fn(&File) -> io::Result<()>) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".tmp");
+    let temporary = path.with_file_name(name);
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+    file.write_all(bytes)?;
+    before(&file)?;
+    fs::rename(&temporary, path)
+}
+
+/// Replaces `path` as a whole, but not more durably than the file system likes: for what can be made again.
+pub(crate) fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+    replace(path, bytes, mode, |_| Ok(())).map_err(FileError::new("write", path))
 }
 
 /// The file's bytes, `None` when it is not there.

@@ -8,6 +8,7 @@ use crate::fsx::{self, FileError};
 use crate::model::{Desired, Facts, Node, Observed, Seen};
 use crate::paths::Paths;
 use gantry_api::ids::ReplicaId;
+use gantry_api::network::Attachment;
 use gantry_api::wire::{AssignedReplica, Assignment};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
@@ -37,6 +38,10 @@ impl Ledger {
             node.remove_volumes.clone_from(&assignment.remove_volumes);
         }
         node.observed = observed(paths, &node.desired, &mut facts)?;
+        if assignment.is_none() {
+            // Not known what is wanted is not the same as nothing is wanted: what is there stays until we are told.
+            node.desired = node.observed.iter().map(|(id, seen)| (id.clone(), Arc::clone(&seen.replica))).collect();
+        }
         Ok((Self { paths: paths.clone(), written: Vec::new() }, assignment, node))
     }
 
@@ -44,6 +49,11 @@ impl Ledger {
     pub(crate) fn save_assignment(paths: &Paths, assignment: &Assignment) -> Result<(), FileError> {
         let bytes = serde_json::to_vec(assignment).expect("an assignment is JSON");
         fsx::write_durable(&paths.assignment(), &bytes, 0o600)
+    }
+
+    /// What was to be written last is not on disk: it has to be written again.
+    pub(crate) fn unwritten(&mut self) {
+        self.written.clear();
     }
 
     /// What has to be done to keep what happened to the replicas; `None` when it is kept already.
@@ -74,7 +84,11 @@ fn observed(paths: &Paths, desired: &Desired, facts: &mut BTreeMap<ReplicaId, Fa
         // Without its record the directory was never begun, or its removal was interrupted: nothing else is left.
         match replica {
             Some(replica) => {
-                let facts = facts.remove(&id).unwrap_or_default();
+                let mut facts = facts.remove(&id).unwrap_or_default();
+                if facts.address.is_none() {
+                    let attachment: Option<Attachment> = load(&paths.replica(&id).attachment())?;
+                    facts.address = attachment.map(|attachment| attachment.address);
+                }
                 observed.insert(id, Seen { replica, facts });
             }
             None => fsx::remove_tree(&paths.replica(&id).dir)?,
@@ -146,12 +160,16 @@ mod tests {
         Ledger::open(&paths).unwrap();
         record(&paths, &replica(1));
         fs::create_dir_all(paths.replicas().join("never-begun")).unwrap();
+        let network = r#"{"id":"x","address":"10.210.0.5","prefix_length":24,"gateway":"10.210.0.1","netns":"/n"}"#;
+        fs::write(paths.replica(&replica(1).id).attachment(), network).unwrap();
         for file in [paths.ledger(), paths.assignment()] {
             fs::write(&file, b"{\"half").unwrap();
         }
         let (_, assignment, node) = Ledger::open(&paths).unwrap();
         assert_eq!(assignment, None);
         assert_eq!(node.observed.keys().collect::<Vec<_>>(), [&replica(1).id]);
+        assert_eq!(node.desired.keys().collect::<Vec<_>>(), [&replica(1).id], "what runs is not stopped");
+        assert_eq!(node.observed[&replica(1).id].facts.address, Some([10, 210, 0, 5].into()));
         assert!(!paths.replicas().join("never-begun").exists());
         assert!(paths.agent().join("ledger.damaged").exists());
     }

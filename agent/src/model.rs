@@ -347,16 +347,19 @@ impl Facts {
         }
     }
 
+    /// A process is being started: an end that is told now may be that of one before, which is taken away first.
+    /// Whoever tells of ends waits until the start is over.
+    pub fn is_starting(&self) -> bool {
+        matches!(self.busy, Some(Step::Start | Step::Restart))
+    }
+
     /// The process ended. `false` when this is no news: there is no process that it could be about.
     pub fn exited(&mut self, mut exit: Exit, now_ms: u64) -> bool {
-        let starting = matches!(self.busy, Some(Step::Start | Step::Restart));
         let steady = match self.process {
             Process::Running { started_ms } => {
                 let since_ms = if self.health.healthy.is_none() { Some(started_ms) } else { self.health.since_ms };
                 since_ms.is_some_and(|since| now_ms.saturating_sub(since) >= STEADY_MS)
             }
-            // The end before this start, read once more, is no news either.
-            Process::Absent if starting && self.last_exit.as_ref().is_none_or(|last| last.at_ms != exit.at_ms) => false,
             Process::Absent | Process::Ended { .. } => return false,
         };
         let ending = match self.stop.take() {
@@ -542,6 +545,11 @@ impl Node {
         } else if let Some(Seen { replica, facts }) = self.observed.get_mut(&action.replica) {
             facts.end(&action.step, outcome, replica.template.health.as_ref(), now_ms);
         }
+    }
+
+    /// Whether ends of this replica's processes can be told now; later otherwise.
+    pub fn hears_exits(&self, id: &ReplicaId) -> bool {
+        self.observed.get(id).is_none_or(|seen| !seen.facts.is_starting())
     }
 
     /// A process ended; `false` when that is no news.

@@ -112,6 +112,11 @@ impl Replica {
         self.dir.join("replica.json")
     }
 
+    /// Its network, as netd gave it.
+    pub fn attachment(&self) -> PathBuf {
+        self.dir.join("attachment.json")
+    }
+
     /// The OCI bundle.
     pub fn bundle(&self) -> PathBuf {
         self.dir.join("bundle")

@@ -37,6 +37,9 @@ pub(crate) fn write(parts: &Parts<'_>, paths: &Paths) -> Result<(), String> {
             mounts.push(bind(source, target, false));
         }
     }
+    // An agent that has lost its ledger finds the address again.
+    let attachment = serde_json::to_vec(parts.network).map_err(|error| words(&error))?;
+    fsx::write(&own.attachment(), &attachment, 0o600).map_err(|error| words(&error))?;
     let overrides = overrides(parts, hostname, mounts);
     let config = bundle::config(&parts.image.config, &parts.snapshot.rootfs, &overrides);
     let mut config = config.map_err(|error| super::images::words(&error))?;

@@ -4,12 +4,47 @@ use crate::error::chain;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use gantry_api::spec::PullPolicy;
-use gantry_images::{Image, ImageError, NoProgress, PullOptions, Reference, Store, default_auth_file};
+use gantry_api::units::Bytes;
+use gantry_images::{Digest, Event, Image, ImageError, Progress, PullOptions, Reference, Store, default_auth_file};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::spawn_blocking;
 
-type Flight = Shared<BoxFuture<'static, Result<Arc<Image>, String>>>;
+type Pulled = Shared<BoxFuture<'static, Result<Arc<Image>, String>>>;
+
+/// A pull under way.
+struct Flight {
+    pulled: Pulled,
+    meter: Arc<Meter>,
+}
+
+/// How far a pull is: bytes that arrived and bytes there are, by layer.
+#[derive(Default)]
+struct Meter {
+    layers: Mutex<HashMap<Digest, (u64, u64)>>,
+}
+
+impl Progress for Meter {
+    fn event(&self, event: Event) {
+        let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            Event::LayerStart { digest, total } => drop(layers.insert(digest, (0, total))),
+            Event::LayerProgress { digest, done, total } => drop(layers.insert(digest, (done, total))),
+            _ => {}
+        }
+    }
+}
+
+impl Meter {
+    fn words(&self, name: &str) -> String {
+        let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        let (done, total) = layers.values().fold((0, 0), |(a, b), (done, total)| (a + done, b + total));
+        match total {
+            0 => format!("pulls image {name}"),
+            _ => format!("pulls image {name}: {} of {}", Bytes(done), Bytes(total)),
+        }
+    }
+}
 
 /// The store, and the pulls under way.
 pub(crate) struct Images {
@@ -51,7 +86,7 @@ impl Images {
         }
         let flight = {
             let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-            flights.entry(name.to_owned()).or_insert_with(|| self.take_off(name, policy)).clone()
+            flights.entry(name.to_owned()).or_insert_with(|| self.take_off(name, policy)).pulled.clone()
         };
         flight.await
     }
@@ -59,17 +94,24 @@ impl Images {
     /// A pull that goes on whoever stops waiting for it.
     fn take_off(self: &Arc<Self>, name: &str, policy: PullPolicy) -> Flight {
         let (images, name) = (Arc::clone(self), name.to_owned());
-        let runtime = tokio::runtime::Handle::current();
-        // On a thread of its own: unpacking is long work, and its future is not one that threads may pass on.
-        let pull = spawn_blocking(move || {
-            let result = runtime.block_on(images.pull(&name, policy));
+        let meter = Arc::new(Meter::default());
+        let progress = Arc::clone(&meter);
+        let pull = tokio::spawn(async move {
+            let result = images.pull(&name, policy, &progress).await;
             images.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
             result
         });
-        async move { pull.await.unwrap_or_else(|error| Err(format!("the pull failed: {error}"))) }.boxed().shared()
+        let pulled = async move { pull.await.unwrap_or_else(|error| Err(format!("the pull failed: {error}"))) };
+        Flight { pulled: pulled.boxed().shared(), meter }
     }
 
-    async fn pull(&self, name: &str, policy: PullPolicy) -> Result<Arc<Image>, String> {
+    /// How far the pull of an image is, in words; `None` when there is none under way.
+    pub(crate) fn pulling(&self, name: &str) -> Option<String> {
+        let flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        flights.get(name).map(|flight| flight.meter.words(name))
+    }
+
+    async fn pull(&self, name: &str, policy: PullPolicy, progress: &Meter) -> Result<Arc<Image>, String> {
         let reference: Reference = name.parse().map_err(|error: ImageError| words(&error))?;
         let options = PullOptions {
             policy: match policy {
@@ -81,7 +123,7 @@ impl Images {
             auth_file: default_auth_file(),
             ..PullOptions::default()
         };
-        let image = self.store.pull(&reference, &options, &NoProgress).await;
+        let image = self.store.pull(&reference, &options, progress).await;
         image.map(Arc::new).map_err(|error| {
             let what = match policy {
                 PullPolicy::Always => "cannot be checked in its registry",
@@ -104,5 +146,54 @@ pub(crate) fn words(error: &ImageError) -> String {
     match error.hint() {
         Some(hint) => format!("{text}; {hint}"),
         None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_told_over_all_layers() {
+        let meter = Meter::default();
+        assert_eq!(meter.words("web:1"), "pulls image web:1");
+        let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
+        meter.event(Event::LayerStart { digest: a, total: 3 << 20 });
+        meter.event(Event::LayerProgress { digest: b, done: 1 << 20, total: 1 << 20 });
+        meter.event(Event::LayerProgress { digest: a, done: 1 << 20, total: 3 << 20 });
+        assert_eq!(meter.words("web:1"), "pulls image web:1: 2MiB of 4MiB");
+    }
+
+    #[tokio::test]
+    async fn an_absent_image_is_not_asked_for_where_that_is_forbidden() {
+        let dir = tempfile::tempdir().unwrap();
+        let images = Arc::new(Images::new(Store::open(dir.path()).unwrap(), Vec::new()));
+        let error = images.ensure("web:1", PullPolicy::Never, None).await.unwrap_err();
+        assert!(error.starts_with("image web:1 is not on this node"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn replicas_that_wait_for_one_image_share_one_pull_and_its_failure() {
+        // A registry on loopback that takes connections and hangs up on them.
+        let registry = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let name = format!("{}/web:1", registry.local_addr().unwrap());
+        let asked = Arc::new(std::sync::atomic::AtomicU32::new(0));
+        let count = Arc::clone(&asked);
+        tokio::spawn(async move {
+            loop {
+                drop(registry.accept().await);
+                count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            }
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let images = Arc::new(Images::new(Store::open(dir.path()).unwrap(), Vec::new()));
+        let one = images.ensure(&name, PullPolicy::Missing, None);
+        let other = images.ensure(&name, PullPolicy::Missing, None);
+        let (one, other) = tokio::join!(one, other);
+        let error = one.unwrap_err();
+        assert_eq!(error, other.unwrap_err());
+        assert!(error.contains("is not on this node and cannot be pulled"), "{error}");
+        assert!(images.pulling(&name).is_none(), "the pull is over");
+        assert!(asked.load(std::sync::atomic::Ordering::Relaxed) > 0);
     }
 }

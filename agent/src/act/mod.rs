@@ -65,6 +65,11 @@ impl Actor {
         format!("{}/{}", self.cgroup_parent.trim_end_matches('/'), replica.id)
     }
 
+    /// What a replica that is being prepared waits for, in words.
+    pub(crate) fn waits_for(&self, replica: &AssignedReplica) -> Option<String> {
+        self.images.pulling(&replica.template.image)
+    }
+
     /// Carries out one step. `cancelled` turns true when a preparation need not be finished.
     pub(crate) async fn carry_out(
         &self,

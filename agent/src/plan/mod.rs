@@ -204,6 +204,12 @@ pub fn volumes(replica: &AssignedReplica) -> impl Iterator<Item = String> + '_ {
     })
 }
 
+/// What the scheduler is told of all replicas, wanted or there.
+pub fn statuses(node: &Node) -> Vec<ReplicaStatus> {
+    let one = |id: &ReplicaId| status(id, node.desired.get(id).map(|r| &**r), node.observed.get(id));
+    everyone(&node.desired, &node.observed).into_iter().map(one).collect()
+}
+
 /// What the scheduler is told of a replica; usage is added by who measures it.
 pub fn status(id: &ReplicaId, want: Option<&AssignedReplica>, seen: Option<&Seen>) -> ReplicaStatus {
     let default = Facts::default();
@@ -247,17 +253,5 @@ fn state(want: Option<&AssignedReplica>, facts: &Facts) -> (ReplicaState, Option
             let cause = facts.last_exit.as_ref().and_then(|exit| exit.cause.clone());
             (state, trouble.or(cause))
         }
-    }
-}
-
-#[cfg(test)]
-mod unit {
-    use super::*;
-
-    #[test]
-    fn the_first_restart_is_at_once_and_pauses_are_bounded() {
-        let pauses: Vec<u64> = (0..=12).map(backoff_ms).collect();
-        assert_eq!(pauses, [0, 0, 100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000]);
-        assert_eq!(backoff_ms(u32::MAX), BACKOFF_MAX_MS);
     }
 }

@@ -288,15 +288,16 @@ fn a_steady_minute_forgives_earlier_ends() {
 }
 
 #[test]
-fn an_end_that_comes_before_the_start_is_told_is_not_lost() {
+fn an_end_is_told_after_its_start_and_only_once() {
     let mut facts = ended(1, 1);
     facts.begin(&Step::Restart, 0, T0);
-    assert!(!facts.exited(exit(1), T0 + 1), "the end before, read once more");
-    assert!(facts.exited(Exit { at_ms: T0 + 5, ..exit(2) }, T0 + 5));
-    facts.end(&Step::Restart, Ok(Done::Started), None, T0 + 6);
+    assert!(facts.is_starting(), "ends wait");
+    facts.end(&Step::Restart, Ok(Done::Started), None, T0 + 5);
+    assert!(!facts.is_starting());
+    assert!(facts.exited(Exit { at_ms: T0 + 4, ..exit(2) }, T0 + 5));
     assert_eq!(facts.process, Process::Ended { at_ms: T0 + 5, ending: Ending::Own });
     assert_eq!((facts.restarts, facts.attempts, facts.failures), (1, 1, 2));
-    assert!(!facts.exited(exit(2), T0 + 7), "told twice");
+    assert!(!facts.exited(Exit { at_ms: T0 + 4, ..exit(2) }, T0 + 7), "told twice");
 }
 
 #[test]
@@ -412,4 +413,11 @@ fn preparing_again_keeps_what_is_known() {
     facts.end(&Step::Prepare, Ok(Done::Prepared(made)), None, T0);
     assert_eq!(facts.image.as_deref(), Some("sha256:aa"));
     assert!(facts.prepared && matches!(facts.process, Process::Ended { .. }));
+}
+
+#[test]
+fn the_first_restart_is_at_once_and_pauses_are_bounded() {
+    let pauses: Vec<u64> = (0..=12).map(backoff_ms).collect();
+    assert_eq!(pauses, [0, 0, 100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000]);
+    assert_eq!(backoff_ms(u32::MAX), BACKOFF_MAX_MS);
 }

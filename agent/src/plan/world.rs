@@ -21,10 +21,19 @@ struct Truth {
 struct World {
     node: Node,
     truth: Truth,
-    under_way: Vec<(u64, Action)>,
+    under_way: Vec<(u64, Action, Part)>,
+    /// Starts that go on although the agent that began them is gone.
+    orphans: Vec<(u64, ReplicaId)>,
     now_ms: u64,
     random: u64,
     peace: bool,
+}
+
+/// A start first takes away what is left; the rest comes later.
+#[derive(Clone, Copy, PartialEq)]
+enum Part {
+    First,
+    Last,
 }
 
 /// splitmix64: a seeded sequence, so that a failing case is its seed.
@@ -39,7 +48,7 @@ fn random(state: &mut u64) -> u64 {
 impl World {
     fn new(seed: u64) -> Self {
         let (node, truth) = (Node::default(), Truth::default());
-        Self { node, truth, under_way: Vec::new(), now_ms: 1_000_000, random: seed, peace: false }
+        Self { node, truth, under_way: Vec::new(), orphans: Vec::new(), now_ms: 1_000_000, random: seed, peace: false }
     }
 
     fn one_in(&mut self, n: u64) -> bool {
@@ -66,7 +75,7 @@ impl World {
             }
             Step::Start | Step::Restart => {
                 assert!(self.truth.made.contains(id), "{action}: started without being prepared");
-                assert!(!self.truth.running.contains_key(id), "{action}: it runs already");
+                assert!(!self.truth.running.contains_key(id), "{action}: it was taken away before");
                 self.truth.exits.remove(id);
                 self.truth.running.insert(id.clone(), self.now_ms);
                 Ok(Done::Started)
@@ -104,7 +113,11 @@ impl World {
         if reboot {
             self.truth.running.clear();
         }
-        self.under_way.clear();
+        for (due_ms, action, _) in std::mem::take(&mut self.under_way) {
+            if matches!(action.step, Step::Start | Step::Restart) && !reboot {
+                self.orphans.push((due_ms + 20, action.replica));
+            }
+        }
         for (id, seen) in &mut self.node.observed {
             let kept = serde_json::to_string(&seen.facts).unwrap();
             seen.facts = serde_json::from_str(&kept).unwrap();
@@ -134,7 +147,7 @@ impl World {
         }
         let exits: Vec<(ReplicaId, Exit)> =
             self.truth.exits.iter().map(|(id, exit)| (id.clone(), exit.clone())).collect();
-        for (id, exit) in exits {
+        for (id, exit) in exits.into_iter().filter(|(id, _)| self.node.hears_exits(id)).collect::<Vec<_>>() {
             self.node.exited(&id, exit, self.now_ms);
             // Noted and on disk; the agent may be killed before it has removed the file.
             if self.one_in(4) {
@@ -145,14 +158,29 @@ impl World {
         for action in plan(&self.node.desired, &self.node.observed, self.now_ms) {
             self.node.begin(&action, self.now_ms);
             let due_ms = self.now_ms + random(&mut self.random) % 50;
-            self.under_way.push((due_ms, action));
+            self.under_way.push((due_ms, action, Part::First));
         }
         let again = plan(&self.node.desired, &self.node.observed, self.now_ms);
         assert!(again.is_empty(), "the plan repeats what is under way: {}", again[0]);
         let now_ms = self.now_ms;
-        let due: Vec<Action> =
-            self.under_way.extract_if(.., |(due_ms, _)| *due_ms <= now_ms).map(|(_, action)| action).collect();
-        for action in due {
+        for (_, id) in self.orphans.extract_if(.., |(due_ms, _)| *due_ms <= now_ms) {
+            if self.truth.made.contains(&id) {
+                self.truth.running.entry(id).or_insert(now_ms);
+            }
+        }
+        let due: Vec<_> = self.under_way.extract_if(.., |(due_ms, ..)| *due_ms <= now_ms).collect();
+        for (_, action, part) in due {
+            if part == Part::First && matches!(action.step, Step::Start | Step::Restart) {
+                self.die(&action.replica, None);
+                self.under_way.push((now_ms + 20, action, Part::Last));
+                continue;
+            }
+            // An orphan of an earlier agent may have come in between: its container is in the way.
+            if matches!(action.step, Step::Start | Step::Restart) && self.truth.running.contains_key(&action.replica) {
+                self.die(&action.replica, None);
+                self.node.end(&action, Err("it has been started already".to_owned()), now_ms);
+                continue;
+            }
             let outcome = self.carry_out(&action);
             self.node.end(&action, outcome, self.now_ms);
         }

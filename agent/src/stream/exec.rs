@@ -277,44 +277,11 @@ async fn terminal(
     running: &mut Running,
     frames: &mpsc::Sender<Frame>,
 ) -> Result<Option<i32>, String> {
-    let words = running.child.stderr.take().map(|mut pipe| {
-        tokio::spawn(async move {
-            let mut text = Vec::new();
-            let _ = pipe.read_to_end(&mut text).await;
-            String::from_utf8_lossy(&text).trim().to_owned()
-        })
-    });
-    let master = tokio::select! {
-        master = timeout(CONSOLE_MAX, console.master()) => match master {
-            Ok(master) => master.map_err(|error| format!("cannot take over the terminal: {error}"))?,
-            Err(_) => return Err("the runtime hands over no terminal".to_owned()),
-        },
-        status = running.child.wait() => {
-            let status = status.map_err(|error| error.to_string())?;
-            let said = match words {
-                Some(words) => timeout(LEFTOVERS_MAX, words).await.ok().and_then(Result::ok).unwrap_or_default(),
-                None => String::new(),
-            };
-            return Err(if said.is_empty() { format!("exec ended with {status}") } else { said });
-        }
-    };
-    drop(console);
-    let terminal = Arc::new(Terminal::new(master).map_err(|error| error.to_string())?);
+    let terminal = Arc::new(take_over(console, running).await?);
     if let Some((columns, rows)) = request.size {
         terminal.resize(columns, rows);
     }
-    let pump = {
-        let (terminal, frames) = (Arc::clone(&terminal), frames.clone());
-        tokio::spawn(async move {
-            let mut buffer = vec![0; PAYLOAD_BYTES_SENT];
-            // EIO is how a terminal says that nobody is on its other side.
-            while let Ok(length @ 1..) = terminal.read(&mut buffer).await {
-                if frames.send(Frame::Stdout(buffer[..length].to_vec())).await.is_err() {
-                    return;
-                }
-            }
-        })
-    };
+    let pump = tokio::spawn(pump_terminal(Arc::clone(&terminal), frames.clone()));
     let mut input = Input::new(from);
     let status = loop {
         tokio::select! {
@@ -337,6 +304,44 @@ async fn terminal(
     };
     finish(vec![pump]).await;
     Ok(Some(code(status)))
+}
+
+/// Waits for the terminal, or for the reason why there is none.
+async fn take_over(console: Console, running: &mut Running) -> Result<Terminal, String> {
+    let words = running.child.stderr.take().map(|mut pipe| {
+        tokio::spawn(async move {
+            let mut text = Vec::new();
+            let _ = pipe.read_to_end(&mut text).await; // what came before the failure is all there is
+            String::from_utf8_lossy(&text).trim().to_owned()
+        })
+    });
+    tokio::select! {
+        master = timeout(CONSOLE_MAX, console.master()) => match master {
+            Ok(master) => {
+                let terminal = master.and_then(Terminal::new);
+                terminal.map_err(|error| format!("cannot take over the terminal: {error}"))
+            }
+            Err(_) => Err("the runtime hands over no terminal".to_owned()),
+        },
+        status = running.child.wait() => {
+            let status = status.map_err(|error| error.to_string())?;
+            let said = match words {
+                Some(words) => timeout(LEFTOVERS_MAX, words).await.ok().and_then(Result::ok).unwrap_or_default(),
+                None => String::new(),
+            };
+            Err(if said.is_empty() { format!("exec ended with {status}") } else { said })
+        }
+    }
+}
+
+async fn pump_terminal(terminal: Arc<Terminal>, frames: mpsc::Sender<Frame>) {
+    let mut buffer = vec![0; PAYLOAD_BYTES_SENT];
+    // EIO is how a terminal says that nobody is on its other side.
+    while let Ok(length @ 1..) = terminal.read(&mut buffer).await {
+        if frames.send(Frame::Stdout(buffer[..length].to_vec())).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Our side of a pseudo-terminal.

@@ -38,6 +38,8 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 pub const IMAGE: &str = "example.test/busybox:1";
 /// Set inside of the namespaces, to the runtime's binary.
 const INSIDE: &str = "GANTRY_AGENT_TEST_INSIDE";
+/// Set for an agent that is a process of its own, to the directory of its world.
+const AGENT: &str = "GANTRY_AGENT_TEST_AGENT";
 /// Set inside, to the control group of the test.
 const CGROUP: &str = "GANTRY_AGENT_TEST_CGROUP";
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -47,6 +49,9 @@ pub fn inside<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
     if std::env::var_os(INSIDE).is_some() {
         let up = Command::new("busybox").args(["ifconfig", "lo", "up"]).status().expect("busybox-static is installed");
         assert!(up.success());
+        // All that a test writes goes with its namespace.
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", "/tmp", "tmpfs", flags, c"mode=1777").unwrap();
         tracing_subscriber::fmt().with_env_filter("info,gantry_agent=debug").with_ansi(false).init();
         tokio::runtime::Runtime::new().unwrap().block_on(test());
         return;
@@ -130,6 +135,7 @@ pub fn write_image(dir: &Path) {
     }
     header("etc/passwd", file_kind, 0o644, 0, None, b"root:x:0:0::/:/bin/sh\napp:x:70:70::/:/bin/sh\n");
     header("etc/group", file_kind, 0o644, 0, None, b"root:x:0:\napp:x:70:\n");
+    header("cache/", dir_kind, 0o700, 70, None, &[]);
     header("data/", dir_kind, 0o750, 70, None, &[]);
     header("data/seed", file_kind, 0o640, 70, None, b"from the image\n");
     let layer = tar.into_inner().unwrap();
@@ -144,7 +150,7 @@ pub fn write_image(dir: &Path) {
     let arch = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
     let config = serde_json::json!({
         "architecture": arch, "os": "linux",
-        "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"], "WorkingDir": "/"},
+        "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"], "WorkingDir": "/", "Volumes": {"/cache": {}}},
         "rootfs": {"type": "layers", "diff_ids": [layer_digest]},
     });
     let config = serde_json::to_vec(&config).unwrap();
@@ -167,6 +173,7 @@ pub fn write_image(dir: &Path) {
 pub struct Scheduler {
     pub address: SocketAddr,
     pub token: JoinToken,
+    tls: Arc<rustls::ServerConfig>,
     shared: Arc<Shared>,
     task: JoinHandle<()>,
 }
@@ -177,6 +184,7 @@ struct Shared {
     secret: String,
     assignment: Mutex<Option<Assignment>>,
     orders: broadcast::Sender<ToAgent>,
+    cut: watch::Sender<()>,
     reports: watch::Sender<Option<Report>>,
     hellos: watch::Sender<Vec<Hello>>,
     joins: Mutex<Vec<NodeId>>,
@@ -205,6 +213,7 @@ impl Scheduler {
             secret: "s3cret".to_owned(),
             assignment: Mutex::new(None),
             orders: broadcast::Sender::new(64),
+            cut: watch::Sender::new(()),
             reports: watch::Sender::new(None),
             hellos: watch::Sender::new(Vec::new()),
             joins: Mutex::new(Vec::new()),
@@ -214,19 +223,39 @@ impl Scheduler {
         let token = JoinToken { ca_sha256: sha256(ca.der()), secret: shared.secret.clone() };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let acceptor = TlsAcceptor::from(Arc::new(shared.server_config(ca.der(), purpose)));
+        let tls = Arc::new(shared.server_config(ca.der(), purpose));
+        let acceptor = TlsAcceptor::from(Arc::clone(&tls));
         let task = tokio::spawn(serve(listener, acceptor, Arc::clone(&shared)));
-        Self { address, token, shared, task }
+        Self { address, token, tls, shared, task }
     }
 
     /// Goes away without a word; the port refuses.
     pub fn stop(&self) {
         self.task.abort();
+        self.shared.cut.send_replace(());
+    }
+
+    /// Comes back at the same place, and knows what it knew.
+    pub async fn resume(&mut self) {
+        let listener = loop {
+            match TcpListener::bind(self.address).await {
+                Ok(listener) => break listener,
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        };
+        self.shared.reports.send_replace(None);
+        let acceptor = TlsAcceptor::from(Arc::clone(&self.tls));
+        self.task = tokio::spawn(serve(listener, acceptor, Arc::clone(&self.shared)));
+    }
+
+    /// What every stream that comes is sent first.
+    pub fn set(&self, assignment: Assignment) {
+        *self.shared.assignment.lock().unwrap() = Some(assignment);
     }
 
     /// Sends an assignment, now and to every stream that comes.
     pub fn assign(&self, assignment: Assignment) {
-        *self.shared.assignment.lock().unwrap() = Some(assignment.clone());
+        self.set(assignment.clone());
         let _ = self.shared.orders.send(ToAgent::Assignment(Box::new(assignment)));
     }
 
@@ -372,6 +401,7 @@ async fn handle(
 async fn stream(io: TokioIo<Upgraded>, shared: Arc<Shared>) {
     let (from, mut to) = tokio::io::split(io);
     let mut orders = shared.orders.subscribe();
+    let mut cut = shared.cut.subscribe();
     let first = shared.assignment.lock().unwrap().clone().map(|a| ToAgent::Assignment(Box::new(a)));
     let mut lines = BufReader::new(from).lines();
     let line = |order: &ToAgent| serde_json::to_string(order).unwrap() + "\n";
@@ -380,6 +410,7 @@ async fn stream(io: TokioIo<Upgraded>, shared: Arc<Shared>) {
     }
     loop {
         tokio::select! {
+            _ = cut.changed() => return,
             order = orders.recv() => {
                 let Ok(order) = order else { return };
                 if to.write_all(line(&order).as_bytes()).await.is_err() {
@@ -433,7 +464,7 @@ impl World {
             advertise: Ipv4Addr::LOCALHOST,
         };
         let node = gantry_agent::join(join).await.unwrap().node;
-        let cgroup_parent = format!("/{}", std::env::var(CGROUP).unwrap());
+        let cgroup_parent = cgroup_parent();
         let runtime = PathBuf::from(std::env::var_os(INSIDE).unwrap());
         let (agent, netd, revision) = (None, None, Revision(0));
         let mut world = Self { scheduler, dir, cgroup_parent, node, runtime, agent, netd, revision };
@@ -459,20 +490,15 @@ impl World {
         self.netd = Some(stop);
     }
 
+    /// An agent that can be killed like any process.
+    pub fn start_agent_process(&self) -> std::process::Child {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["common::agent_process", "--exact", "--nocapture"]).env(AGENT, self.dir.path());
+        command.spawn().unwrap()
+    }
+
     pub fn start_agent(&mut self) {
-        let config = Config {
-            data_dir: self.data_dir(),
-            run_dir: self.run_dir(),
-            cgroup_parent: self.cgroup_parent.clone(),
-            runtime: self.runtime.clone(),
-            init: "/none".into(),
-            netd_socket: self.run_dir().join("netd.sock"),
-            advertise: Ipv4Addr::LOCALHOST,
-            labels: [("disk".to_owned(), "ssd".to_owned())].into(),
-            capacity: None,
-            reserved: Capacity::default(),
-            insecure_registries: Vec::new(),
-        };
+        let config = config(self.dir.path());
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(async move { gantry_agent::run(config, stopped).await.unwrap() });
         self.agent = Some((task, stop));
@@ -501,15 +527,20 @@ impl World {
         }
     }
 
-    pub fn assign(&mut self, replicas: &[&AssignedReplica], remove_volumes: &[&str]) {
-        self.revision.0 += 1;
-        self.scheduler.assign(Assignment {
-            revision: self.revision,
+    pub fn assignment(&self, revision: u64, replicas: &[&AssignedReplica]) -> Assignment {
+        Assignment {
+            revision: Revision(revision),
             node: self.node.clone(),
             replicas: replicas.iter().map(|r| (*r).clone()).collect(),
-            network: self.table(),
-            remove_volumes: remove_volumes.iter().map(|v| (*v).to_owned()).collect(),
-        });
+            network: Table { revision: Revision(revision), ..self.table() },
+            remove_volumes: Vec::new(),
+        }
+    }
+
+    pub fn assign(&mut self, replicas: &[&AssignedReplica], remove_volumes: &[&str]) {
+        self.revision.0 += 1;
+        let remove_volumes = remove_volumes.iter().map(|v| (*v).to_owned()).collect();
+        self.scheduler.assign(Assignment { remove_volumes, ..self.assignment(self.revision.0, replicas) });
     }
 
     /// Runs the runtime's command line.
@@ -533,6 +564,36 @@ impl World {
         let good = |r: &ReplicaStatus| r.state == ReplicaState::Running && r.restarts == restarts && r.ready;
         self.scheduler.wait_replica(id, &format!("{id} runs after {restarts} restarts"), good).await
     }
+}
+
+fn config(dir: &Path) -> Config {
+    Config {
+        data_dir: dir.join("data"),
+        run_dir: dir.join("run"),
+        cgroup_parent: cgroup_parent(),
+        runtime: std::env::var_os(INSIDE).unwrap().into(),
+        init: "/none".into(),
+        netd_socket: dir.join("run/netd.sock"),
+        advertise: Ipv4Addr::LOCALHOST,
+        labels: [("disk".to_owned(), "ssd".to_owned())].into(),
+        capacity: None,
+        reserved: Capacity::default(),
+        insecure_registries: Vec::new(),
+    }
+}
+
+fn cgroup_parent() -> String {
+    format!("/{}", std::env::var(CGROUP).unwrap())
+}
+
+/// No test: what `start_agent_process` runs, until it is killed.
+#[test]
+fn agent_process() {
+    let Some(dir) = std::env::var_os(AGENT) else { return };
+    tracing_subscriber::fmt().with_env_filter("info,gantry_agent=debug").with_ansi(false).init();
+    let (_stop, stopped) = watch::channel(false);
+    let agent = async move { gantry_agent::run(config(Path::new(&dir)), stopped).await.unwrap() };
+    tokio::runtime::Runtime::new().unwrap().block_on(agent);
 }
 
 pub fn kill(pid: i32) {

@@ -8,7 +8,7 @@ use gantry_api::wire::{AssignedReplica, ReplicaState, ReplicaStatus};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 #[test]
 fn a_killed_replica_is_back_at_once() {
@@ -182,6 +182,8 @@ fn a_volume_outlives_its_replicas() {
             .await;
         let top = data.metadata().unwrap();
         assert_eq!((top.uid(), top.mode() & 0o777), (70, 0o750), "as in the image");
+        let cache = world.replica_dir(&old.id).join("volumes/image-0/_data").metadata().unwrap();
+        assert_eq!((cache.uid(), cache.mode() & 0o777), (70, 0o700), "what the image calls a volume is one");
         let mut new = old.clone();
         new.id = "shop-db-1-0000ff".parse().unwrap();
         new.template.command = Some(["sh", "-c", "cat /data/copy; exec sleep 1000"].map(str::to_owned).to_vec());
@@ -290,4 +292,75 @@ fn many_replicas_start_side_by_side() {
         let used = |r: &ReplicaStatus| r.memory_used.0 > 0;
         world.scheduler.wait("usage is measured", |report| report.replicas.iter().all(used)).await;
     });
+}
+
+#[test]
+fn an_agent_killed_at_any_time_comes_to_the_same_end() {
+    inside("replica::an_agent_killed_at_any_time_comes_to_the_same_end", || async {
+        let mut world = World::new().await;
+        let old: Vec<AssignedReplica> = (1..=4).map(|n| replica("old", n, SERVER)).collect();
+        let new: Vec<AssignedReplica> = (1..=4).map(|n| replica("new", n, SERVER)).collect();
+        world.assign(&old.iter().collect::<Vec<_>>(), &[]);
+        // Times that spread over joining the stream, preparing, starting, stopping and removing.
+        let mut agent = world.start_agent_process();
+        for round in 0..16u64 {
+            if round == 8 {
+                world.assign(&new.iter().collect::<Vec<_>>(), &[]);
+            }
+            tokio::time::sleep(Duration::from_millis(20 + round * 53 % 170)).await;
+            agent.kill().unwrap();
+            agent.wait().unwrap();
+            agent = world.start_agent_process();
+        }
+        let all_new = |report: &gantry_api::wire::Report| {
+            report.replicas.len() == new.len()
+                && report.replicas.iter().all(|r| r.ready && r.state == ReplicaState::Running)
+        };
+        world.scheduler.wait("only the new ones run", all_new).await;
+        // A command of the runtime that was under way when its agent was killed may still be ending.
+        eventually("one container each, and none of the old ones", || containers() == new.len()).await;
+        world.assign(&[], &[]);
+        world.scheduler.wait("all are gone", |report| report.replicas.is_empty()).await;
+        let mut left = find(world.dir.path(), "shop-");
+        left.retain(|path| !path.contains("/agent/deaths/"));
+        assert_eq!(left, Vec::<String>::new());
+        let netd = gantry_netd::client::Client::new(world.run_dir().join("netd.sock"));
+        assert_eq!(netd.attachments().await.unwrap(), []);
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+    });
+}
+
+#[test]
+fn a_scheduler_that_comes_back_finds_everything_and_an_old_word_is_not_obeyed() {
+    inside("replica::a_scheduler_that_comes_back_finds_everything_and_an_old_word_is_not_obeyed", || async {
+        let mut world = World::new().await;
+        let web = replica("web", 1, SERVER);
+        world.assign(&[&web], &[]);
+        world.assign(&[&web], &[]);
+        world.start_agent();
+        let first = world.running(&web.id, 0).await;
+        world.scheduler.wait("the table is in force", |report| report.applied.0 == 2).await;
+        world.scheduler.stop();
+        kill(world.pid(&web.id));
+        // It has forgotten its last revision, and with it the replica.
+        world.scheduler.set(world.assignment(1, &[]));
+        world.scheduler.resume().await;
+        let again = world.running(&web.id, 1).await;
+        assert_eq!((again.address, world.scheduler.hellos().len()), (first.address, 2));
+        world.scheduler.wait("it has reported since", |report| report.sequence > 1 && report.replicas.len() == 1).await;
+        world.assign(&[], &[]);
+        world.scheduler.wait("a new word is obeyed", |report| report.replicas.is_empty()).await;
+    });
+}
+
+/// Processes that are the first in a PID namespace below ours.
+fn containers() -> usize {
+    let first = |entry: &fs::DirEntry| {
+        let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+        let numbers =
+            status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default().split_whitespace();
+        numbers.clone().count() == 2 && numbers.last() == Some("1")
+    };
+    fs::read_dir("/proc").unwrap().flatten().filter(first).count()
 }
