@@ -71,7 +71,7 @@ pub(super) fn plan<'a>(draft: &mut Draft<'a>, view: &View<'a>) -> Option<String>
     busy.extend(view.ending.iter().filter(|(_, handover)| **handover).map(|(number, _)| *number));
     if outdated.is_empty() {
         if busy.is_empty() && view.slots.len() >= view.wanted as usize {
-            return finish(draft, view);
+            return finish(draft, view).or_else(|| changed.iter().find(|r| ailing(r)).map(|r| failure_text(r)));
         }
         let waits = is_rolling(view).then(|| waiting(view, &busy)).flatten();
         return waits.or_else(|| changed.iter().find(|r| ailing(r)).map(|r| failure_text(r)));
@@ -99,7 +99,7 @@ fn waiting(view: &View<'_>, busy: &BTreeSet<u32>) -> Option<String> {
 
 /// The change is over when no copy differs and none is busy.
 fn finish(draft: &mut Draft<'_>, view: &View<'_>) -> Option<String> {
-    if is_rolling(view) {
+    if is_rolling(view) && view.app.removing.is_none() {
         let (app, service) = (view.app.spec.name.clone(), view.name.clone());
         let why = match &view.record.rollout {
             Rollout::Back { .. } => "every replica is on the template before again",

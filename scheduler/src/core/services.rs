@@ -78,6 +78,9 @@ pub(super) fn plan<'a>(draft: &mut Draft<'a>, app: &'a AppRecord, name: &'a Serv
     scale_down(draft, &mut view);
     let mut message = replace_lost(draft, &view);
     message = message.or(fill(draft, &view));
+    if draft.actions.len() > before {
+        return; // what was just decided is seen from the next plan on, and counts there
+    }
     message = rollout::finish_pairs(draft, &view).or(message);
     message = rollout::plan(draft, &view).or(message);
     if draft.actions.len() == before && message.is_none() {
