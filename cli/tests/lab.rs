@@ -6,22 +6,25 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const PREFIX: &str = "gantry-test-lab-";
+const ALIVE: &str = "alive";
 const SECONDS: Duration = Duration::from_secs(1);
 
 /// One test's directories and cgroup.
 struct Bed {
     dir: PathBuf,
     parent: String,
+    /// Held as long as the bed is in use, whatever process namespace its user is in.
+    _alive: fs::File,
 }
 
 impl Bed {
@@ -29,10 +32,18 @@ impl Bed {
         static SWEPT: Once = Once::new();
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         SWEPT.call_once(sweep);
-        let parent = format!("{PREFIX}{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        // The same process number may be in use in another process namespace.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_micros();
+        let parent = format!("{PREFIX}{}-{number}-{now}", std::process::id());
         let dir = std::env::temp_dir().join(&parent);
-        fs::create_dir(&dir).unwrap();
-        Self { dir, parent }
+        // Locked before it has the name that others sweep by.
+        let fresh = std::env::temp_dir().join(format!(".{parent}"));
+        fs::create_dir(&fresh).unwrap();
+        let alive = fs::File::create(fresh.join(ALIVE)).unwrap();
+        alive.lock().unwrap();
+        fs::rename(&fresh, &dir).unwrap();
+        Self { dir, parent, _alive: alive }
     }
 
     fn gantry(&self) -> Command {
@@ -85,7 +96,7 @@ impl Bed {
         }
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         left.extend(mounts.lines().filter(|line| line.contains(&self.parent)).map(|line| format!("mount {line}")));
-        for entry in fs::read_dir(&self.dir).unwrap().flatten() {
+        for entry in fs::read_dir(&self.dir).unwrap().flatten().filter(|entry| entry.file_name() != ALIVE) {
             left.insert(format!("file {}", entry.path().display()));
         }
         left
@@ -135,9 +146,10 @@ fn sweep() {
     let folders = cgroup_mounts().into_iter().chain([std::env::temp_dir()]);
     for entry in folders.flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten()) {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
-        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-            remove(&std::env::temp_dir().join(&name), &name);
+        let dir = std::env::temp_dir().join(&name);
+        let in_use = || fs::File::open(dir.join(ALIVE)).is_ok_and(|file| file.try_lock().is_err());
+        if name.starts_with(PREFIX) && !in_use() {
+            remove(&dir, &name);
         }
     }
 }
@@ -188,7 +200,7 @@ fn three_nodes_talk_are_cut_and_healed() {
     bed.ok("up --nodes 3 --daemon true");
     let _server = listen(&bed, "n2", "10.88.0.12:9000");
     let reach = |node: &str| connect(&bed, node, "10.88.0.12:9000");
-    eventually("n2 listens", 10 * SECONDS, || reach("n1") == 0);
+    eventually("n2 listens", 60 * SECONDS, || reach("n1") == 0);
     assert_eq!([reach("n3"), reach("switch")], [0, 0], "everybody reaches n2");
     for (words, n1, n3, switch) in [
         ("cut n2", 2, 2, 2),
@@ -214,7 +226,7 @@ fn a_killed_node_loses_everything_but_its_disk() {
     let wrote = bed.sh("n2", "echo kept >/var/lib/gantry/file; echo lost >/run/gantry/file; echo lost >/var/lib/other");
     assert!(wrote.status.success());
     let mut sleeper = Running(bed.lab("exec n2 sleep 1000").spawn().unwrap());
-    eventually("the sleeper runs in n2", 10 * SECONDS, || {
+    eventually("the sleeper runs in n2", 60 * SECONDS, || {
         text(&bed.sh("n2", "ps -A -o args").stdout).contains("sleep 1000")
     });
     bed.ok("kill n2");
@@ -272,7 +284,7 @@ fn a_node_is_a_machine_of_its_own() {
     assert!(!fs::read_to_string("/proc/self/mountinfo").unwrap().contains(" /mnt rw"));
     // An orphan is reaped by the node's PID 1.
     assert!(bed.sh("n1", "(sh -c 'sleep 0.01 & exit' &)").status.success());
-    eventually("no zombie in n1", 10 * SECONDS, || !text(&bed.sh("n1", "ps -A -o stat,comm").stdout).contains("Z "));
+    eventually("no zombie in n1", 60 * SECONDS, || !text(&bed.sh("n1", "ps -A -o stat,comm").stdout).contains("Z "));
 }
 
 #[test]
@@ -299,10 +311,10 @@ fn exec_passes_streams_and_exit_codes() {
     // A command that is killed takes what it ran along.
     let mut exec = bed.lab("exec n1 sleep 999").spawn().unwrap();
     let sleeps = || text(&bed.sh("n1", "ps -A -o args").stdout).contains("sleep 999");
-    eventually("sleep runs", 10 * SECONDS, sleeps);
+    eventually("sleep runs", 60 * SECONDS, sleeps);
     exec.kill().unwrap();
     assert_eq!(exec.wait().unwrap().signal(), Some(9));
-    eventually("sleep is gone", 10 * SECONDS, || !sleeps());
+    eventually("sleep is gone", 60 * SECONDS, || !sleeps());
 }
 
 #[test]
@@ -312,12 +324,12 @@ fn the_daemon_is_restarted_when_it_dies() {
     fs::write(&script, "echo started; echo x >>/var/lib/gantry/starts; exit 3\n").unwrap();
     bed.ok("up --nodes 1 --daemon /no/such/daemon");
     let log = || bed.ok("logs n1");
-    eventually("the log tells of the failure", 10 * SECONDS, || log().contains("cannot run"));
+    eventually("the log tells of the failure", 60 * SECONDS, || log().contains("cannot run"));
     bed.ok("down");
     let mut up = bed.lab("up --nodes 1 --daemon");
     assert!(up.arg(format!("sh {}", script.display())).output().unwrap().status.success());
     let starts = || text(&bed.sh("n1", "cat /var/lib/gantry/starts").stdout).lines().count();
-    eventually("three starts", 20 * SECONDS, || starts() >= 3);
+    eventually("three starts", 60 * SECONDS, || starts() >= 3);
     assert!(log().contains("started") && log().contains("the daemon exited with 3"), "{}", log());
     assert_eq!(bed.ok("logs n1 --tail 1").lines().count(), 1);
     drop(fs::remove_file(script));
@@ -400,9 +412,9 @@ fn a_real_cluster_is_ready_and_outlives_its_first_node() {
     let inside = bed.ok("exec n1 -- gantry node ls --json");
     assert!(inside.contains("\"n2\""), "inside, `gantry` is found and finds its scheduler: {inside}");
     bed.ok("kill n2");
-    eventually("n2 is lost", 20 * SECONDS, || bed.status("")["nodes"][1]["scheduler"] == "lost");
+    eventually("n2 is lost", 60 * SECONDS, || bed.status("")["nodes"][1]["scheduler"] == "lost");
     assert!(up("start n2").status.success());
-    eventually("n2 is back", 20 * SECONDS, ready);
+    eventually("n2 is back", 60 * SECONDS, ready);
     bed.ok("kill n1");
     assert!(bed.status("")["nodes"][1]["running"] == true, "the other goes on");
     assert!(up("up --nodes 3").status.success(), "completes and grows it");
@@ -459,8 +471,8 @@ fn forwards() {
     let daemon = format!("{} --ignored --exact helper_schedules --nocapture", program.display());
     assert!(bed.lab("up --nodes 2 --daemon").arg(&daemon).output().unwrap().status.success());
     let greeted = |port: u16| greeting(SocketAddr::from(([127, 0, 0, 1], port))) == 0;
-    eventually("8080 is forwarded", 10 * SECONDS, || greeted(8080));
-    eventually("the port that is taken is told", 10 * SECONDS, || {
+    eventually("8080 is forwarded", 60 * SECONDS, || greeted(8080));
+    eventually("the port that is taken is told", 60 * SECONDS, || {
         bed.status("")["problems"].to_string().contains("port 8081/tcp of this host: another program holds it")
     });
     // Both ways, half-closed: what is sent comes back only after the sender has ended his side.
@@ -476,8 +488,15 @@ fn forwards() {
     stream.read_to_end(&mut back).unwrap();
     writing.join().unwrap();
     assert!(back == sent, "{} of {} bytes came back", back.len(), sent.len());
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    udp.set_read_timeout(Some(SECONDS / 5)).unwrap();
+    udp.connect("127.0.0.1:8083").unwrap();
+    eventually("a datagram comes back", 60 * SECONDS, || {
+        let mut back = [0; 16];
+        udp.send(b"ping").is_ok() && udp.recv(&mut back).is_ok_and(|length| &back[..length] == b"ping")
+    });
     drop(taken);
-    eventually("the port that was taken is forwarded once free", 10 * SECONDS, || greeted(8081));
+    eventually("the port that was taken is forwarded once free", 60 * SECONDS, || greeted(8081));
     bed.ok("kill n2");
     for _ in 0..4 {
         assert!(greeted(8080), "another node is tried when one is dead");
@@ -503,7 +522,7 @@ fn helper_connects() {
     std::process::exit(greeting(address()));
 }
 
-/// A node's daemon: greets on 8080 and 8081, echoes on 8082, and on n1 answers like a scheduler.
+/// A node's daemon: greets on 8080 and 8081, echoes on 8082 (TCP) and 8083 (UDP), and on n1 answers like a scheduler.
 #[test]
 #[ignore = "a helper of the other tests"]
 fn helper_schedules() {
@@ -516,6 +535,13 @@ fn helper_schedules() {
                 let mut whole = Vec::new();
                 stream.read_to_end(&mut whole).and_then(|_| stream.write_all(&whole)).unwrap();
             });
+        }
+    });
+    std::thread::spawn(|| {
+        let socket = UdpSocket::bind("0.0.0.0:8083").unwrap();
+        let mut datagram = [0; 2048];
+        while let Ok((length, from)) = socket.recv_from(&mut datagram) {
+            socket.send_to(&datagram[..length], from).unwrap();
         }
     });
     for stream in UnixListener::bind("/run/gantry/gantry.sock").unwrap().incoming().flatten() {
@@ -536,7 +562,7 @@ fn helper_schedules() {
 const APPS: &str = r#"[{"name":"shop","revision":1,"services":[{"name":"web","image":"x","wanted":1,"running":1,
 "ready":1,"updated":1,"completed":0,"address":null,"settled":true,"message":null,"ports":[
 {"published":8080,"target":80,"protocol":"tcp"},{"published":8081,"target":80,"protocol":"tcp"},
-{"published":8082,"target":80,"protocol":"tcp"}]}]}]"#;
+{"published":8082,"target":80,"protocol":"tcp"},{"published":8083,"target":80,"protocol":"udp"}]}]}]"#;
 
 fn address() -> SocketAddr {
     std::env::var("TEST_ADDRESS").unwrap().parse().unwrap()
@@ -550,7 +576,7 @@ fn greet(listener: TcpListener) {
 
 /// As [`connect`].
 fn greeting(address: SocketAddr) -> i32 {
-    match TcpStream::connect_timeout(&address, Duration::from_millis(700)) {
+    match TcpStream::connect_timeout(&address, Duration::from_millis(1500)) {
         Ok(mut stream) => {
             let mut word = String::new();
             i32::from(stream.read_to_string(&mut word).is_err() || word != "hello")

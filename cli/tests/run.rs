@@ -13,9 +13,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Once, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const PREFIX: &str = "gantry-test-run-";
+const ALIVE: &str = "alive";
 const SECONDS: Duration = Duration::from_secs(1);
 const IMAGE: &str = "box:1";
 
@@ -23,6 +24,8 @@ const IMAGE: &str = "box:1";
 struct Bed {
     dir: PathBuf,
     parent: String,
+    /// Held as long as the bed is in use, whatever process namespace its user is in.
+    _alive: fs::File,
 }
 
 /// Runs a test in namespaces of its own, which take with them whatever it leaves there.
@@ -46,10 +49,18 @@ impl Bed {
         static SWEPT: Once = Once::new();
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         SWEPT.call_once(sweep);
-        let parent = format!("{PREFIX}{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        // The same process number may be in use in another process namespace.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_micros();
+        let parent = format!("{PREFIX}{}-{number}-{now}", std::process::id());
         let dir = std::env::temp_dir().join(&parent);
-        fs::create_dir(&dir).unwrap();
-        let bed = Self { dir, parent };
+        // Locked before it has the name that others sweep by.
+        let fresh = std::env::temp_dir().join(format!(".{parent}"));
+        fs::create_dir(&fresh).unwrap();
+        let alive = fs::File::create(fresh.join(ALIVE)).unwrap();
+        alive.lock().unwrap();
+        fs::rename(&fresh, &dir).unwrap();
+        let bed = Self { dir, parent, _alive: alive };
         fs::write(bed.dir.join("image.tar"), image()).unwrap();
         bed.ok(&format!("load -i {}", bed.dir.join("image.tar").display()));
         bed
@@ -122,7 +133,7 @@ impl Bed {
 
     /// A watcher is done a moment after its container is gone.
     fn nothing_left(&self) {
-        let deadline = Instant::now() + 10 * SECONDS;
+        let deadline = Instant::now() + 30 * SECONDS;
         while Instant::now() < deadline && !self.leftovers().is_empty() {
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -191,9 +202,10 @@ fn sweep() {
     let folders = cgroup_mounts().into_iter().chain([std::env::temp_dir()]);
     for entry in folders.flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten()) {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
-        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-            remove(&std::env::temp_dir().join(&name), &name);
+        let dir = std::env::temp_dir().join(&name);
+        let in_use = || fs::File::open(dir.join(ALIVE)).is_ok_and(|file| file.try_lock().is_err());
+        if name.starts_with(PREFIX) && !in_use() {
+            remove(&dir, &name);
         }
     }
 }
@@ -203,7 +215,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 fn eventually(what: &str, mut found: impl FnMut() -> bool) {
-    let deadline = Instant::now() + 15 * SECONDS;
+    let deadline = Instant::now() + 60 * SECONDS;
     while !found() {
         assert!(Instant::now() < deadline, "not in time: {what}");
         std::thread::sleep(Duration::from_millis(10));
@@ -419,7 +431,7 @@ fn signals_end_the_container_and_leave_nothing() {
             std::thread::sleep(Duration::from_millis(ms)); // a point, not a wait
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGTERM)
                 .unwrap();
-            let deadline = Instant::now() + 10 * SECONDS;
+            let deadline = Instant::now() + 60 * SECONDS; // a loaded disk
             while child.try_wait().unwrap().is_none() {
                 assert!(Instant::now() < deadline, "told to end after {ms} ms, it does not");
                 // It may have come between the start of the program and its `trap`, where PID 1 ignores it.

@@ -11,11 +11,26 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// A list of thousands of apps; more is not ours.
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
 
+/// Why there is no answer.
+#[derive(Debug)]
+pub enum AskError {
+    /// Nobody listens, or the connection broke: it may be better soon.
+    Away(io::Error),
+    /// It says no, or what nobody understands: asking again would be the same.
+    Refused(String),
+}
+
+impl From<io::Error> for AskError {
+    fn from(error: io::Error) -> Self {
+        Self::Away(error)
+    }
+}
+
 /// `GET path`, or `POST path` with a JSON body.
 ///
 /// # Errors
-/// Nobody listens (`NotFound`, `ConnectionRefused`), or the answer is a refusal or not understood (`Other`).
-pub fn ask<T: DeserializeOwned>(socket: &Path, path: &str, body: Option<&serde_json::Value>) -> io::Result<T> {
+/// See [`AskError`].
+pub fn ask<T: DeserializeOwned>(socket: &Path, path: &str, body: Option<&serde_json::Value>) -> Result<T, AskError> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(ANSWER_WITHIN))?;
     stream.set_write_timeout(Some(ANSWER_WITHIN))?;
@@ -28,12 +43,12 @@ pub fn ask<T: DeserializeOwned>(socket: &Path, path: &str, body: Option<&serde_j
     stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer)?;
-    let (status, body) = parse(&answer).ok_or_else(|| io::Error::other("an answer that is not HTTP"))?;
+    let (status, body) = parse(&answer).ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
     if !(200..300).contains(&status) {
         let refusal = serde_json::from_slice::<gantry_api::http::ApiError>(&body).map(|refusal| refusal.message);
-        return Err(io::Error::other(refusal.unwrap_or_else(|_| format!("HTTP status {status}"))));
+        return Err(AskError::Refused(refusal.unwrap_or_else(|_| format!("HTTP status {status}"))));
     }
-    serde_json::from_slice(&body).map_err(|error| io::Error::other(format!("an answer not understood: {error}")))
+    serde_json::from_slice(&body).map_err(|error| AskError::Refused(format!("an answer not understood: {error}")))
 }
 
 /// Status and body of a whole HTTP/1.1 answer.

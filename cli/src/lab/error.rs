@@ -50,7 +50,7 @@ pub enum LabError {
     #[error("cgroups of the lab do not go away: {0}")]
     Cgroups(String),
     /// Deadline over.
-    #[error("{what} within {seconds} s")]
+    #[error("{what}, after {seconds} s")]
     NotReady { what: String, seconds: u64, logs: String },
     /// The scheduler's answer was not understood or a refusal.
     #[error("the scheduler of lab `{lab}` answered: {message}")]

@@ -204,10 +204,11 @@ fn open_log(path: &Path) -> Result<File, LabError> {
     OpenOptions::new().append(true).create(true).mode(0o644).open(path).map_err(LabError::file("open", path))
 }
 
-/// The last line that says something.
+/// The last line that says something; one of the daemon's rather than of its PID 1.
 pub fn last_line(log: &Path) -> String {
-    let lines = tail(log, 4096).unwrap_or_default();
-    let last = lines.lines().rev().find(|line| !line.trim().is_empty());
+    let text = tail(log, 4096).unwrap_or_default();
+    let lines = || text.lines().rev().filter(|line| !line.trim().is_empty() && !line.starts_with("hint: "));
+    let last = lines().find(|line| !line.starts_with("lab-node: ")).or_else(|| lines().next());
     last.map_or_else(|| "it ended without a word".to_owned(), |line| line.trim().to_owned())
 }
 

@@ -1,13 +1,13 @@
 //! What `gantry lab` does.
 
-use super::api;
+use super::api::{self, AskError};
 use super::cgroup::Groups;
 use super::error::LabError;
 use super::helper::{self, tail};
 use super::state::{self, Lock, Node, Paths, Process, State, ensure_dir, name, remove_dir};
 use super::{NODES_MAX, forward, node, switch, sys};
 use crate::global::Global;
-use gantry_api::http::{Node as ApiNode, NodeState, Token, TokenRequest, Version};
+use gantry_api::http::{Node as ApiNode, NodeState, Token, TokenRequest};
 use gantry_api::wire::API_PORT;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -239,25 +239,22 @@ impl Ops {
         if !scheduler_on && let Ok(token) = fs::read_to_string(&file) {
             return Ok(token);
         }
-        self.wait_scheduler(deadline, timeout_s)?;
         let body = serde_json::json!(TokenRequest { ttl_s: TOKEN_TTL_S });
-        let token: Token = api::ask(&self.paths.socket(), "/v1/tokens", Some(&body)).map_err(|e| self.refused(&e))?;
-        state::write_whole(&file, token.token.as_bytes(), 0o600)?;
-        Ok(token.token)
-    }
-
-    fn refused(&self, error: &io::Error) -> LabError {
-        LabError::Api { lab: self.paths.name.clone(), message: error.to_string() }
-    }
-
-    fn wait_scheduler(&self, deadline: Instant, timeout_s: u64) -> Result<(), LabError> {
-        while api::ask::<Version>(&self.paths.socket(), "/v1/version", None).is_err() {
-            if Instant::now() > deadline {
-                return Err(self.not_ready("the scheduler on n1 does not answer".to_owned(), "n1", timeout_s));
+        let token = loop {
+            match api::ask::<Token>(&self.paths.socket(), "/v1/tokens", Some(&body)) {
+                Ok(token) => break token.token,
+                Err(AskError::Refused(message)) => {
+                    return Err(LabError::Api { lab: self.paths.name.clone(), message });
+                }
+                Err(AskError::Away(_)) if Instant::now() < deadline => std::thread::sleep(LOOK),
+                Err(AskError::Away(error)) => {
+                    let what = format!("the scheduler on n1 does not answer ({error})");
+                    return Err(self.not_ready(what, "n1", timeout_s));
+                }
             }
-            std::thread::sleep(LOOK);
-        }
-        Ok(())
+        };
+        state::write_whole(&file, token.as_bytes(), 0o600)?;
+        Ok(token)
     }
 
     fn not_ready(&self, what: String, node: &str, seconds: u64) -> LabError {
@@ -621,7 +618,7 @@ impl Ops {
             socket: self.paths.socket(),
             subnet: format!("10.88.{}.0/24", state.subnet),
             nodes: nodes.collect(),
-            ports: report.open,
+            ports: if state.forward.is_some_and(Process::lives) { report.open } else { Vec::new() },
             problems,
         }
     }

@@ -232,7 +232,10 @@ fn foreground(host: &Host, mut record: Record, place: &Place, signals: &Signals)
         return Ok(trouble.of_run().code);
     }
     let code = exit_code(status);
-    let _lock = place.lock();
+    let lock = place.lock();
+    if lock.is_err() && !place.dir.exists() {
+        return Ok(code); // `gantry rm -f` took it away
+    }
     host.end(&mut record, Ended { code: Some(code.into()), oom_killed: false, at_ms: now_ms() })?;
     Ok(code)
 }
