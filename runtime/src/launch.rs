@@ -211,6 +211,10 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
             };
             if between {
                 go_between(&namespaces, &theirs);
+                // Both processes write to one socket; nothing may come before our number.
+                if theirs.wait_for_go().is_err() {
+                    process::exit_now(1);
+                }
             }
             init::run(Init {
                 config,
@@ -312,6 +316,7 @@ fn identity(channel: &Channel, undo: &mut Undo, signals: &Signals) -> Outcome<i3
             if let Some(between) = undo.pidfd.replace(pidfd) {
                 clone::wait(between.as_fd()).because(|| "cannot reap the go-between".to_owned())?;
             }
+            channel.go()?;
             Ok(pid)
         }
         other => Err(unexpected(other)),

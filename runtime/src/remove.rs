@@ -13,6 +13,9 @@ use std::os::fd::AsFd;
 /// How long a killed process or a supervisor may take to end.
 const END_WITHIN: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
+/// How often to start over when processes keep appearing.
+const REMOVE_ATTEMPTS_MAX: u32 = 3;
+
 /// Kill what still runs and remove everything. Hooks that fail are returned as warnings.
 ///
 /// # Errors
@@ -31,12 +34,20 @@ pub fn remove(dir: &StateDir, record: Option<&Record>, id: &str) -> Outcome<Vec<
             kill_and_wait(init);
         }
     }
-    cgroup.kill().in_step("kill processes")?;
-    if let Some(supervisor) = record.and_then(|record| record.supervisor) {
-        // It writes the exit file from the cgroup's figures, and ends by itself.
-        wait(&supervisor);
+    for attempt in 1.. {
+        cgroup.kill().in_step("kill processes")?;
+        if let Some(supervisor) = record.and_then(|record| record.supervisor) {
+            // It writes the exit file from the cgroup's figures, and ends by itself.
+            wait(&supervisor);
+        }
+        match cgroup.remove() {
+            Ok(()) => break,
+            // A creator that is not recorded yet has put a new process there meanwhile; when that is dead, so is the
+            // attempt to create.
+            Err(_) if attempt < REMOVE_ATTEMPTS_MAX => {}
+            Err(failure) => return Err(failure.in_step("cgroup")),
+        }
     }
-    cgroup.remove().in_step("cgroup")?;
     let warnings = run_hooks(dir, record);
     dir.remove()?;
     Ok(warnings)

@@ -3,6 +3,7 @@
 //! ```text
 //! child                        parent
 //!   Identity(pid)  ──────────►          only through a go-between (joined user namespace)
+//!                  ◄────────── Go
 //!   NeedMaps       ──────────►          writes uid_map and gid_map
 //!                  ◄────────── Go
 //!   NeedHooks      ──────────►          runs prestart and createRuntime hooks

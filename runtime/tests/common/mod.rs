@@ -149,6 +149,18 @@ impl Bed {
         until(&format!("{id} is {status}"), || self.status(id) == status);
     }
 
+    /// Whether a process of the runtime works on this bed.
+    pub(crate) fn is_in_use(&self) -> bool {
+        let root = self.path("state").display().to_string();
+        fs::read_dir("/proc")
+            .expect("processes")
+            .flatten()
+            .any(|entry| {
+                let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+                String::from_utf8_lossy(&command).contains(&root)
+            })
+    }
+
     /// Options for a supervised container.
     pub(crate) fn supervised(&self) -> [String; 5] {
         let (log, exit) = (self.path("log").display().to_string(), self.path("exit").display().to_string());
