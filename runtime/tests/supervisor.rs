@@ -227,9 +227,7 @@ fn a_caller_killed_at_any_moment_leaves_what_force_removes() {
         // The supervisor may be on its way still: it either undoes its work or has finished it.
         until("nothing is left", || {
             bed.ok(&["delete", "--force", &name]);
-            !bed.is_in_use()
-                && !bed.path("state").join(&name).exists()
-                && common::cgroups(&name).is_empty()
+            !bed.is_in_use() && !bed.path("state").join(&name).exists() && common::cgroups(&name).is_empty()
         });
     }
 }

@@ -152,13 +152,10 @@ impl Bed {
     /// Whether a process of the runtime works on this bed.
     pub(crate) fn is_in_use(&self) -> bool {
         let root = self.path("state").display().to_string();
-        fs::read_dir("/proc")
-            .expect("processes")
-            .flatten()
-            .any(|entry| {
-                let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-                String::from_utf8_lossy(&command).contains(&root)
-            })
+        fs::read_dir("/proc").expect("processes").flatten().any(|entry| {
+            let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&command).contains(&root)
+        })
     }
 
     /// Options for a supervised container.
