@@ -64,6 +64,8 @@ pub struct Facts {
     pub failures: u32,
     /// How the process before ended.
     pub last_exit: Option<Exit>,
+    /// When the last end was that the machine has a record of; the record itself stays until the next start.
+    pub exit_read_ms: Option<u64>,
     /// It was told to stop.
     pub stop: Option<Stop>,
     /// The action before failed.
@@ -373,6 +375,7 @@ impl Facts {
                 Ending::Own
             }
         };
+        self.exit_read_ms = Some(exit.at_ms);
         self.ended(exit, ending, steady, now_ms);
         true
     }
@@ -450,7 +453,7 @@ impl Facts {
                 return;
             }
             Found::Exited(exit) => {
-                let known = self.last_exit.as_ref().is_some_and(|last| last.at_ms == exit.at_ms);
+                let known = self.exit_read_ms == Some(exit.at_ms);
                 if !known && !matches!(self.process, Process::Ended { .. }) {
                     let started_ms = exit.at_ms.min(now_ms);
                     if self.process == Process::Absent {
