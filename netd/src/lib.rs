@@ -30,6 +30,7 @@ mod node;
 mod plan;
 mod ports;
 mod state;
+mod sys;
 
 pub use daemon::{Config, run};
 pub use error::NetError;

@@ -1,10 +1,9 @@
 //! Network namespaces: each is made by a thread that ends right after, and kept alive by a bind mount of its file.
-#![allow(unsafe_code)] // unshare only
 
 use crate::error::NetError;
 use crate::netlink::{Family, Netlink};
 use rustix::mount::UnmountFlags;
-use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+use rustix::thread::LinkNameSpaceType;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -50,9 +49,7 @@ fn on_a_thread<T: Send>(work: impl FnOnce() -> Result<T, NetError> + Send) -> Re
 /// No privilege, or `path` cannot be made or mounted on.
 pub(crate) fn create(path: &Path) -> Result<Namespace, NetError> {
     on_a_thread(|| {
-        // SAFETY: only the network namespace of this thread changes; no descriptor table is unshared.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
-            .map_err(|e| NetError::file("create network namespace", path, e))?;
+        crate::sys::unshare_network().map_err(|e| NetError::file("create network namespace", path, e))?;
         for (name, value) in SETTINGS {
             // Comforts, not isolation: a host that keeps /proc/sys read-only can do without them.
             if let Err(error) = std::fs::write(Path::new("/proc/sys").join(name), value) {

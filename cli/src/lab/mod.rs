@@ -21,6 +21,7 @@ mod ops;
 pub mod state;
 mod switch;
 pub mod sys;
+mod tree;
 
 use crate::error::Outcome;
 use crate::global::Global;

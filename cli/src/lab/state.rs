@@ -309,7 +309,7 @@ pub fn ensure_dir(path: &Path, mode: u32) -> Result<(), LabError> {
 /// # Errors
 /// The disk.
 pub fn remove_dir(path: &Path) -> Result<(), LabError> {
-    match fs::remove_dir_all(path) {
+    match super::tree::remove(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(LabError::file("remove", path)(error)),
         _ => Ok(()),
     }
