@@ -27,6 +27,8 @@ use tokio::time::{Instant, timeout};
 const AHEAD_FRAMES: usize = 16;
 /// After the command has ended, for output of processes it left behind.
 const LEFTOVERS_MAX: Duration = Duration::from_millis(500);
+/// To end a command whose reader has gone.
+const ENDING_MAX: Duration = Duration::from_secs(5);
 /// For the runtime to hand over the terminal.
 const CONSOLE_MAX: Duration = Duration::from_secs(10);
 
@@ -51,11 +53,14 @@ pub(super) async fn serve(io: Tunnel, request: &ExecRequest, bundle: &Path, runt
         }
         drop(frames);
     };
-    // When the peer cannot be written to, it is gone: `running` is dropped, and with it everything it holds.
+    // When the peer cannot be written to, it is gone, which ends the command; if not in time, the drop does.
     let mut running = std::pin::pin!(running);
     let mut writing = std::pin::pin!(writing);
     tokio::select! {
-        result = &mut writing => result,
+        result = &mut writing => {
+            let _ = timeout(ENDING_MAX, running).await;
+            result
+        }
         () = &mut running => writing.await,
     }
 }

@@ -20,6 +20,8 @@ fn a_killed_replica_is_back_at_once() {
         let first = world.running(&web.id, 0).await;
         assert_eq!(first.address.unwrap().octets()[..3], [10, 210, 1]);
         assert_eq!(world.scheduler.hellos()[0].labels["disk"], "ssd");
+        let log = world.replica_dir(&web.id).join("log");
+        eventually("it has written", || fs::read_to_string(&log).is_ok_and(|text| text.contains("up"))).await;
         for restarts in 1..=3 {
             let before = world.pid(&web.id);
             let begun = Instant::now();

@@ -96,8 +96,8 @@ fn a_command_runs_with_its_streams_or_a_terminal() {
         let stranger = exec(&"shop-web-9-000000".parse().unwrap(), &["true"]);
         let refused = world.scheduler.open("7", TunnelRequest::Exec(stranger)).await.err().unwrap();
         assert_eq!(refused, "replica shop-web-9-000000 is not on this node");
-        let left = fs::read_dir(world.run_dir().join("consoles")).unwrap().count();
-        assert_eq!(left, 0, "sockets and pid files are gone");
+        let left = || fs::read_dir(world.run_dir().join("consoles")).unwrap().count();
+        eventually("sockets and pid files are gone", || left() == 0).await;
     });
 }
 
