@@ -18,20 +18,23 @@ fn refused(change: impl FnOnce(&mut Bed)) -> String {
 }
 
 #[test]
-fn mistakes_in_the_bundle() {
-    let cases: Vec<(&str, Change, &str)> = vec![
+fn programs_that_cannot_be_run_end_as_in_a_shell() {
+    let cases: Vec<(&str, i32, Change, &str)> = vec![
         (
             "no such program",
+            127,
             Box::new(|bed| bed.config["process"]["args"] = json!(["foo"])),
             "find program: exec: \"foo\": executable file not found in $PATH",
         ),
         (
             "no such path",
+            127,
             Box::new(|bed| bed.config["process"]["args"] = json!(["/bin/foo"])),
             "exec: \"/bin/foo\": stat /bin/foo: no such file or directory",
         ),
         (
             "not executable",
+            126,
             Box::new(|bed| {
                 fs::write(bed.rootfs("bin/data"), "x").expect("a file");
                 fs::set_permissions(bed.rootfs("bin/data"), fs::Permissions::from_mode(0o644)).expect("its mode");
@@ -41,6 +44,7 @@ fn mistakes_in_the_bundle() {
         ),
         (
             "no interpreter",
+            126,
             Box::new(|bed| {
                 fs::write(bed.rootfs("bin/script"), "#!/none\n").expect("a file");
                 fs::set_permissions(bed.rootfs("bin/script"), fs::Permissions::from_mode(0o755)).expect("its mode");
@@ -48,6 +52,18 @@ fn mistakes_in_the_bundle() {
             }),
             "exec: exec: \"/bin/script\": no such file or directory\nhint: the file exists, so its interpreter",
         ),
+    ];
+    for (why, code, change, want) in cases {
+        let mut bed = Bed::new("true");
+        change(&mut bed);
+        let message = bed.refuses_with(code);
+        assert!(message.starts_with("gantry-runtime: ") && message.contains(want), "{why}: {message}");
+    }
+}
+
+#[test]
+fn mistakes_in_the_bundle() {
+    let cases: Vec<(&str, Change, &str)> = vec![
         (
             "no root filesystem",
             Box::new(|bed| bed.config["root"]["path"] = json!("nowhere")),

@@ -80,7 +80,7 @@ fn run_detached_is_supervised_too() {
     args.extend(options.iter().map(String::as_str));
     args.push(&name);
     let ran = bad.run(&args);
-    assert!(ran.code == 1 && ran.err.contains("executable file not found"), "{ran:?}");
+    assert!(ran.code == 127 && ran.err.contains("executable file not found"), "{ran:?}");
     bad.assert_gone(&name);
 }
 

@@ -119,9 +119,14 @@ impl Bed {
 
     /// Run the bundle in the foreground; returns the message it is refused with.
     pub(crate) fn refuses(&self) -> String {
+        self.refuses_with(1)
+    }
+
+    /// The same, with this exit code.
+    pub(crate) fn refuses_with(&self, code: i32) -> String {
         let id = id("refused");
         let ran = self.run(&["run", &id]);
-        assert_eq!(ran.code, 1, "out: {} err: {}", ran.out, ran.err);
+        assert_eq!(ran.code, code, "out: {} err: {}", ran.out, ran.err);
         self.assert_gone(&id);
         ran.err
     }

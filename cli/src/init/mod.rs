@@ -2,7 +2,8 @@
 //!
 //! It starts the command in a process group of its own, passes signals on, reaps whatever is left to it, and ends as
 //! the command ends. It is one thread and makes no runtime: a container should not pay for it.
-#![allow(unsafe_code)] // sigwait, and what happens between fork and exec
+
+mod sys;
 
 use crate::error::{NOT_FOUND, NOT_INVOKABLE, NOT_RUN};
 use crate::render::out;
@@ -39,7 +40,7 @@ pub fn run(command: &[OsString]) -> u8 {
         Err((message, code)) => return refuse(&message, code),
     };
     loop {
-        match next_signal() {
+        match sys::next_signal() {
             libc::SIGCHLD => {
                 if let Some(code) = reap(&child) {
                     return code;
@@ -63,14 +64,7 @@ fn start(command: &[OsString], mask: SigSet) -> Result<Child, (String, u8)> {
     };
     let mut child = Command::new(program);
     child.args(arguments).process_group(0);
-    let prepare = move || {
-        // The terminal's Ctrl-C is for the command, not for us; without a terminal there is nothing to hand over.
-        let _ = rustix::termios::tcsetpgrp(io::stdin(), rustix::process::getpid());
-        mask.thread_set_mask().map_err(io::Error::from)
-    };
-    // SAFETY: between fork and exec the closure makes three system calls (ioctl, getpid, rt_sigprocmask) and
-    // allocates nothing.
-    unsafe { child.pre_exec(prepare) };
+    sys::before_exec(&mut child, mask);
     child.spawn().map_err(|error| {
         let code = match error.kind() {
             io::ErrorKind::NotFound => NOT_FOUND,
@@ -81,19 +75,9 @@ fn start(command: &[OsString], mask: SigSet) -> Result<Child, (String, u8)> {
     })
 }
 
-/// The next signal sent to this process, by number: real-time signals have no name.
-fn next_signal() -> i32 {
-    let mut number = 0;
-    // SAFETY: the set is initialised and lives through the call, which writes one integer to `number`.
-    let failed = unsafe { libc::sigwait(SigSet::all().as_ref(), &raw mut number) };
-    assert_eq!(failed, 0, "the set is valid");
-    number
-}
-
 fn pass(child: &Child, number: i32) {
     let Ok(pid) = i32::try_from(child.id()) else { return };
-    // SAFETY: two integers by value. The child is not reaped yet, so its number is not another's.
-    unsafe { libc::kill(pid, number) };
+    sys::kill(pid, number);
 }
 
 /// Reaps all that ended; the exit code when the command is among them.
