@@ -1,6 +1,6 @@
 //! `gantry ps`.
 
-use crate::client::{Client, block_on};
+use crate::client::{self, Client, block_on};
 use crate::error::Outcome;
 use crate::global::Global;
 use crate::render::{out, replicas, time};
@@ -16,7 +16,7 @@ use gantry_api::wire::ReplicaState;
 pub(crate) struct Ps {
     /// Only those of this app.
     app: Option<AppName>,
-    /// Containers of this host that `gantry run` made, instead of replicas.
+    /// Containers of this host that `gantry run` made, instead of replicas; shown anyway where there is no cluster.
     #[arg(long, conflicts_with = "app")]
     local: bool,
     /// Also those that ended well.
@@ -32,7 +32,9 @@ pub(crate) struct Ps {
 
 /// Does it.
 pub(crate) fn run(args: Ps, global: &Global) -> Outcome {
-    if args.local {
+    // Without a cluster the containers of this host are what a person means; a script asks for what it wants.
+    let alone = || global.host.is_none() && args.app.is_none() && !args.json;
+    if args.local || (alone() && !client::socket(global)?.exists() && crate::local::any(global)) {
         return crate::local::ps(global, args.all, args.json, args.quiet);
     }
     let client = Client::new(global)?;

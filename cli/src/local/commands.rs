@@ -102,6 +102,11 @@ pub fn list(global: &Global) -> Result<Vec<LocalContainer>, CliError> {
     Ok(Shelf::new(global).records().into_iter().map(LocalContainer::from).collect())
 }
 
+/// Whether this host has any container of `gantry run`.
+pub fn any(global: &Global) -> bool {
+    list(global).is_ok_and(|containers| !containers.is_empty())
+}
+
 /// `gantry ps --local`: the containers of this host.
 ///
 /// - `all`: also those that have ended.

@@ -16,7 +16,7 @@ mod run;
 mod runtime;
 mod volumes;
 
-pub use commands::{ExecOptions, Kill, LogOptions, Rm, Start, Stop, exec, knows, logs, ps};
+pub use commands::{ExecOptions, Kill, LogOptions, Rm, Start, Stop, any, exec, knows, logs, ps};
 pub use images::{Images, Load, Pull, Rmi};
 pub use options::Run;
 pub use run::Watch;
