@@ -51,7 +51,7 @@ pub fn inside<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
         assert!(up.success());
         // All that a test writes goes with its namespace.
         let flags = rustix::mount::MountFlags::empty();
-        rustix::mount::mount("tmpfs", "/tmp", "tmpfs", flags, c"mode=1777").unwrap();
+        rustix::mount::mount("tmpfs", std::env::temp_dir(), "tmpfs", flags, c"mode=1777").unwrap();
         tracing_subscriber::fmt().with_env_filter("info,gantry_agent=debug").with_ansi(false).init();
         tokio::runtime::Runtime::new().unwrap().block_on(test());
         return;
@@ -63,6 +63,7 @@ pub fn inside<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
         .arg(std::env::current_exe().unwrap())
         .args([name, "--exact", "--nocapture", "--test-threads=1"])
         .env(INSIDE, program)
+        .env("TMPDIR", scratch(&[&std::env::current_exe().unwrap(), program]))
         .env(CGROUP, &cgroup)
         .output()
         .expect("util-linux is installed");
@@ -70,6 +71,12 @@ pub fn inside<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     println!("{text}");
     assert!(output.status.success() && text.contains("1 passed"), "{name} failed inside its namespaces");
+}
+
+/// A directory to mount on that hides none of the programs.
+fn scratch(programs: &[&Path]) -> &'static str {
+    let hides = |folder: &str| programs.iter().any(|program| program.starts_with(folder));
+    ["/tmp", "/mnt", "/srv"].into_iter().find(|folder| !hides(folder)).expect("a place that hides no program")
 }
 
 /// The runtime's binary, built if it is not.

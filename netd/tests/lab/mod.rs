@@ -1,6 +1,6 @@
 //! Hosts made of network namespaces, for tests against the real kernel.
 //!
-//! Every test runs on a thread with a mount namespace, a `/tmp` and a network namespace of its own: nothing it makes is
+//! Every test runs on a thread with a mount namespace, a scratch directory and a network namespace of its own: nothing it makes is
 //! seen outside, and all of it goes when the test ends or is killed. A node is a process (this test binary again), so
 //! that it can be killed; it ends by itself when its parent is gone.
 //!
@@ -38,7 +38,7 @@ pub fn apart(test: impl FnOnce() + Send) {
                 .expect("these tests need root");
             let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
             rustix::mount::mount_change("/", private).unwrap();
-            rustix::mount::mount("tmpfs", "/tmp", "tmpfs", MountFlags::empty(), None).unwrap();
+            rustix::mount::mount("tmpfs", scratch(), "tmpfs", MountFlags::empty(), None).unwrap();
             ip("link set lo up");
             test();
         });
@@ -46,6 +46,12 @@ pub fn apart(test: impl FnOnce() + Send) {
             std::panic::resume_unwind(panic);
         }
     });
+}
+
+/// A directory to mount on that does not hide this program.
+fn scratch() -> &'static str {
+    let program = std::env::current_exe().unwrap();
+    ["/tmp", "/mnt"].into_iter().find(|folder| !program.starts_with(folder)).unwrap()
 }
 
 /// Run `ip` in the calling thread's namespace.
@@ -235,18 +241,17 @@ impl Node {
         switch.ip(&format!("link add {port} type veth peer name uplink{number}"));
         switch.run(|| {
             net.run(|| {});
-            let holder = format!("/tmp/ns{number}");
+            let holder = format!("{}/ns{number}", scratch());
             // `ip` wants a name or a process: a bind mount of the namespace's file gives it a path.
             File::create(&holder).unwrap();
             net.run(|| rustix::mount::mount_bind("/proc/thread-self/ns/net", &holder).unwrap());
-            std::fs::create_dir_all("/tmp/run-netns").unwrap();
             ip(&format!("link set uplink{number} netns {holder} name eth0"));
             ip(&format!("link set {port} master {bridge} up"));
         });
         net.ip(&format!("address add {address}/24 dev eth0"));
         net.ip("link set eth0 up");
         net.ip(&format!("route add default via {gateway}"));
-        let directory = PathBuf::from(format!("/tmp/node{number}"));
+        let directory = Path::new(scratch()).join(format!("node{number}"));
         std::fs::create_dir_all(directory.join("run")).unwrap();
         let client = Client::new(directory.join("run/netd.sock"));
         let mut node = Self { number, net, directory, client, process: None };
