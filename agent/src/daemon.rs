@@ -205,8 +205,10 @@ struct Daemon {
     measured: Option<(Instant, HashMap<ReplicaId, Usage>)>,
     usage: HashMap<ReplicaId, (Bytes, MilliCpu)>,
     exits_taken: Vec<(ReplicaId, ExitFile)>,
-    /// Being removed, or could not be: tried again with the next assignment.
+    /// Being removed, or could not be.
     volumes_going: BTreeSet<String>,
+    /// Of those, the ones that could not be: tried again at the next audit.
+    volumes_stuck: BTreeSet<String>,
     own_problems: BTreeMap<&'static str, String>,
     tasks: JoinSet<()>,
 }
@@ -266,6 +268,7 @@ impl Daemon {
             usage: HashMap::new(),
             exits_taken: Vec::new(),
             volumes_going: BTreeSet::new(),
+            volumes_stuck: BTreeSet::new(),
             own_problems: BTreeMap::new(),
             tasks,
         };
@@ -436,8 +439,12 @@ impl Daemon {
                 Ok(()) => {
                     self.volumes_going.remove(&name);
                     self.node.remove_volumes.retain(|other| *other != name);
+                    self.problem("volume", None);
                 }
-                Err(message) => self.problem("volume", Some(message)),
+                Err(message) => {
+                    self.volumes_stuck.insert(name);
+                    self.problem("volume", Some(message));
+                }
             },
         }
     }
@@ -448,6 +455,7 @@ impl Daemon {
             Ok(found) => found,
             Err(error) => return self.problem("exits", Some(chain(&error))),
         };
+        self.problem("exits", None);
         let now_ms = self.clock.now_ms();
         let found: Vec<_> = found.into_iter().filter(|(id, _)| self.node.hears_exits(id)).collect();
         for (id, file) in &found {
@@ -508,6 +516,7 @@ impl Daemon {
             return warn!("{refused}; it is not carried out");
         }
         self.volumes_going.clear();
+        self.volumes_stuck.clear();
         self.problem("volume", None);
         let assignment = Arc::new(assignment);
         let (paths, kept) = (self.paths.clone(), Arc::clone(&assignment));
@@ -545,6 +554,9 @@ impl Daemon {
 
     /// Asks the runtime whether what should run does.
     fn audit(&mut self) {
+        for name in std::mem::take(&mut self.volumes_stuck) {
+            self.volumes_going.remove(&name);
+        }
         let should = self.running();
         if should.is_empty() {
             return;
@@ -682,6 +694,7 @@ fn adopt(
     let mut ended = Vec::new();
     for (id, seen) in &mut node.observed {
         let facts = &mut seen.facts;
+        facts.clamp_stop(seen.replica.template.stop_grace_ms.0, now_ms);
         let started_ms = match facts.process {
             Process::Running { started_ms } => started_ms,
             Process::Absent | Process::Ended { .. } => now_ms,

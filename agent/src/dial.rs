@@ -7,6 +7,7 @@ use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
 use hyper::upgrade::Upgraded;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use rustix::net::sockopt;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use std::io;
@@ -22,6 +23,10 @@ use tokio_rustls::client::TlsStream;
 const STEP_MAX: Duration = Duration::from_secs(5);
 /// Unacknowledged for longer, a peer is gone: its host went down without a word.
 const UNACKNOWLEDGED_MS_MAX: u32 = 5_000;
+/// A silent connection is asked whether it lives: after this, so often, so many times.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_PROBES: u32 = 3;
 /// A longer answer to a request is refused.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
@@ -58,6 +63,15 @@ pub enum DialError {
 /// An upgraded connection.
 pub(crate) type Tunnel = TokioIo<Upgraded>;
 
+/// How long a peer may leave bytes unacknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unacknowledged {
+    /// One that reads at once or is gone.
+    Short,
+    /// As long as the kernel likes: it counts those for a reader that pauses too, and logs wait for a pager.
+    Long,
+}
+
 /// How to reach the scheduler.
 #[derive(Clone)]
 pub(crate) struct Dialer {
@@ -71,6 +85,18 @@ pub(crate) struct Answer {
     pub(crate) body: Bytes,
 }
 
+/// A peer whose host went down without a word is noticed, also where only it is expected to speak.
+fn tune(tcp: &TcpStream, unacknowledged: Unacknowledged) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
+    if unacknowledged == Unacknowledged::Short {
+        sockopt::set_tcp_user_timeout(tcp, UNACKNOWLEDGED_MS_MAX)?;
+    }
+    sockopt::set_tcp_keepidle(tcp, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(tcp, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(tcp, KEEPALIVE_PROBES)?;
+    Ok(sockopt::set_socket_keepalive(tcp, true)?)
+}
+
 impl Dialer {
     pub(crate) fn new(server: SocketAddr, tls: ClientConfig) -> Self {
         Self { server, tls: Arc::new(tls) }
@@ -80,15 +106,12 @@ impl Dialer {
         timeout(STEP_MAX, what).await.map_err(|_| DialError::Silent(self.server))
     }
 
-    async fn connect(&self) -> Result<TlsStream<TcpStream>, DialError> {
+    async fn connect(&self, unacknowledged: Unacknowledged) -> Result<TlsStream<TcpStream>, DialError> {
         let at = self.server;
         let timed_out = |_| DialError::Connect(at, io::ErrorKind::TimedOut.into());
         let connected = timeout(STEP_MAX, TcpStream::connect(at)).await.map_err(timed_out)?;
         let tcp = connected.map_err(|error| DialError::Connect(at, error))?;
-        let tuned = tcp
-            .set_nodelay(true)
-            .and_then(|()| Ok(rustix::net::sockopt::set_tcp_user_timeout(&tcp, UNACKNOWLEDGED_MS_MAX)?));
-        tuned.map_err(|error| DialError::Connect(at, error))?;
+        tune(&tcp, unacknowledged).map_err(|error| DialError::Connect(at, error))?;
         let name = ServerName::IpAddress(at.ip().into());
         let connector = TlsConnector::from(Arc::clone(&self.tls));
         self.step(connector.connect(name, tcp)).await?.map_err(|error| DialError::Tls(at, error))
@@ -97,7 +120,7 @@ impl Dialer {
     /// One request with a JSON body.
     pub(crate) async fn post(&self, path: &str, body: Vec<u8>) -> Result<Answer, DialError> {
         let http = |error| DialError::Http(self.server, error);
-        let io = TokioIo::new(self.connect().await?);
+        let io = TokioIo::new(self.connect(Unacknowledged::Short).await?);
         let (mut sender, connection) = self.step(http1::handshake(io)).await?.map_err(http)?;
         let connection = tokio::spawn(connection);
         let request = Request::post(path)
@@ -115,9 +138,14 @@ impl Dialer {
     }
 
     /// A connection that speaks `protocol` once `POST path` was answered.
-    pub(crate) async fn upgrade(&self, path: &str, protocol: &str) -> Result<Tunnel, DialError> {
+    pub(crate) async fn upgrade(
+        &self,
+        path: &str,
+        protocol: &str,
+        unacknowledged: Unacknowledged,
+    ) -> Result<Tunnel, DialError> {
         let http = |error| DialError::Http(self.server, error);
-        let io = TokioIo::new(self.connect().await?);
+        let io = TokioIo::new(self.connect(unacknowledged).await?);
         let (mut sender, connection) = self.step(http1::handshake(io)).await?.map_err(http)?;
         tokio::spawn(connection.with_upgrades());
         let request = Request::post(path)

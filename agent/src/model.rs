@@ -478,6 +478,13 @@ impl Facts {
         self.prepared = false;
     }
 
+    /// Nor may the deadline of a stop lie further ahead than the grace that it gives.
+    pub fn clamp_stop(&mut self, grace_ms: u64, now_ms: u64) {
+        if let Some(stop) = &mut self.stop {
+            stop.deadline_ms = stop.deadline_ms.min(now_ms.saturating_add(grace_ms));
+        }
+    }
+
     /// Times of a clock that was set back must not hold anything up.
     fn clamp(&mut self, now_ms: u64) {
         match &mut self.process {
@@ -487,6 +494,9 @@ impl Facts {
         }
         if let Some(trouble) = &mut self.trouble {
             trouble.at_ms = trouble.at_ms.min(now_ms);
+        }
+        if let Some(stop) = &mut self.stop {
+            stop.killed_ms = stop.killed_ms.map(|at_ms| at_ms.min(now_ms));
         }
         if let Some(since) = &mut self.health.since_ms {
             *since = (*since).min(now_ms);

@@ -4,7 +4,7 @@ use crate::ca::PeerNode;
 use crate::refusal::Refused;
 use crate::steward::{Handle, Input, Session};
 use gantry_api::ids::NodeId;
-use gantry_api::wire::{Assignment, LINE_BYTES_MAX, ToAgent, ToScheduler, TunnelRequest};
+use gantry_api::wire::{Assignment, LINE_BYTES_MAX, Report, ToAgent, ToScheduler, TunnelRequest};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use ring::rand::{SecureRandom, SystemRandom};
@@ -25,6 +25,11 @@ const DIAL_BACK_MAX: Duration = Duration::from_secs(5);
 const COMMANDS_MAX: usize = 64;
 /// Tunnels waited for at once, over all agents.
 const TUNNELS_WAITING_MAX: usize = 1_024;
+
+/// What a node may say of itself, labels included: it is recorded.
+const HELLO_BYTES_MAX: usize = 64 << 10;
+/// What a node may say of one replica in words.
+const WORDS_BYTES_MAX: usize = 4 << 10;
 
 /// A connection that an agent dialled back.
 pub(crate) type Tunnel = TokioIo<Upgraded>;
@@ -97,6 +102,9 @@ impl Hub {
         if hello.node != peer.node {
             return Err(format!("it says it is node {}, its certificate is another's", hello.node));
         }
+        if serde_json::to_vec(&hello).is_ok_and(|json| json.len() > HELLO_BYTES_MAX) {
+            return Err(format!("what it says of itself is over {HELLO_BYTES_MAX} bytes"));
+        }
         let (newest, assignments) = watch::channel(None);
         let (commands, waiting) = mpsc::channel(COMMANDS_MAX);
         let input = Input::Hello { hello, session: Session { id: session, newest, commands } };
@@ -115,7 +123,8 @@ impl Hub {
     ) -> Result<(), String> {
         while let Some(message) = next_line(read).await? {
             match message {
-                ToScheduler::Report(report) => {
+                ToScheduler::Report(mut report) => {
+                    cut_words(&mut report);
                     let input = Input::Report { node: node.clone(), session, report };
                     self.handle.send(input).await.map_err(|refused| refused.error.message)?;
                 }
@@ -140,11 +149,11 @@ impl Hub {
             }
             waiting.insert(tunnel.clone(), Waiting { node: node.clone(), answer });
         }
+        let _awaited = Awaited { hub: self, tunnel: &tunnel };
         let order = ToAgent::OpenTunnel { tunnel: tunnel.clone(), request };
         let sent = commands.try_send(order).is_ok();
         let answered =
             if sent { tokio::time::timeout(DIAL_BACK_MAX, answered).await } else { Ok(Ok(Err(String::new()))) };
-        self.waiting().remove(&tunnel);
         match answered {
             _ if !sent => Err(Refused::unavailable("its node's agent is away or overloaded")),
             Ok(Ok(Ok(io))) => Ok(io),
@@ -174,11 +183,33 @@ impl Hub {
     }
 }
 
+/// A tunnel that someone waits for. Who asked may go away at any time, which must not leave the place taken.
+struct Awaited<'a> {
+    hub: &'a Hub,
+    tunnel: &'a str,
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        self.hub.waiting().remove(self.tunnel);
+    }
+}
+
 /// 128 random bits, hexadecimal.
 pub(crate) fn random_hex(random: &SystemRandom) -> Result<String, Refused> {
     let mut bytes = [0u8; 16];
     random.fill(&mut bytes).map_err(|_| Refused::unavailable("this host has no randomness yet"))?;
     Ok(crate::ca::hex(&bytes))
+}
+
+/// Words of an agent become events and reasons in the store, whose records are bounded.
+fn cut_words(report: &mut Report) {
+    for status in &mut report.replicas {
+        let cause = status.last_exit.as_mut().and_then(|exit| exit.cause.as_mut());
+        for words in status.message.as_mut().into_iter().chain(cause) {
+            words.truncate(words.floor_char_boundary(WORDS_BYTES_MAX));
+        }
+    }
 }
 
 /// The next message; `None` when the peer has closed the stream.
@@ -227,5 +258,92 @@ async fn write_orders<W: AsyncWrite + Unpin>(
             .map_err(|_| "it takes nothing any more".to_owned())?
             .map_err(|error| error.to_string())?;
         write.flush().await.map_err(|error| error.to_string())?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::{Now, Settings, World};
+    use crate::steward::Steward;
+    use crate::store::memory::Memory;
+    use gantry_api::ids::{ReplicaId, ReplicaName, Revision};
+    use gantry_api::wire::{Capacity, Exit, Hello, LogsRequest, ReplicaState, ReplicaStatus};
+    use std::net::Ipv4Addr;
+
+    fn name() -> ReplicaName {
+        ReplicaName { app: "a".parse().unwrap(), service: "s".parse().unwrap(), number: 1 }
+    }
+
+    #[tokio::test]
+    async fn whoever_stops_waiting_for_a_tunnel_leaves_no_place_taken() {
+        let settings = Settings {
+            replica_net: "10.210.0.0/16".parse().unwrap(),
+            service_net: "10.211.0.0/16".parse().unwrap(),
+            reserved_ports: Vec::new(),
+        };
+        let mut world = World::new(settings, Revision(0), Now(0));
+        let (node, underlay) = (NodeId::from_random([1; 8]), Ipv4Addr::new(192, 0, 2, 1));
+        world.join(&node, &"n1".parse().unwrap(), "key", underlay, Now(0)).unwrap();
+        let (steward, handle, inputs) =
+            Steward::new(Arc::new(Memory::default()), world, Vec::new(), Revision(1_000_000));
+        let (_stop, stopped) = watch::channel(false);
+        tokio::spawn(steward.run(inputs, stopped.clone()));
+        let hub = Hub::new(handle.clone(), stopped);
+        let hello = Hello {
+            node: node.clone(),
+            name: "n1".parse().unwrap(),
+            version: String::new(),
+            underlay,
+            capacity: Capacity::default(),
+            labels: Default::default(),
+            arch: String::new(),
+            kernel: String::new(),
+        };
+        let (newest, _assignments) = watch::channel(None);
+        let (commands, mut orders) = mpsc::channel(1);
+        handle.send(Input::Hello { hello, session: Session { id: 1, newest, commands } }).await.unwrap();
+        let replica = ReplicaId::new(&name(), 1);
+        let request = LogsRequest { replica, name: name(), follow: false, tail: None, since_ms: None };
+        let mut opening = Box::pin(hub.open_tunnel(&node, TunnelRequest::Logs(request)));
+        tokio::select! {
+            _ = &mut opening => panic!("nobody answers"),
+            order = orders.recv() => assert!(order.is_some()),
+        }
+        assert_eq!(hub.waiting().len(), 1);
+        drop(opening);
+        assert!(hub.waiting().is_empty());
+    }
+
+    #[test]
+    fn an_agents_words_fit_the_store() {
+        let words = || Some("ä".repeat(1 << 20));
+        let exit = Exit { code: None, signal: None, oom_killed: false, at_ms: 0, cause: words() };
+        let status = ReplicaStatus {
+            id: ReplicaId::new(&name(), 1),
+            state: ReplicaState::Failed,
+            ready: false,
+            healthy: None,
+            address: None,
+            message: words(),
+            restarts: 0,
+            started_at_ms: None,
+            last_exit: Some(exit),
+            memory_used: Default::default(),
+            cpu_used: Default::default(),
+        };
+        let mut report = Report {
+            sequence: 1,
+            applied: Revision(0),
+            replicas: vec![status],
+            volumes: Vec::new(),
+            problems: Vec::new(),
+            memory_used: Default::default(),
+            cpu_used: Default::default(),
+        };
+        cut_words(&mut report);
+        let status = &report.replicas[0];
+        assert_eq!(status.message.as_ref().unwrap().len(), WORDS_BYTES_MAX);
+        assert_eq!(status.last_exit.as_ref().unwrap().cause.as_ref().unwrap().len(), WORDS_BYTES_MAX);
     }
 }

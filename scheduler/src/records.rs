@@ -61,9 +61,12 @@ pub fn op(world: &World, key: &Key) -> Op {
 
 /// Puts groups of operations that belong together into as few transactions as the limit allows, in order. A later
 /// operation on a key takes the place of an earlier one in the same transaction.
+///
+/// A group that is over the limit by itself is cut: whoever makes such a large one puts last what makes it true.
 pub fn transactions(groups: Vec<Vec<Op>>) -> Vec<Transaction> {
     let mut made: Vec<Transaction> = Vec::new();
-    for group in groups.into_iter().filter(|group| !group.is_empty()) {
+    let parts = groups.iter().flat_map(|group| group.chunks(OPS_MAX));
+    for group in parts {
         let fits = made.last().is_some_and(|last| last.ops.len() + group.len() <= OPS_MAX);
         if !fits {
             made.push(Transaction::default());
@@ -71,7 +74,7 @@ pub fn transactions(groups: Vec<Vec<Op>>) -> Vec<Transaction> {
         if let Some(last) = made.last_mut() {
             for op in group {
                 last.ops.retain(|before| before.key() != op.key());
-                last.ops.push(op);
+                last.ops.push(op.clone());
             }
         }
     }
@@ -177,4 +180,20 @@ pub fn events(store: &dyn Store) -> Result<Vec<Event>, StoreError> {
 pub fn parse<T: DeserializeOwned>(entry: &Entry) -> Result<T, StoreError> {
     serde_json::from_slice(&entry.value)
         .map_err(|error| StoreError::Damaged { key: entry.key.clone(), why: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_over_the_limit_is_cut_in_its_order_and_others_are_kept_whole() {
+        let delete = |n: usize| Op::Delete { key: format!("/{n}") };
+        let group = |from: usize, count: usize| (from..from + count).map(delete).collect::<Vec<Op>>();
+        let made = transactions(vec![group(0, 3), group(3, OPS_MAX * 2 + 1), group(1_000, OPS_MAX), Vec::new()]);
+        let lengths: Vec<usize> = made.iter().map(|transaction| transaction.ops.len()).collect();
+        assert_eq!(lengths, [3, OPS_MAX, OPS_MAX, 1, OPS_MAX]);
+        let ops: Vec<Op> = made.into_iter().flat_map(|transaction| transaction.ops).collect();
+        assert_eq!(ops, [group(0, OPS_MAX * 2 + 4), group(1_000, OPS_MAX)].concat());
+    }
 }

@@ -5,13 +5,14 @@ use crate::ca;
 use axum::{Extension, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustix::net::sockopt;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -20,6 +21,10 @@ use tokio_rustls::TlsAcceptor;
 const HEADERS_MAX: Duration = Duration::from_secs(10);
 /// A client that does not finish TLS for so long is cut off.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// A silent connection is asked whether it lives: after this, so often, so many times.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_PROBES: u32 = 3;
 /// Connections at once through one door; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 16_384;
 /// After an error of accept (out of descriptors): a pause, so that the loop does not spin.
@@ -92,6 +97,9 @@ pub(crate) async fn remote(
         };
         // Small messages should leave at once; where that cannot be set they merely leave later.
         let _ = stream.set_nodelay(true);
+        if let Err(error) = keep_alive(&stream) {
+            tracing::debug!("a connection's death will be noticed late: {error}");
+        }
         let (acceptor, routes) = (acceptor.clone(), routes.clone());
         connections.spawn(async move {
             if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
@@ -102,6 +110,14 @@ pub(crate) async fn remote(
             drop(place);
         });
     }
+}
+
+/// An idle tunnel whose host went down without a word must end: somebody waits for its next byte.
+fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES)?;
+    Ok(sockopt::set_socket_keepalive(stream, true)?)
 }
 
 async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, routes: Router) {

@@ -8,9 +8,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
@@ -150,8 +152,8 @@ impl Runtime {
     async fn run(&self, name: &'static str, mut command: Command) -> Result<Vec<u8>, RuntimeError> {
         let begun = Instant::now();
         let mut child = self.spawn(&mut command)?;
-        let words = child.stderr.take().map(collect);
-        let answer = child.stdout.take().map(collect);
+        let words = child.stderr.take().map(|pipe| collect(pipe, WORDS_BYTES_MAX));
+        let answer = child.stdout.take().map(|pipe| collect(pipe, LIST_BYTES_MAX));
         let failed = |source| RuntimeError::Run { program: self.program.clone(), source };
         let Ok(ended) = timeout(COMMAND_MAX, child.wait()).await else {
             return Err(RuntimeError::Stuck { command: name });
@@ -187,8 +189,8 @@ impl Runtime {
         let (mut command, process) = self.exec();
         command.arg(id.as_str()).args(argv).stdout(Stdio::piped());
         let mut child = self.spawn(&mut command)?;
-        let output = child.stdout.take().map(collect);
-        let errors = child.stderr.take().map(collect);
+        let output = child.stdout.take().map(|pipe| collect(pipe, WORDS_BYTES_MAX));
+        let errors = child.stderr.take().map(|pipe| collect(pipe, WORDS_BYTES_MAX));
         let deadline = Instant::now() + limit;
         let ended = match timeout(limit, child.wait()).await {
             Ok(status) => Some(status.map_err(|source| RuntimeError::Run { program: self.program.clone(), source })?),
@@ -253,29 +255,46 @@ fn unique() -> String {
     format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-type Collecting = tokio::task::JoinHandle<Vec<u8>>;
+/// A pipe that is read beside everything else. Dropping it ends that: a process that was left behind with the pipe
+/// holds nothing of ours.
+struct Collecting {
+    task: JoinHandle<()>,
+    text: Arc<Mutex<Vec<u8>>>,
+}
 
-/// Reads a pipe to its end beside everything else; what is over the limit is read and dropped from the front.
-fn collect(mut pipe: impl tokio::io::AsyncRead + Unpin + Send + 'static) -> Collecting {
-    tokio::spawn(async move {
-        let mut all = Vec::new();
+impl Drop for Collecting {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Reads a pipe to its end; what is over the limit is read and dropped from the front.
+fn collect(mut pipe: impl tokio::io::AsyncRead + Unpin + Send + 'static, bytes_max: usize) -> Collecting {
+    let text = Arc::new(Mutex::new(Vec::new()));
+    let all = Arc::clone(&text);
+    let task = tokio::spawn(async move {
         let mut part = [0; 4096];
         while let Ok(length @ 1..) = pipe.read(&mut part).await {
+            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
             all.extend(&part[..length]);
-            if all.len() > LIST_BYTES_MAX {
-                all.drain(..LIST_BYTES_MAX / 2);
+            if all.len() > bytes_max {
+                all.drain(..bytes_max / 2);
             }
         }
-        all
-    })
+    });
+    Collecting { task, text }
 }
 
 /// The longest answer of a command: `list` with thousands of containers.
 const LIST_BYTES_MAX: usize = 16 << 20;
+/// Of what a command or a check says, this much of the end is held.
+const WORDS_BYTES_MAX: usize = 64 << 10;
 
+/// What came of it; a little is waited for the end.
 async fn collected(pipe: Option<Collecting>) -> Vec<u8> {
-    let Some(pipe) = pipe else { return Vec::new() };
-    timeout(WORDS_MAX, pipe).await.ok().and_then(Result::ok).unwrap_or_default()
+    let Some(mut pipe) = pipe else { return Vec::new() };
+    let _ = timeout(WORDS_MAX, &mut pipe.task).await; // without an end, what came is all there is
+    std::mem::take(&mut *pipe.text.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// The end of a check's output.
@@ -296,5 +315,28 @@ impl RuntimeError {
     /// For a replica's status.
     pub(crate) fn words(&self) -> String {
         chain(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    #[tokio::test]
+    async fn what_came_is_there_although_a_process_left_behind_holds_the_pipe() {
+        let (mut left_behind, pipe) = tokio::io::duplex(64);
+        left_behind.write_all(b"well").await.unwrap();
+        assert_eq!(collected(Some(collect(pipe, 64))).await, b"well");
+        let mut rest = Vec::new();
+        let ended = timeout(Duration::from_secs(10), left_behind.read_to_end(&mut rest));
+        ended.await.expect("nobody holds our end any more").unwrap();
+    }
+
+    #[tokio::test]
+    async fn of_too_many_words_the_end_is_kept() {
+        let text = b"0123456789".repeat(10_000);
+        let words = collected(Some(collect(std::io::Cursor::new(text), 8_192))).await;
+        assert!(words.len() <= 8_192 + 4_096 && words.ends_with(b"6789"), "{}", words.len());
     }
 }

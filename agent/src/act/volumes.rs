@@ -7,12 +7,13 @@ use crate::fsx::{self, FileError};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
 use rustix::fs::{chmodat, chownat, fchmod, fchown, futimens, mkdirat, openat, openat2, readlinkat, statat, symlinkat};
 use rustix::io::Errno;
+use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// No image nests deeper; a descriptor is held per level.
 const DEPTH_MAX: u32 = 200;
@@ -38,9 +39,14 @@ pub enum VolumeError {
     Name(String),
 }
 
-/// One change at a time: two replicas that share a new volume must not both fill it, and one that is being removed
-/// must not be filled.
-static FILLING: Mutex<()> = Mutex::new(());
+/// One change of a volume at a time: two replicas that share a new one must not both fill it, and one that is being
+/// removed must not be filled. Others do not wait for it: filling copies as much as an image holds.
+fn turn(dir: &Path) -> Arc<Mutex<()>> {
+    static TURNS: Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
+    let mut turns = TURNS.lock().unwrap_or_else(PoisonError::into_inner);
+    turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+    Arc::clone(turns.entry(dir.to_owned()).or_default())
+}
 
 /// The data directory of the volume at `dir`; made, and filled from `target` of the image, where it is new or empty.
 ///
@@ -48,7 +54,8 @@ static FILLING: Mutex<()> = Mutex::new(());
 /// The disk, or a file of the image that cannot be copied; the volume is not there then.
 pub fn ensure(dir: &Path, rootfs: &Path, target: &str) -> Result<PathBuf, VolumeError> {
     let data = dir.join("_data");
-    let _one = FILLING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let turn = turn(dir);
+    let _one = turn.lock().unwrap_or_else(PoisonError::into_inner);
     let used = fs::read_dir(&data).is_ok_and(|mut entries| entries.next().is_some());
     if used {
         return Ok(data);
@@ -70,8 +77,10 @@ pub(crate) fn remove(volumes: &Path, name: &str) -> Result<(), VolumeError> {
     if name.is_empty() || !name.bytes().all(plain) {
         return Err(VolumeError::Name(name.to_owned()));
     }
-    let _one = FILLING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    Ok(fsx::remove_tree(&volumes.join(name))?)
+    let dir = volumes.join(name);
+    let turn = turn(&dir);
+    let _one = turn.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(fsx::remove_tree(&dir)?)
 }
 
 /// Named volumes with data.
@@ -189,6 +198,16 @@ mod tests {
         symlink("/../../../../etc", dir.path().join("rootfs/outside")).unwrap();
         let rootfs = dir.path().join("rootfs");
         (dir, rootfs)
+    }
+
+    #[test]
+    fn a_volume_does_not_wait_for_another_that_is_being_filled() {
+        let dir = tempfile::tempdir().unwrap();
+        let (slow, quick) = (dir.path().join("slow"), dir.path().join("quick"));
+        let filling = turn(&slow);
+        let _held = filling.lock().unwrap();
+        assert!(turn(&slow).try_lock().is_err(), "the same volume waits");
+        ensure(&quick, dir.path(), "/nothing").unwrap();
     }
 
     #[test]

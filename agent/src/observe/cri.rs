@@ -163,6 +163,7 @@ impl Reader {
     /// Goes to the file after the one of inode `after`, or to the oldest. `false` when there is none yet.
     fn advance(&mut self, after: Option<u64>) -> io::Result<bool> {
         let mut next = None;
+        let (mut found_after, newest) = (after.is_none(), self.path.exists());
         for path in segments(&self.path) {
             let file = match File::open(path) {
                 Ok(file) => file,
@@ -171,9 +172,17 @@ impl Reader {
             };
             let inode = file.metadata()?.ino();
             if Some(inode) == after {
+                found_after = true;
                 break;
             }
             next = Some((file, inode));
+        }
+        // Without the newest file it is being rotated, or being removed: what is older than ours was read before. Where
+        // the newest is there times are not asked, since clocks are set back.
+        if let (false, false, Some((held, _)), Some((oldest, _))) = (found_after, newest, &self.file, &next)
+            && oldest.metadata()?.modified()? < held.metadata()?.modified()?
+        {
+            return Ok(false);
         }
         let found = next.is_some();
         if found {
@@ -346,6 +355,25 @@ mod tests {
         assert_eq!(texts(&mut reader), (["0", "1", "2", "3"].map(String::from).to_vec(), At::End));
         fs::remove_dir_all(&logs).unwrap();
         assert_eq!(texts(&mut reader), (vec![], At::Gone));
+    }
+
+    #[test]
+    fn nothing_is_repeated_while_the_log_is_being_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        for n in 0..3 {
+            append(&path, &format!("t stdout F {n}\n"));
+            rotate(&path, 4);
+        }
+        append(&path, "t stdout F 3\n");
+        for n in 1..=3 {
+            let file = File::options().write(true).open(format!("{}.{n}", path.display())).unwrap();
+            file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(60 * n)).unwrap();
+        }
+        let mut reader = Reader::new(&path);
+        assert_eq!(texts(&mut reader).0, ["0", "1", "2", "3"]);
+        fs::remove_file(&path).unwrap();
+        assert_eq!(texts(&mut reader), (vec![], At::End));
     }
 
     #[test]

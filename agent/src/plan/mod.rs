@@ -163,7 +163,7 @@ fn verdict(policy: &Restart, facts: &Facts, at_ms: u64, ending: Ending) -> Verdi
         Ending::Unwanted => Verdict::Again(at_ms),
         Ending::Lost if again => Verdict::Again(at_ms),
         Ending::Own if again && policy.attempts_max.is_none_or(|max| facts.attempts < max) => {
-            Verdict::Again(at_ms + policy.delay_ms.map_or(backoff_ms(facts.failures), |delay| delay.0))
+            Verdict::Again(at_ms.saturating_add(policy.delay_ms.map_or(backoff_ms(facts.failures), |delay| delay.0)))
         }
         Ending::Own | Ending::Lost => over,
     }
@@ -179,12 +179,14 @@ fn failure(exit: &Exit) -> bool {
 fn check_due_ms(check: &HealthCheck, health: &Health, started_ms: u64) -> u64 {
     let interval_ms = check.interval_ms.0.max(EARLY_CHECK_MS);
     let start_interval_ms = if check.start_interval_ms.0 == 0 { interval_ms } else { check.start_interval_ms.0 };
-    let early_ms = doubling(EARLY_CHECK_MS, health.checks + 1, start_interval_ms.min(interval_ms).max(1));
+    let early_ms = doubling(EARLY_CHECK_MS, health.checks.saturating_add(1), start_interval_ms.min(interval_ms).max(1));
     match health.checked_ms {
         // An adopted replica that is known to be well keeps its rhythm as far as we know it.
-        None => started_ms + early_ms,
-        Some(at_ms) if health.healthy.is_none() && at_ms < started_ms + start_period_ms(check) => at_ms + early_ms,
-        Some(at_ms) => at_ms + interval_ms,
+        None => started_ms.saturating_add(early_ms),
+        Some(at_ms) if health.healthy.is_none() && at_ms.saturating_sub(started_ms) < start_period_ms(check) => {
+            at_ms.saturating_add(early_ms)
+        }
+        Some(at_ms) => at_ms.saturating_add(interval_ms),
     }
 }
 

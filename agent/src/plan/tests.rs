@@ -348,6 +348,27 @@ fn a_clock_that_was_set_back_holds_nothing_up() {
     facts.adopt(Found::Nothing, T0);
     let web = replica(|_| {});
     assert_eq!(text(Some(&web), Some((&web, facts)), T0), "wait 100");
+    let stop = |killed_ms| Some(Stop { deadline_ms: T0 + 86_400_000, killed_ms, cause: None });
+    for (killed_ms, next) in [(None, "wait 10000"), (Some(T0 + 86_400_000), "wait 2000")] {
+        let mut facts = Facts { stop: stop(killed_ms), ..running() };
+        facts.clamp_stop(10_000, T0);
+        facts.adopt(Found::Running(T0), T0);
+        assert_eq!(text(None, Some((&web, facts)), T0), next);
+    }
+}
+
+#[test]
+fn times_beyond_reason_are_long_and_nothing_else() {
+    let ages = Millis(u64::MAX);
+    let slow = replica(|t| t.restart.delay_ms = Some(ages));
+    assert_eq!(text(Some(&slow), Some((&slow, ended(1, 1))), T0), format!("wait {}", u64::MAX - T0));
+    let idle = replica(|t| {
+        t.health = Some(HealthCheck { interval_ms: ages, start_period_ms: ages, start_interval_ms: ages, ..check(1) })
+    });
+    let health = Health { checked_ms: Some(T0), healthy: Some(true), ..Health::default() };
+    let facts = Facts { health, ..running() };
+    assert_eq!(text(Some(&idle), Some((&idle, facts)), T0), format!("wait {}", u64::MAX - T0));
+    assert_eq!(text(Some(&idle), Some((&idle, running())), T0), "wait 200");
 }
 
 #[test]

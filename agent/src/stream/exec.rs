@@ -20,13 +20,17 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, Command};
-use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
 
 /// Output that is read ahead of a slow reader: this many frames.
 const AHEAD_FRAMES: usize = 16;
-/// After the command has ended, for output of processes it left behind.
+/// After the command has ended: for output of processes it left behind, and how much of theirs. A pipe holds no more.
 const LEFTOVERS_MAX: Duration = Duration::from_millis(500);
+const LEFTOVERS_BYTES_MAX: usize = 1 << 20;
+/// While a command takes no input, whoever asked is looked after this often.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// To end a command whose reader has gone.
 const ENDING_MAX: Duration = Duration::from_secs(5);
 /// For the runtime to hand over the terminal.
@@ -35,7 +39,8 @@ const CONSOLE_MAX: Duration = Duration::from_secs(10);
 pub(super) async fn serve(io: Tunnel, request: &ExecRequest, bundle: &Path, runtime: &Runtime) -> io::Result<()> {
     let (from, mut to) = tokio::io::split(io);
     let (frames, mut outgoing) = mpsc::channel::<Frame>(AHEAD_FRAMES);
-    let writing = async {
+    // When it ends, nobody can send frames any more, and whoever tries learns that the peer has gone.
+    let writing = async move {
         while let Some(frame) = outgoing.recv().await {
             to.write_all(&frame.encode()).await?;
             to.flush().await?;
@@ -142,8 +147,13 @@ async fn pipes(
     running: &mut Running,
     frames: &mpsc::Sender<Frame>,
 ) -> Result<Option<i32>, String> {
-    let out = running.child.stdout.take().map(|pipe| tokio::spawn(pump(pipe, frames.clone(), Frame::Stdout)));
-    let err = running.child.stderr.take().map(|pipe| tokio::spawn(pump(pipe, frames.clone(), Frame::Stderr)));
+    let (mut pumps, over) = (JoinSet::new(), watch::Sender::new(false));
+    if let Some(pipe) = running.child.stdout.take() {
+        pumps.spawn(pump(pipe, frames.clone(), Frame::Stdout, Leftovers::after(&over)));
+    }
+    if let Some(pipe) = running.child.stderr.take() {
+        pumps.spawn(pump(pipe, frames.clone(), Frame::Stderr, Leftovers::after(&over)));
+    }
     let mut stdin = running.child.stdin.take();
     let mut input = Input::new(from);
     let status = loop {
@@ -158,6 +168,10 @@ async fn pipes(
                             written = pipe.write_all(&bytes) => written.is_ok(),
                             // A command that reads nothing can still end.
                             status = running.child.wait() => break status.map_err(|error| error.to_string())?,
+                            () = gone(frames) => {
+                                running.end().await;
+                                return Ok(None);
+                            }
                         },
                         None => true,
                     };
@@ -174,23 +188,69 @@ async fn pipes(
             },
         }
     };
-    finish([out, err].into_iter().flatten().collect()).await;
+    finish(pumps, &over).await;
     Ok(Some(code(status)))
 }
 
-/// Waits for the rest of the output, but not for processes that were left behind with the pipes.
-async fn finish(pumps: Vec<tokio::task::JoinHandle<()>>) {
-    let deadline = Instant::now() + LEFTOVERS_MAX;
-    for mut pump in pumps {
-        if tokio::time::timeout_at(deadline, &mut pump).await.is_err() {
-            pump.abort();
+/// Ends when whoever asked has gone. Input that waits hides the end of their stream, so a frame that says nothing is
+/// sent now and then: that fails when nobody is there.
+async fn gone(frames: &mpsc::Sender<Frame>) {
+    loop {
+        sleep(LOOK_AGAIN).await;
+        if frames.send(Frame::Stdout(Vec::new())).await.is_err() {
+            return;
         }
     }
 }
 
-async fn pump(mut pipe: impl AsyncRead + Unpin, frames: mpsc::Sender<Frame>, kind: fn(Vec<u8>) -> Frame) {
+/// The command has ended: waits for the rest of its output. A slow reader is waited for, processes that were left
+/// behind with the pipes are not.
+async fn finish(mut pumps: JoinSet<()>, over: &watch::Sender<bool>) {
+    over.send_replace(true);
+    while pumps.join_next().await.is_some() {}
+}
+
+/// How much is read once the command is over.
+struct Leftovers {
+    over: watch::Receiver<bool>,
+    bytes: usize,
+}
+
+impl Leftovers {
+    fn after(over: &watch::Sender<bool>) -> Self {
+        Self { over: over.subscribe(), bytes: 0 }
+    }
+
+    /// What `read` gives; 0 at the end of the output.
+    async fn next(&mut self, read: impl Future<Output = io::Result<usize>>) -> usize {
+        if self.bytes > LEFTOVERS_BYTES_MAX {
+            return 0;
+        }
+        let over = &mut self.over;
+        let quiet = async {
+            let _ = over.wait_for(|over| *over).await; // whoever would say so may have gone
+            sleep(LEFTOVERS_MAX).await;
+        };
+        let length = tokio::select! {
+            biased;
+            read = read => read.unwrap_or(0),
+            () = quiet => 0,
+        };
+        if *self.over.borrow() {
+            self.bytes += length;
+        }
+        length
+    }
+}
+
+async fn pump(
+    mut pipe: impl AsyncRead + Unpin,
+    frames: mpsc::Sender<Frame>,
+    kind: fn(Vec<u8>) -> Frame,
+    mut leftovers: Leftovers,
+) {
     let mut buffer = vec![0; PAYLOAD_BYTES_SENT];
-    while let Ok(length @ 1..) = pipe.read(&mut buffer).await {
+    while let length @ 1.. = leftovers.next(pipe.read(&mut buffer)).await {
         if frames.send(kind(buffer[..length].to_vec())).await.is_err() {
             return;
         }
@@ -286,7 +346,8 @@ async fn terminal(
     if let Some((columns, rows)) = request.size {
         terminal.resize(columns, rows);
     }
-    let pump = tokio::spawn(pump_terminal(Arc::clone(&terminal), frames.clone()));
+    let (mut pumps, over) = (JoinSet::new(), watch::Sender::new(false));
+    pumps.spawn(pump_terminal(Arc::clone(&terminal), frames.clone(), Leftovers::after(&over)));
     let mut input = Input::new(from);
     let status = loop {
         tokio::select! {
@@ -295,19 +356,22 @@ async fn terminal(
                 Some(Frame::Stdin(bytes)) => tokio::select! {
                     _ = terminal.write_all(&bytes) => {}
                     status = running.child.wait() => break status.map_err(|error| error.to_string())?,
+                    () = gone(frames) => {
+                        running.end().await;
+                        return Ok(None);
+                    }
                 },
                 Some(Frame::Resize(columns, rows)) => terminal.resize(columns, rows),
                 Some(Frame::Signal(number)) => running.signal(number),
                 Some(_) => {}
                 None => {
                     running.end().await;
-                    pump.abort();
                     return Ok(None);
                 }
             },
         }
     };
-    finish(vec![pump]).await;
+    finish(pumps, &over).await;
     Ok(Some(code(status)))
 }
 
@@ -339,10 +403,10 @@ async fn take_over(console: Console, running: &mut Running) -> Result<Terminal, 
     }
 }
 
-async fn pump_terminal(terminal: Arc<Terminal>, frames: mpsc::Sender<Frame>) {
+async fn pump_terminal(terminal: Arc<Terminal>, frames: mpsc::Sender<Frame>, mut leftovers: Leftovers) {
     let mut buffer = vec![0; PAYLOAD_BYTES_SENT];
     // EIO is how a terminal says that nobody is on its other side.
-    while let Ok(length @ 1..) = terminal.read(&mut buffer).await {
+    while let length @ 1.. = leftovers.next(terminal.read(&mut buffer)).await {
         if frames.send(Frame::Stdout(buffer[..length].to_vec())).await.is_err() {
             return;
         }
@@ -433,5 +497,69 @@ mod tests {
         assert_eq!(input.next().await, None);
         bytes[0] = 99;
         assert_eq!(Input::new(&bytes[..]).next().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_gets_all_output_of_a_command_that_has_ended() {
+        let (mut command, pipe) = tokio::io::duplex(1 << 20);
+        let (frames, mut reader) = mpsc::channel(1);
+        let (mut pumps, over) = (JoinSet::new(), watch::Sender::new(false));
+        pumps.spawn(pump(pipe, frames, Frame::Stdout, Leftovers::after(&over)));
+        command.write_all(&vec![7; 200_000]).await.unwrap();
+        // It ends, but what it left behind keeps its output open.
+        let finishing = tokio::spawn(async move { finish(pumps, &over).await });
+        sleep(2 * LEFTOVERS_MAX).await;
+        let mut bytes = 0;
+        while let Some(Frame::Stdout(part)) = timeout(Duration::from_secs(10), reader.recv()).await.unwrap() {
+            bytes += part.len();
+        }
+        assert_eq!(bytes, 200_000);
+        finishing.await.unwrap();
+        drop(command);
+    }
+
+    #[tokio::test]
+    async fn processes_left_behind_do_not_go_on_for_ever() {
+        let (mut left_behind, pipe) = tokio::io::duplex(1 << 10);
+        let (frames, mut reader) = mpsc::channel(1);
+        let (mut pumps, over) = (JoinSet::new(), watch::Sender::new(false));
+        pumps.spawn(pump(pipe, frames, Frame::Stdout, Leftovers::after(&over)));
+        let chatter = tokio::spawn(async move { while left_behind.write_all(b"still here\n").await.is_ok() {} });
+        let reading = tokio::spawn(async move { while reader.recv().await.is_some() {} });
+        timeout(Duration::from_secs(10), finish(pumps, &over)).await.expect("it ends");
+        chatter.await.unwrap();
+        reading.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_command_that_takes_no_input_ends_when_its_reader_has_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        // Stands for `gantry-runtime exec`: tells its number, and reads nothing.
+        let program = dir.path().join("runtime");
+        let script = "#!/bin/sh\nwhile [ \"$1\" != --pid-file ]; do shift; done\necho $$ > \"$2\"\nexec sleep 1000\n";
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let runtime = Runtime::new(&program, dir.path(), dir.path());
+        let (mut command, process) = runtime.exec();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let child = runtime.spawn(&mut command).unwrap();
+        let mut running = Running { child, process };
+        let (frames, mut reader) = mpsc::channel(AHEAD_FRAMES);
+        let (mut near, far) = tokio::io::duplex(4 << 20);
+        near.write_all(&Frame::Stdin(vec![0; 1 << 20]).encode()).await.unwrap();
+        let ended = pipes(far, &mut running, &frames);
+        let gone = async {
+            // The pipe is full; a frame that says nothing asks whether anybody is there.
+            assert_eq!(reader.recv().await, Some(Frame::Stdout(Vec::new())));
+            drop(reader);
+            std::future::pending().await
+        };
+        let result = tokio::select! {
+            result = timeout(Duration::from_secs(30), ended) => result.expect("it ends"),
+            () = gone => unreachable!(),
+        };
+        assert_eq!(result, Ok(None));
+        assert!(running.child.try_wait().unwrap().is_some());
+        drop(near);
     }
 }

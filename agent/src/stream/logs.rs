@@ -11,10 +11,8 @@ use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::task::spawn_blocking;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
-/// A reader that takes nothing for longer is gone.
-const WRITE_MAX: Duration = Duration::from_secs(60);
 /// Should the kernel not tell of a change, we look this often.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Lines kept for a `tail` at most.
@@ -101,11 +99,9 @@ async fn write(to: &mut (impl AsyncWrite + Unpin), request: &LogsRequest, lines:
         serde_json::to_writer(&mut text, &line)?;
         text.push(b'\n');
     }
-    let all = async {
-        to.write_all(&text).await?;
-        to.flush().await
-    };
-    timeout(WRITE_MAX, all).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    // No deadline: a reader may pause as long as it likes, and the end of its connection ends this too.
+    to.write_all(&text).await?;
+    to.flush().await
 }
 
 #[cfg(test)]
@@ -116,6 +112,7 @@ mod tests {
     use std::fs;
     use std::io::Write;
     use std::path::Path;
+    use tokio::time::timeout;
 
     fn request(follow: bool, tail: Option<u64>, since_ms: Option<u64>) -> LogsRequest {
         let name = ReplicaName { app: "a".parse().unwrap(), service: "s".parse().unwrap(), number: 1 };

@@ -7,7 +7,7 @@ mod exec;
 mod logs;
 
 use crate::act::runtime::Runtime;
-use crate::dial::{DialError, Dialer, Tunnel};
+use crate::dial::{DialError, Dialer, Tunnel, Unacknowledged};
 use crate::paths::Paths;
 use gantry_api::wire::{
     Assignment, Hello, LINE_BYTES_MAX, REPORT_INTERVAL_MS, Report, STREAM_PROTOCOL, TUNNEL_PROTOCOL, ToAgent,
@@ -95,7 +95,7 @@ async fn converse(
     tunnels: &mut JoinSet<()>,
     places: &Arc<Semaphore>,
 ) -> Result<(), Broken> {
-    let io = stream.dialer.upgrade("/v1/agent/stream", STREAM_PROTOCOL).await?;
+    let io = stream.dialer.upgrade("/v1/agent/stream", STREAM_PROTOCOL, Unacknowledged::Short).await?;
     info!("connected to the scheduler");
     let (read, mut write) = tokio::io::split(io);
     send(&mut write, &ToScheduler::Hello(stream.hello.clone())).await?;
@@ -225,7 +225,7 @@ impl Opening {
             return self.refuse("a tunnel's name is made of letters, digits, `-` and `_`".to_owned());
         }
         let path = format!("/v1/agent/tunnel/{}", self.tunnel);
-        let io: Tunnel = match self.dialer.upgrade(&path, TUNNEL_PROTOCOL).await {
+        let io: Tunnel = match self.dialer.upgrade(&path, TUNNEL_PROTOCOL, Unacknowledged::Long).await {
             Ok(io) => io,
             Err(error) => {
                 let message = crate::error::chain(&error);

@@ -5,9 +5,16 @@ use crate::refusal::Refused;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use gantry_api::http::NodeState;
+use gantry_api::ids::NodeId;
 use gantry_api::wire::{ExecRequest, ReplicaState, TUNNEL_PROTOCOL, TunnelRequest};
 use hyper_util::rt::TokioIo;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// Between two looks at the node of a command.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// So many looks in a row must find it lost: a connection outlives a short cut of the network.
+const LOOKS_LOST: u32 = 3;
 
 pub(super) async fn run(State(api): State<Arc<Api>>, mut request: Request) -> Result<Response, Refused> {
     refuse_without_upgrade(request.headers(), TUNNEL_PROTOCOL)?;
@@ -37,9 +44,25 @@ pub(super) async fn run(State(api): State<Arc<Api>>, mut request: Request) -> Re
     let mut tunnel = api.hub.open_tunnel(&node, TunnelRequest::Exec(exec)).await?;
     tokio::spawn(async move {
         if let Ok(io) = upgrade.await {
-            // Either side may hang up at any time; the other is then told by the end of its stream.
-            let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(io), &mut tunnel).await;
+            let mut io = TokioIo::new(io);
+            tokio::select! {
+                // Either side may hang up at any time; the other is then told by the end of its stream.
+                _ = tokio::io::copy_bidirectional(&mut io, &mut tunnel) => {}
+                () = lost(&api, &node) => {}
+            }
         }
     });
     Ok(switching(TUNNEL_PROTOCOL))
+}
+
+/// Ends when the node does not come back: what was typed to a host that is down is sent again for a quarter of an hour.
+async fn lost(api: &Api, node: &NodeId) {
+    let mut looks = 0;
+    while looks < LOOKS_LOST {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        let asked = node.clone();
+        let state = api.handle.ask(move |steward| steward.world.nodes.get(&asked).map(|node| node.state)).await;
+        let there = matches!(state, Ok(Some(NodeState::Ready | NodeState::Suspect)));
+        looks = if there { 0 } else { looks + 1 };
+    }
 }

@@ -17,6 +17,7 @@ use gantry_api::wire::{LogsRequest, TunnelRequest};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
@@ -25,8 +26,8 @@ use tokio::task::JoinSet;
 
 /// Lines between a replica's tunnel and the person.
 const LINES_MAX: usize = 256;
-/// One line on a tunnel at most.
-const LINE_BYTES_MAX: u64 = 4 << 20;
+/// One line on a tunnel at most: agents cut lines at 1 MiB, of which each byte may be six in JSON.
+const LINE_BYTES_MAX: u64 = 8 << 20;
 /// Replicas read at once by one request.
 const REPLICAS_MAX: usize = 256;
 /// How often a followed set of replicas is looked at again, at least.
@@ -142,11 +143,11 @@ impl Lines {
         api.hub.open_tunnel(&source.node, TunnelRequest::Logs(request)).await.map(|io| Self(BufReader::new(io)))
     }
 
-    /// The next line; `None` at the end, or when the agent breaks off.
-    async fn next(&mut self) -> Option<LogLine> {
+    /// The next line; `None` at the end; an error when the agent breaks off.
+    async fn next(&mut self) -> io::Result<Option<LogLine>> {
         let mut text = Vec::new();
-        let length = (&mut self.0).take(LINE_BYTES_MAX).read_until(b'\n', &mut text).await.ok()?;
-        if length == 0 { None } else { serde_json::from_slice(&text).ok() }
+        let length = (&mut self.0).take(LINE_BYTES_MAX).read_until(b'\n', &mut text).await?;
+        if length == 0 { Ok(None) } else { Ok(serde_json::from_slice(&text)?) }
     }
 }
 
@@ -157,13 +158,13 @@ fn line_bytes(line: &LogLine) -> Bytes {
 }
 
 /// A word of ours among the lines: whose lines are missing, and why.
-fn missing(source: &Source, refused: &Refused) -> LogLine {
+fn missing(source: &Source, why: &str) -> LogLine {
     LogLine {
         time: jiff::Timestamp::now().to_string(),
         replica: source.id.clone(),
         name: source.name.clone(),
         stream: "stderr".to_owned(),
-        line: format!("gantry: lines on node {} are out of reach: {}", source.node_name, refused.error.message),
+        line: format!("gantry: lines on node {} are out of reach: {}", source.node_name, why),
     }
 }
 
@@ -184,30 +185,38 @@ async fn history(api: Arc<Api>, found: Vec<Source>, asked: LogsQuery, lines: mps
             (source, opened)
         });
     }
-    let mut heads: Vec<(LogLine, Option<Lines>)> = Vec::new();
+    let mut heads: Vec<(Source, LogLine, Option<Lines>)> = Vec::new();
     for (source, opened) in opening.join_all().await {
         match opened {
-            Ok(mut opened) => {
-                if let Some(line) = opened.next().await {
-                    heads.push((line, Some(opened)));
-                }
+            Ok(mut opened) => match opened.next().await {
+                Ok(Some(line)) => heads.push((source, line, Some(opened))),
+                Ok(None) => {}
+                Err(error) => heads.push(broken(source, &error)),
+            },
+            Err(refused) => {
+                let line = missing(&source, &refused.error.message);
+                heads.push((source, line, None));
             }
-            Err(refused) => heads.push((missing(&source, &refused), None)),
         }
     }
-    while let Some(first) = (0..heads.len()).min_by(|a, b| heads[*a].0.time.cmp(&heads[*b].0.time)) {
-        if lines.send(line_bytes(&heads[first].0)).await.is_err() {
+    while let Some(first) = (0..heads.len()).min_by(|a, b| heads[*a].1.time.cmp(&heads[*b].1.time)) {
+        let (source, line, rest) = heads.swap_remove(first);
+        if lines.send(line_bytes(&line)).await.is_err() {
             return; // nobody reads any more
         }
-        let next = match &mut heads[first].1 {
-            Some(rest) => rest.next().await,
-            None => None,
-        };
-        match next {
-            Some(line) => heads[first].0 = line,
-            None => drop(heads.swap_remove(first)),
+        let Some(mut rest) = rest else { continue };
+        match rest.next().await {
+            Ok(Some(line)) => heads.push((source, line, Some(rest))),
+            Ok(None) => {}
+            Err(error) => heads.push(broken(source, &error)),
         }
     }
+}
+
+/// A place in a log whose agent broke off.
+fn broken(source: Source, error: &io::Error) -> (Source, LogLine, Option<Lines>) {
+    let line = missing(&source, &format!("the connection broke: {error}"));
+    (source, line, None)
 }
 
 /// Lines as they come, of all replicas that match, also later ones.
@@ -232,10 +241,9 @@ async fn follow(api: Arc<Api>, wanted: Wanted, asked: LogsQuery, lines: mpsc::Se
             () = tokio::time::sleep(LOOK_AGAIN) => None,
         };
         if let Some(Ok((id, time))) = ended {
-            last.insert(id.clone(), time);
             // Opened again at the next look, unless the replica is gone by then.
-            tokio::time::sleep(LOOK_AGAIN).await;
             reading.remove(&id);
+            last.insert(id, time);
         }
     }
 }
@@ -260,7 +268,7 @@ async fn follow_one(
         since_ms: since_ms.map(|ms| ms.saturating_sub(1)).or(asked.since_ms),
     };
     if let Ok(mut opened) = Lines::open(&api, &source, request).await {
-        while let Some(line) = opened.next().await {
+        while let Ok(Some(line)) = opened.next().await {
             if again && last.as_ref().is_some_and(|last| line.time <= *last) {
                 continue;
             }
@@ -271,5 +279,7 @@ async fn follow_one(
             }
         }
     }
+    // Each pauses for itself: a node's replicas all end together when its agent goes, and are read again together.
+    tokio::time::sleep(LOOK_AGAIN).await;
     (source.id, last)
 }

@@ -26,9 +26,12 @@ pub(crate) use members::make_token;
 use ring::rand::SystemRandom;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A request's body at most: an app that would not fit into the store need not be read.
 const BODY_BYTES_MAX: usize = 1 << 20;
+/// A client that does not finish its body for so long is refused: anybody can connect to the port of nodes.
+const BODY_MAX: Duration = Duration::from_secs(10);
 
 /// What every route needs.
 pub(crate) struct Api {
@@ -81,7 +84,9 @@ async fn version() -> axum::Json<Version> {
 
 /// Reads a JSON body, bounded.
 async fn json<T: DeserializeOwned>(body: Body) -> Result<T, Refused> {
-    let collected = Limited::new(body, BODY_BYTES_MAX).collect().await.map_err(|error| {
+    let collected = tokio::time::timeout(BODY_MAX, Limited::new(body, BODY_BYTES_MAX).collect()).await;
+    let collected = collected.map_err(|_| Refused::invalid("the request's body did not come in time"))?;
+    let collected = collected.map_err(|error| {
         if error.is::<LengthLimitError>() {
             Refused::too_large(BODY_BYTES_MAX)
         } else {

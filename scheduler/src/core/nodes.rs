@@ -181,13 +181,14 @@ impl World {
         }
         let name = node.record.name.clone();
         self.nodes.remove(id);
-        effects.keys.push(Key::Node(id.clone()));
         let pinned: Vec<_> = self.pins.iter().filter(|(_, home)| *home == id).map(|(n, _)| n.clone()).collect();
         for replica in pinned {
             self.pins.remove(&replica);
             effects.note("volume.given_up", &replica, format!("its data was on node {name}, which was removed"));
             effects.keys.push(Key::Pin(replica));
         }
+        // Last: there may be more pins than one transaction holds, and none may outlive its node.
+        effects.keys.push(Key::Node(id.clone()));
         effects.note("node.removed", name, "removed by a person");
         Ok(effects)
     }

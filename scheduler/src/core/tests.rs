@@ -386,7 +386,8 @@ fn data_binds_a_copy_to_its_node() {
     // A lost node that is given up gives its data up.
     lab.silent.insert(id(1));
     lab.run(3_000);
-    lab.world.forget_node(&id(1)).unwrap();
+    let effects = lab.world.forget_node(&id(1)).unwrap();
+    assert_eq!(effects.keys.last(), Some(&Key::Node(id(1))), "no pin may outlive its node");
     lab.run(1_000);
     assert_eq!(lab.where_is("db"), "n2:1");
 }
