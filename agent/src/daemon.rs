@@ -519,6 +519,8 @@ impl Daemon {
         self.volumes_stuck.clear();
         self.problem("volume", None);
         let assignment = Arc::new(assignment);
+        // The table does not wait for our disk: netd keeps it by itself. That it is in force is told after both.
+        self.tables.send_replace(Some(Arc::new(assignment.network.clone())));
         let (paths, kept) = (self.paths.clone(), Arc::clone(&assignment));
         let result = spawn_blocking(move || Ledger::save_assignment(&paths, &kept)).await;
         self.problem(
@@ -529,7 +531,6 @@ impl Daemon {
                 Err(error) => Some(format!("the assignment cannot be kept: {error}")),
             },
         );
-        self.tables.send_replace(Some(Arc::new(assignment.network.clone())));
     }
 
     fn remove_volume(&mut self, name: String) {

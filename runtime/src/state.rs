@@ -337,7 +337,8 @@ impl StateDir {
     }
 }
 
-/// Write a file so that readers see the old content or the new one, never a part.
+/// Write a file so that readers see the old content or the new one, never a part. `durable`: it is on the disk when
+/// this returns; readers are not made to wait for that, and a crash of the host before may leave an empty file.
 ///
 /// # Errors
 /// The directory cannot be written.
@@ -349,12 +350,12 @@ pub fn write_atomically(path: &Path, bytes: &[u8], durable: bool) -> Outcome<()>
     let write = || -> io::Result<()> {
         let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(bytes)?;
+        fs::rename(&temporary, path)?;
         if durable {
             file.sync_all()?;
-        }
-        fs::rename(&temporary, path)?;
-        if durable && let Some(parent) = path.parent() {
-            fs::File::open(parent)?.sync_all()?;
+            if let Some(parent) = path.parent() {
+                fs::File::open(parent)?.sync_all()?;
+            }
         }
         Ok(())
     };

@@ -224,9 +224,6 @@ impl Steward {
         let step = self.world.step(now);
         let changed = !step.effects.is_empty() || !step.assignments.is_empty();
         self.record(step.effects);
-        if self.flushed.elapsed() >= FLUSH {
-            self.flush();
-        }
         if self.failure.is_some() {
             return;
         }
@@ -237,6 +234,10 @@ impl Steward {
         }
         if changed {
             self.steps.send_modify(|steps| *steps += 1);
+        }
+        // No assignment rests on these events, so none waits for them.
+        if self.flushed.elapsed() >= FLUSH {
+            self.flush();
         }
     }
 

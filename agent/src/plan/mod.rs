@@ -24,9 +24,11 @@ const RETRY_FIRST_MS: u64 = 500;
 const RETRY_MAX_MS: u64 = 30_000;
 /// A process that outlives SIGKILL hangs in the kernel; it is asked again this often.
 const KILL_AGAIN_MS: u64 = 2_000;
-/// First look at a starting replica's health, so that one that is quick is ready quickly; doubled until it
-/// reaches the check's own interval.
-const EARLY_CHECK_MS: u64 = 200;
+/// First look at a starting replica's health, so that one that is quick is ready quickly. The next ones come when it
+/// has run for twice as long each time, until the pauses reach the check's own interval.
+const EARLY_CHECK_MS: u64 = 20;
+/// No check comes more often than this once a replica has started.
+const INTERVAL_MIN_MS: u64 = 200;
 /// When the image and the manifest name none.
 const STOP_SIGNAL: &str = "SIGTERM";
 
@@ -177,9 +179,9 @@ fn failure(exit: &Exit) -> bool {
 /// When the next check is due. While a replica starts it is looked at early and then less and less often, up to
 /// the interval its check asks for.
 fn check_due_ms(check: &HealthCheck, health: &Health, started_ms: u64) -> u64 {
-    let interval_ms = check.interval_ms.0.max(EARLY_CHECK_MS);
+    let interval_ms = check.interval_ms.0.max(INTERVAL_MIN_MS);
     let start_interval_ms = if check.start_interval_ms.0 == 0 { interval_ms } else { check.start_interval_ms.0 };
-    let early_ms = doubling(EARLY_CHECK_MS, health.checks.saturating_add(1), start_interval_ms.min(interval_ms).max(1));
+    let early_ms = doubling(EARLY_CHECK_MS, health.checks, start_interval_ms.min(interval_ms).max(1));
     match health.checked_ms {
         // An adopted replica that is known to be well keeps its rhythm as far as we know it.
         None => started_ms.saturating_add(early_ms),

@@ -196,10 +196,11 @@ fn checks_are_early_at_first_and_then_at_their_interval() {
     let web = replica(|t| t.health = Some(check(3)));
     let health = |checks, checked_ms, healthy| Health { checks, checked_ms, healthy, ..Health::default() };
     for (why, health, after_ms, next) in [
-        ("first", health(0, None, None), 0, "wait 200"),
-        ("second", health(1, Some(T0 + 200), None), 200, "wait 400"),
-        ("third", health(2, Some(T0 + 600), None), 600, "wait 800"),
-        ("start interval is reached", health(3, Some(T0 + 1_400), None), 1_400, "wait 1000"),
+        ("first", health(0, None, None), 0, "wait 20"),
+        ("second", health(1, Some(T0 + 20), None), 20, "wait 20"),
+        ("third", health(2, Some(T0 + 40), None), 40, "wait 40"),
+        ("seventh", health(6, Some(T0 + 640), None), 640, "wait 640"),
+        ("start interval is reached", health(7, Some(T0 + 1_280), None), 1_280, "wait 1000"),
         ("starts slowly", health(9, Some(T0 + 19_000), None), 19_000, "wait 1000"),
         ("start period is over", health(9, Some(T0 + 20_000), None), 20_000, "wait 5000"),
         ("well", health(1, Some(T0 + 200), Some(true)), 200, "wait 5000"),

@@ -1,9 +1,9 @@
 //! Who can be counted on, joins and leaves.
 //!
 //! ```text
-//!  joined ──report──► Ready ──1 s silent──► Suspect ──2.5 s silent──► Lost
-//!                       ▲                      │                       │
-//!                       └──────── report ──────┴──────── report ───────┘
+//!  joined ──report──► Ready ──1 s silent──► Suspect ──2 s silent──► Lost
+//!                       ▲                      │                      │
+//!                       └──────── report ──────┴──────── report ──────┘
 //! ```
 
 use super::plan::Action;
@@ -14,8 +14,8 @@ use std::net::Ipv4Addr;
 
 /// A node silent for so long gets no traffic: two reports and a bit are missing.
 pub const SUSPECT_MS: u64 = 1_000;
-/// A node silent for so long has its replicas replaced.
-pub const LOST_MS: u64 = 2_500;
+/// A node silent for so long has its replicas replaced: four reports are missing.
+pub const LOST_MS: u64 = 2_000;
 /// How long a node that was not heard of yet may take: since it joined, or since the scheduler started.
 pub const GRACE_MS: u64 = 5_000;
 /// Bits of each node's part of the replica net.

@@ -1,13 +1,13 @@
 //! The example app on a lab of its own, from the user's side.
 //!
-//! Each round is a deploy with an empty volume, a SIGKILL of a back end, and the loss of a worker. The images are on
-//! the nodes before the first round.
+//! Each round is a deploy with an empty volume, a SIGKILL of a back end and of a front end, and the loss of a worker.
+//! The images are on the nodes before the first round.
 
 use super::{Figure, Options, Report, median};
 use crate::binaries;
 use crate::error::{Error, Result};
 use crate::hammer::Hammer;
-use crate::lab::{self, Lab, Watch};
+use crate::lab::{self, Lab, Replica, Watch};
 use crate::{demo, files, host, images};
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -27,6 +27,7 @@ struct Samples {
     deploy: Vec<Duration>,
     served: Vec<Duration>,
     ready: Vec<Duration>,
+    web_ready: Vec<Duration>,
     replaced: Vec<Duration>,
     raw: String,
 }
@@ -52,7 +53,8 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     Ok(Report {
         figures: vec![
             figure("shop deploy until all ready", &samples.deploy, 1.0),
-            figure("shop replica killed until it serves", &samples.served, 0.1),
+            figure("shop api (Python) killed until it serves", &samples.served, 0.1),
+            figure("shop web (nginx) killed until ready", &samples.web_ready, 0.1),
             figure("shop worker lost until all serve", &samples.replaced, 3.0),
         ],
         raw: samples.raw,
@@ -67,15 +69,17 @@ fn measure(lab: &Lab, options: &Options) -> Result<Samples> {
     let mut samples = Samples::default();
     for round in 1..=options.rounds {
         deploy(lab, &watch, &mut samples)?;
-        kill_replica(lab, &watch, &mut samples)?;
+        kill_back_end(lab, &watch, &mut samples)?;
+        kill_front_end(&watch, &mut samples)?;
         lose_worker(lab, &watch, &mut samples)?;
         lab.ask(&["down", APP, "--volumes"])?;
         let last = |samples: &[Duration]| samples.last().map(Duration::as_secs_f64).unwrap_or_default();
         let line = format!(
-            "round {round}: deploy {:.3} s; replica ready {:.3} s, serves {:.3} s; worker replaced {:.3} s",
+            "round {round}: deploy {:.3} s; api ready {:.3} s, serves {:.3} s; web ready {:.3} s; worker replaced {:.3} s",
             last(&samples.deploy),
             last(&samples.ready),
             last(&samples.served),
+            last(&samples.web_ready),
             last(&samples.replaced)
         );
         eprintln!("{line}");
@@ -92,22 +96,34 @@ fn deploy(lab: &Lab, watch: &Watch, samples: &mut Samples) -> Result<()> {
     lab.wait_served(LIMIT).map(drop)
 }
 
-fn kill_replica(lab: &Lab, watch: &Watch, samples: &mut Samples) -> Result<()> {
-    let replicas = watch.replicas(APP)?;
-    let victim = replicas.iter().find(|replica| replica.service == "api" && replica.ready);
-    let victim = victim.ok_or_else(|| Error::broken("a ready replica of the back end", "there is none"))?;
-    let hammer = Hammer::start(&lab.url(), 2, PAUSE);
+/// Kills a ready replica of `service`, and waits until it is ready again: who it was, when, and how that went.
+fn kill_replica(watch: &Watch, service: &str) -> Result<(Replica, Instant, Result<()>)> {
+    let found = watch.replicas(APP)?.into_iter().find(|replica| replica.service == service && replica.ready);
+    let victim = found.ok_or_else(|| Error::broken(format!("a ready replica of {service}"), "there is none"))?;
     let killed = lab::kill_replica(&victim.id)?;
     let back = watch.wait(LIMIT, &format!("{} to be ready again", victim.name), || {
-        Ok((!demo::came_back(&watch.replicas(APP)?, victim)).then(|| "it is not".to_owned()))
+        Ok((!demo::came_back(&watch.replicas(APP)?, &victim)).then(|| "it is not".to_owned()))
     });
+    Ok((victim, killed, back))
+}
+
+fn kill_back_end(lab: &Lab, watch: &Watch, samples: &mut Samples) -> Result<()> {
+    let hammer = Hammer::start(&lab.url(), 2, PAUSE);
+    let (victim, killed, back) = kill_replica(watch, "api")?;
     samples.ready.push(killed.elapsed());
     std::thread::sleep(Duration::from_millis(500)); // more requests to find it among; not a wait for anything
     let tally = hammer.finish();
     back?;
     let served = tally.served_again(&victim.name, killed).or_else(|| tally.served_again(&victim.id, killed));
     samples.served.push(served.ok_or_else(|| Error::broken("the killed replica to answer again", tally.text()))?);
-    let _ = writeln!(samples.raw, "replica killed: {}", tally.text());
+    let _ = writeln!(samples.raw, "api killed: {}", tally.text());
+    watch.wait_settled(APP, LIMIT)
+}
+
+fn kill_front_end(watch: &Watch, samples: &mut Samples) -> Result<()> {
+    let (_, killed, back) = kill_replica(watch, "web")?;
+    samples.web_ready.push(killed.elapsed());
+    back?;
     watch.wait_settled(APP, LIMIT)
 }
 
