@@ -118,7 +118,11 @@ fn more_processes_than_the_limit_are_refused() {
 fn a_child_killed_for_lack_of_memory_is_recorded() {
     // The first process goes on and ends by itself: the exit alone would not tell.
     let mut bed = Bed::new("dd if=/dev/zero of=/dev/null bs=100M count=1; echo code $?; exit 3");
-    bed.config["linux"]["resources"]["memory"] = json!({"limit": 30 << 20, "swap": 30 << 20});
+    bed.config["linux"]["resources"]["memory"] = json!({"limit": 30 << 20});
+    if unified().is_some() {
+        // v1 has this only where the kernel was told to account for swap.
+        bed.config["linux"]["resources"]["memory"]["swap"] = json!(30 << 20);
+    }
     let name = id("child-oom");
     let options = bed.supervised();
     let mut args = vec!["run", "--detach", &name];
@@ -128,7 +132,7 @@ fn a_child_killed_for_lack_of_memory_is_recorded() {
     assert_eq!((&record["exit_code"], &record["oom_killed"]), (&json!(3), &json!(true)), "{record}");
     let peak = record["memory_peak_bytes"].as_u64().expect("a peak");
     assert!(peak > 20 << 20 && peak <= 31 << 20, "{record}");
-    assert!(bed.logged().ends_with("code 137\n"), "{}", bed.logged());
+    assert!(bed.logged().contains("code 137\n"), "{}", bed.logged());
 }
 
 #[test]
