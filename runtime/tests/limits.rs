@@ -14,6 +14,9 @@ use std::time::Instant;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
+/// Score of a process that may be killed for memory: whoever runs the tests may be protected and hand that down.
+const KILLABLE: i32 = 500;
+
 /// Directory of a cgroup where a controller counts.
 fn directory(controller: &str, place: &str) -> PathBuf {
     let v1 = Path::new(ROOT).join(controller);
@@ -119,6 +122,7 @@ fn a_child_killed_for_lack_of_memory_is_recorded() {
     // The first process goes on and ends by itself: the exit alone would not tell.
     let mut bed = Bed::new("dd if=/dev/zero of=/dev/null bs=100M count=1; echo code $?; exit 3");
     bed.config["linux"]["resources"]["memory"] = json!({"limit": 30 << 20});
+    bed.config["process"]["oomScoreAdj"] = KILLABLE.into();
     if unified().is_some() {
         // v1 has this only where the kernel was told to account for swap.
         bed.config["linux"]["resources"]["memory"]["swap"] = json!(30 << 20);
@@ -139,6 +143,7 @@ fn a_child_killed_for_lack_of_memory_is_recorded() {
 fn another_process_joins_the_cgroup() {
     let mut bed = Bed::new("sleep 1000");
     bed.config["linux"]["resources"]["memory"] = json!({"limit": 40 << 20});
+    bed.config["process"]["oomScoreAdj"] = KILLABLE.into();
     let name = id("joins");
     bed.ok(&["run", "-d", &name]);
     bed.ok(&["exec", "-d", "--pid-file", "second", &name, "sleep", "1000"]);
