@@ -5,7 +5,7 @@
 //!   undumpable, cgroup, setns(all others at once), session, terminal, credentials, filter, exec
 //! ```
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::config::check::check_process;
 use crate::config::{Config, Process};
 use crate::container::channel::{Channel, Message};
@@ -79,7 +79,7 @@ fn process_of(options: &Options, config: &Config) -> Outcome<Process> {
     if process.cwd.is_empty() {
         process.cwd = "/".to_owned();
     }
-    process.env.extend(options.env.iter().cloned());
+    override_env(&mut process.env, &options.env);
     if let Some((uid, gid)) = options.user {
         process.user.uid = uid;
         process.user.gid = gid.unwrap_or(0);
@@ -97,6 +97,17 @@ fn process_of(options: &Options, config: &Config) -> Outcome<Process> {
     Ok(process)
 }
 
+/// Add variables; one that is there already is replaced, since programs differ in which of two they take.
+fn override_env(env: &mut Vec<String>, added: &[String]) {
+    fn name(entry: &str) -> &str {
+        entry.split_once('=').map_or(entry, |(name, _)| name)
+    }
+    for entry in added {
+        env.retain(|old| name(old) != name(entry));
+        env.push(entry.clone());
+    }
+}
+
 /// Run a process; returns its exit code, or 0 at once when detached.
 ///
 /// # Errors
@@ -107,10 +118,10 @@ pub fn exec(options: &Options) -> Outcome<i32> {
     let record = dir.read_complete()?;
     let status = dir.status(&record);
     let init = match (status, record.init) {
-        (Status::Running | Status::Created, Some(init)) => init.open(),
+        (Status::Running | Status::Created, Some(init)) => init.open().map(|opened| (init.pid, opened)),
         _ => None,
     };
-    let Some(init) = init else {
+    let Some((init_pid, init)) = init else {
         return Err(Failure::new(format!("container `{}` is {}", options.id, status.name()))
             .hint("only a running container can take another process"));
     };
@@ -136,7 +147,7 @@ pub fn exec(options: &Options) -> Outcome<i32> {
             .in_step("join namespaces")?;
     }
     let (ours, theirs) = Channel::pair().in_step("clone")?;
-    let (side, doors) = clone_into(&cgroup).in_step("clone")?;
+    let (side, doors) = clone_into(&cgroup, init_pid).in_step("clone")?;
     match side {
         Side::Child => {
             drop(ours);
@@ -180,12 +191,16 @@ fn kinds(config: &Config) -> i32 {
         .fold(0, |flags, kind| flags | kind.flag())
 }
 
-fn clone_into(cgroup: &Cgroup) -> Outcome<(Side, Vec<OwnedFd>)> {
+/// Clone into the container's v2 directory, or beside its first process when the container has made cgroups of its own
+/// and its directory takes no process any more, or, where the kernel refuses both, move there through its file.
+fn clone_into(cgroup: &Cgroup, init_pid: i32) -> Outcome<(Side, Vec<OwnedFd>)> {
     let birthplace = cgroup.birthplace()?;
     let mut doors = cgroup.doors(false)?;
-    if let Some(birthplace) = &birthplace {
-        if let Ok(side) = clone::clone3(0, Some(birthplace.as_fd())) {
-            return Ok((side, doors));
+    if let Some(birthplace) = birthplace {
+        for place in std::iter::once(birthplace).chain(cgroup.place_of(init_pid)) {
+            if let Ok(side) = clone::clone3(0, Some(place.as_fd())) {
+                return Ok((side, doors));
+            }
         }
         doors = cgroup.doors(true)?;
     }
@@ -222,7 +237,7 @@ impl Child<'_> {
             .because(|| "cannot make the process undumpable".to_owned())
             .in_step("self-protection")?;
         for door in &self.doors {
-            rustix::io::write(door, b"0").because(|| "cannot join".to_owned()).in_step("join cgroup")?;
+            rustix::io::write(door, b"0").map_err(cgroup::refused).in_step("join cgroup")?;
         }
         let others = self.kinds & !libc::CLONE_NEWPID;
         if others != 0 {
@@ -261,4 +276,28 @@ fn set_own_oom_score(value: i32) -> Outcome<()> {
     procfs
         .write(&format!("{pid}/oom_score_adj"), &value.to_string())
         .or_hint("lowering it below the runtime's own takes CAP_SYS_RESOURCE")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_variable_replaces_an_earlier_one() {
+        for (why, own, added, want) in [
+            ("nothing added", "A=1 B=2", "", "A=1 B=2"),
+            ("another", "A=1", "B=2", "A=1 B=2"),
+            ("the container's own is dropped", "A=1 B=2", "A=3", "B=2 A=3"),
+            ("the last of two wins", "A=1", "A=2 A=3", "A=3"),
+            ("twice in the bundle", "A=1 A=2", "A=3", "A=3"),
+            ("a name that another begins with", "AB=1 A=1", "A=2", "AB=1 A=2"),
+            ("a value with the same sign", "A=x=y", "A=z=w", "A=z=w"),
+            ("empty", "A=1", "A=", "A="),
+        ] {
+            let list = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+            let mut env = list(own);
+            override_env(&mut env, &list(added));
+            assert_eq!(env, list(want), "{why}");
+        }
+    }
 }

@@ -180,6 +180,9 @@ fn exec_runs_inside_with_its_own_settings() {
     fs::write(bed.path("process.json"), process.to_string()).expect("a file");
     let file = bed.path("process.json").display().to_string();
     assert_eq!(bed.ok(&["exec", "--process", &file, &name]), "y\n/bin\n");
+    let env = bed.ok(&["exec", "-e", "X=1", "-e", "PATH=/none:/bin", "-e", "X=2", &name, "env"]);
+    let set: Vec<&str> = env.lines().filter(|line| line.starts_with("X=") || line.starts_with("PATH=")).collect();
+    assert_eq!(set, ["PATH=/none:/bin", "X=2"], "the later one replaces: {env}");
     bed.ok(&["exec", "--detach", "--pid-file", "exec-pid", &name, "sleep", "1000"]);
     let second: i32 = fs::read_to_string(bed.bundle().join("exec-pid")).expect("a pid").parse().expect("a number");
     assert!(runs(second));
@@ -381,6 +384,12 @@ fn a_frozen_container_can_be_deleted() {
     if freezer.exists() {
         let place = freezer.join("gantry-runtime").join(&name).join("freezer.state");
         fs::write(place, "FROZEN").expect("frozen");
+    } else {
+        let place = std::path::Path::new("/sys/fs/cgroup/gantry-runtime").join(&name);
+        fs::write(place.join("cgroup.freeze"), "1").expect("frozen");
+        until("it is frozen", || {
+            fs::read_to_string(place.join("cgroup.events")).is_ok_and(|text| text.contains("frozen 1"))
+        });
     }
     bed.ok(&["delete", "--force", &name]);
     bed.assert_gone(&name);

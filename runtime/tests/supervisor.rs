@@ -113,6 +113,8 @@ fn old_files_are_dropped() {
 fn memory_exhaustion_is_recorded() {
     let mut bed = Bed::new("dd if=/dev/zero of=/dev/null bs=100M count=1");
     bed.config["linux"]["resources"]["memory"] = json!({"limit": 20 << 20});
+    // Whoever runs the tests may be protected from such an end.
+    bed.config["process"]["oomScoreAdj"] = json!(500);
     let accounts = std::path::Path::new("/sys/fs/cgroup/memory").exists()
         || fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").is_ok_and(|text| text.contains("memory"));
     assert!(accounts, "this test needs a memory controller");
@@ -122,6 +124,24 @@ fn memory_exhaustion_is_recorded() {
     assert_eq!(record["oom_killed"], json!(true), "{record}");
     let peak = record["memory_peak_bytes"].as_u64().expect("a peak");
     assert!(peak > 10 << 20 && peak <= 21 << 20, "{record}");
+}
+
+#[test]
+fn the_supervisor_keeps_its_protection_to_itself() {
+    let bed = Bed::new("cat /proc/self/oom_score_adj; sleep 1000");
+    let name = create(&bed, "score", &[]);
+    bed.ok(&["start", &name]);
+    let ours = fs::read_to_string("/proc/self/oom_score_adj").expect("our score");
+    until("it has told its score", || fs::read_to_string(bed.path("log")).is_ok_and(|text| text.ends_with('\n')));
+    assert_eq!(bed.logged(), ours);
+    // CAP_SYS_RESOURCE is bit 24; without it the supervisor cannot be protected.
+    let status = fs::read_to_string("/proc/self/status").expect("our status");
+    let capabilities = u64::from_str_radix(common::field(&status, "CapEff"), 16).expect("a set");
+    if capabilities & 1 << 24 != 0 {
+        let theirs = fs::read_to_string(format!("/proc/{}/oom_score_adj", supervisor(&bed, &name))).expect("its score");
+        assert_eq!(theirs, "-999\n");
+    }
+    bed.ok(&["delete", "--force", &name]);
 }
 
 #[test]

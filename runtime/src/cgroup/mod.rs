@@ -17,6 +17,7 @@ use crate::error::{Because, Failure, InStep, Outcome, is_absent};
 use crate::sys::{bpf, clone};
 use hierarchy::Hierarchies;
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
@@ -130,6 +131,14 @@ impl Cgroup {
             return Err(Failure::new(format!("cgroup `{shown}` is frozen"))
                 .hint("thaw or remove it, a container started there would hang"));
         }
+        let handed = fs::read_to_string(directory.path.join("cgroup.subtree_control")).unwrap_or_default();
+        if directory.v1.is_none() && !handed.trim().is_empty() {
+            let handed = handed.trim();
+            return Err(Failure::new(format!(
+                "cgroup `{shown}` hands `{handed}` to others below it and is no place for processes"
+            ))
+            .hint("let `linux.cgroupsPath` name a directory below it"));
+        }
         Ok(())
     }
 
@@ -175,10 +184,26 @@ impl Cgroup {
         }
         result
             .because(|| format!("cannot write `{value}` to `{}` for `linux.resources.{}`", file.display(), write.key))
-            .map_err(|failure| match (&result_hint(&file), &failure.hint) {
-                (Some(hint), None) => failure.hint(hint.clone()),
+            .map_err(|failure| match (self.hint(write.controller, &file), &failure.hint) {
+                (Some(hint), None) => failure.hint(hint),
                 _ => failure,
             })
+    }
+
+    /// A remedy for the usual reasons of a failed write.
+    fn hint(&self, controller: &str, file: &Path) -> Option<String> {
+        if file.exists() {
+            return None;
+        }
+        if self.hierarchies.version_of(controller) == Some(Version::V2) {
+            let mount = self.hierarchies.v2.as_ref()?;
+            let stop = first_without(mount, &self.path, |directory| hands_down(directory, controller));
+            if let Some(parent) = stop {
+                let has_processes = fs::read_to_string(parent.join("cgroup.procs")).is_ok_and(|text| !text.is_empty());
+                return Some(not_handed_down(controller, &parent, has_processes));
+            }
+        }
+        missing_file(file.file_name()?.to_str()?)
     }
 
     fn apply_devices(&self, resources: &Resources) -> Outcome<()> {
@@ -211,6 +236,12 @@ impl Cgroup {
             None => Ok(None),
             Some(path) => open_directory(&path).because(|| format!("cannot open `{}`", path.display())).map(Some),
         }
+    }
+
+    /// The v2 directory below the container's own in which a process of it is, if it is in one.
+    pub fn place_of(&self, pid: i32) -> Option<OwnedFd> {
+        let membership = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        open_directory(&self.v2_directory()?.join(below(&membership, &self.path)?)).ok()
     }
 
     /// Files into which a single-threaded process writes `0` to move itself: `tasks` of every v1 hierarchy, and, when
@@ -341,18 +372,65 @@ impl Cgroup {
     }
 }
 
-/// A remedy for the usual reasons of a failed write.
-fn result_hint(file: &Path) -> Option<String> {
-    let name = file.file_name()?.to_str()?;
-    if file.exists() {
-        return None;
+/// A cgroup that did not take a process, with the remedy for the reasons the kernel's answer stands for.
+pub fn refused(error: Errno) -> Failure {
+    let mut failure = Failure::new("cannot join");
+    failure.cause = Some(error.to_string());
+    failure.hint = match error {
+        Errno::NOSPC => Some("for cpuset, the parents need CPUs and memory nodes"),
+        Errno::BUSY => Some("it hands controllers to cgroups below it, and takes no process then"),
+        Errno::OPNOTSUPP => Some("it is in a threaded tree; let `linux.cgroupsPath` name a place outside of that"),
+        _ => None,
     }
+    .map(str::to_owned);
+    failure
+}
+
+/// Why a limit's file may be missing although its controller works there.
+fn missing_file(name: &str) -> Option<String> {
     Some(match name {
         "memory.memsw.limit_in_bytes" => {
             "boot with `swapaccount=1`, or remove `linux.resources.memory.swap`".to_owned()
         }
         _ => format!("this kernel has no `{name}`; remove the key, or enable the feature in the kernel"),
     })
+}
+
+/// What to do when `parent` does not hand a controller down although we tried.
+fn not_handed_down(controller: &str, parent: &Path, has_processes: bool) -> String {
+    let shown = parent.display();
+    if has_processes {
+        format!(
+            "`{shown}` has processes of its own, and then cannot hand `{controller}` down: move them into a cgroup \
+             below it, or let `linux.cgroupsPath` name another place"
+        )
+    } else {
+        format!("echo +{controller} > {shown}/cgroup.subtree_control")
+    }
+}
+
+/// The topmost directory above `path` that lacks something, `mount` included and the last one not.
+fn first_without(mount: &Path, path: &str, has: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+    let mut directory = mount.to_owned();
+    for part in path.split('/') {
+        if !has(&directory) {
+            return Some(directory);
+        }
+        directory.push(part);
+    }
+    None
+}
+
+fn hands_down(directory: &Path, controller: &str) -> bool {
+    let handed = fs::read_to_string(directory.join("cgroup.subtree_control")).unwrap_or_default();
+    handed.split_whitespace().any(|name| name == controller)
+}
+
+/// Where below `path` a process is in the unified hierarchy, from its `/proc/PID/cgroup`.
+fn below<'a>(membership: &'a str, path: &str) -> Option<&'a str> {
+    let place = membership.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let rest = place.strip_prefix(path)?.strip_prefix('/')?;
+    (!rest.split('/').any(|part| part == "..")).then_some(rest)
 }
 
 fn write_file(path: &Path, value: &str) -> io::Result<()> {
@@ -428,9 +506,20 @@ fn hand_down_controllers(parent: &Path) {
     };
     let missing: Vec<&str> =
         available.split_whitespace().filter(|name| !handed.split_whitespace().any(|other| other == *name)).collect();
+    if missing.is_empty() || refuses_to_hand_down(parent) {
+        return;
+    }
     for name in missing {
         let _ = write_file(&parent.join("cgroup.subtree_control"), &format!("+{name}"));
     }
+}
+
+/// A directory that has processes cannot be a parent with controllers, but for the root of all (the only one without a
+/// type). The kernel would let it hand down `cpu` and `pids` and take that as the wish for a threaded tree, in which no
+/// container can be.
+fn refuses_to_hand_down(parent: &Path) -> bool {
+    let is_root = !parent.join("cgroup.type").exists();
+    !is_root && fs::read_to_string(parent.join("cgroup.procs")).is_ok_and(|text| !text.is_empty())
 }
 
 fn processes_below(path: &Path) -> Vec<i32> {
@@ -492,5 +581,44 @@ mod tests {
         ] {
             assert_eq!(place(path, "web"), want, "{path:?}");
         }
+    }
+
+    #[test]
+    fn a_process_below_its_container() {
+        for (membership, want) in [
+            ("0::/gantry/web/init.scope\n", Some("init.scope")),
+            ("4:pids:/gantry/web/other\n0::/gantry/web/a/b\n", Some("a/b")),
+            ("0::/gantry/web\n", None),
+            ("0::/gantry/website/a\n", None),
+            ("0::/elsewhere\n", None),
+            ("0::/gantry/web/../other\n", None),
+            ("4:pids:/gantry/web/a\n", None),
+            ("", None),
+        ] {
+            assert_eq!(below(membership, "gantry/web"), want, "{membership:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_refusal_means() {
+        for (error, word) in [(Errno::NOSPC, "cpuset"), (Errno::BUSY, "below"), (Errno::OPNOTSUPP, "threaded")] {
+            let hint = refused(error).hint.expect("a remedy");
+            assert!(hint.contains(word), "{error}: {hint}");
+        }
+        assert_eq!(refused(Errno::PERM).hint, None);
+    }
+
+    #[test]
+    fn the_directory_that_stops_a_controller() {
+        let mount = Path::new("/cg");
+        for (lacking, want) in
+            [("", None), ("/cg", Some("/cg")), ("/cg/a", Some("/cg/a")), ("/cg/a/b", None), ("/cg/x", None)]
+        {
+            let found = first_without(mount, "a/b", |directory| directory != Path::new(lacking));
+            assert_eq!(found, want.map(PathBuf::from), "{lacking}");
+        }
+        let remedy = |has_processes| not_handed_down("memory", Path::new("/cg/a"), has_processes);
+        assert_eq!(remedy(false), "echo +memory > /cg/a/cgroup.subtree_control");
+        assert!(remedy(true).contains("`/cg/a` has processes of its own"), "{}", remedy(true));
     }
 }

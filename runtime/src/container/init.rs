@@ -10,7 +10,7 @@ use super::namespaces::{Kind, Namespaces, become_root};
 use super::nodes;
 use super::process::{self as program, Program, Ready};
 use super::procfs::{Procfs, parameter_path};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::config::Config;
 use crate::error::{Because, Failure, Outcome};
 use crate::state::Status;
@@ -142,9 +142,7 @@ impl Init<'_> {
 
     fn join_cgroup(&mut self) -> Outcome<()> {
         for door in self.doors.drain(..) {
-            rustix::io::write(&door, b"0")
-                .because(|| "cannot join".to_owned())
-                .map_err(|failure| failure.hint("for cpuset, the parents need CPUs and memory nodes"))?;
+            rustix::io::write(&door, b"0").map_err(cgroup::refused)?;
         }
         Ok(())
     }

@@ -82,10 +82,13 @@ struct ExitRecord {
 /// # Errors
 /// Never known to fail in a new process.
 pub fn detach() -> Outcome<()> {
-    process::set_session().because(|| "cannot make a session for the supervisor".to_owned())?;
-    // Without the privilege to sink lower, it is as likely to be killed for memory as others of its size.
+    process::set_session().because(|| "cannot make a session for the supervisor".to_owned())
+}
+
+/// Be the last to be killed when memory runs out. Only once the container's process is there: it would inherit this.
+fn sink() {
+    // Without the privilege to sink lower, it is as likely to be killed as others of its size.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-999");
-    Ok(())
 }
 
 /// Stay until the container has ended, then write how.
@@ -101,6 +104,7 @@ pub fn supervise(
     settings: &Settings,
     signals: Signals,
 ) -> Outcome<()> {
+    sink();
     let Launched { record, cgroup, pidfd, channel, .. } = launched;
     let (id, pid) = (record.id.clone(), record.init.map_or(0, |init| init.pid));
     drop(record);

@@ -13,8 +13,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long anything may take on a loaded machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// How long anything may take on a loaded machine; `GANTRY_TEST_PATIENCE` (seconds) gives an emulated one more.
+pub(crate) fn patience() -> Duration {
+    let given = std::env::var("GANTRY_TEST_PATIENCE").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(given.unwrap_or(30))
+}
 
 /// A bundle, a state root, and the containers made from them.
 pub(crate) struct Bed {
@@ -262,7 +265,7 @@ pub(crate) fn finish(command: &mut Command) -> Ran {
 /// Exit code of a child, or 128 + signal; kills it when it takes too long.
 pub(crate) fn wait(mut child: Child) -> i32 {
     use std::os::unix::process::ExitStatusExt;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     loop {
         if let Some(status) = child.try_wait().expect("waiting") {
             return status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
@@ -290,7 +293,7 @@ fn hangs(pid: u32) -> String {
 
 /// Wait until something holds.
 pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     while !holds() {
         assert!(Instant::now() < deadline, "did not come true: {what}");
         std::thread::sleep(Duration::from_millis(2));
@@ -330,7 +333,7 @@ pub(crate) fn assert_untouched(path: &Path, content: &str) {
 
 /// Try something until it returns true or patience ends; says whether it did.
 pub(crate) fn until_or(mut holds: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     while Instant::now() < deadline {
         if holds() {
             return true;
