@@ -153,6 +153,14 @@ pub(crate) fn socket(global: &Global) -> Result<PathBuf, CliError> {
     }
 }
 
+/// Of a name that is no container of this host, when there is no scheduler to ask either.
+pub(crate) fn nowhere(error: CliError, name: &str) -> CliError {
+    match error.message.starts_with("cannot reach the scheduler") {
+        true => CliError { message: format!("`{name}` is no container of this host, and {}", error.message), ..error },
+        false => error,
+    }
+}
+
 /// Sockets of running labs' first nodes, in order of name.
 fn lab_sockets(labs: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(labs) else {

@@ -353,6 +353,9 @@ fn limits_are_set() {
     alone(|bed| {
         let script = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null";
         assert_eq!(text(&bed.sh("-m 64m", script).stdout), "67108864\n");
+        let eater = bed.sh("-m 16m", "exec tail /dev/zero");
+        let words = text(&eater.stderr);
+        assert!(eater.status.code() == Some(137) && words.contains("more memory than its limit"), "{words}");
         let script = "cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max 2>/dev/null";
         assert_eq!(text(&bed.sh("--pids-limit 33", script).stdout), "33\n");
         bed.nothing_left();
