@@ -67,7 +67,7 @@ fn refused(problems: &manifest::Problems, stdin: Option<&Path>) -> CliError {
     }
     let unread = problems.iter().any(|problem| problem.line == 0);
     let hint = match unread {
-        true => "-f FILE names the manifest, --env-file FILE its variables; both must be readable text files",
+        true => "name the manifest with -f FILE, its variables with --env-file FILE; both must be readable text files",
         false => "docs/manifest.md tells which Compose keys there are and how they differ",
     };
     let error = match problems.iter().count() {

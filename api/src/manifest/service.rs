@@ -144,7 +144,8 @@ pub(super) fn read(at: &Cursor<'_>, declared: &Declarations, context: &Context<'
 fn image(value: &Cursor<'_>) -> String {
     let name = value.word().unwrap_or_default();
     let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/' | ':' | '@' | '[' | ']');
-    let fine = name.chars().all(known) && !name.starts_with(['.', '-', '/', ':', '@']) && !name.ends_with(['/', ':', '@']);
+    let fine =
+        name.chars().all(known) && !name.starts_with(['.', '-', '/', ':', '@']) && !name.ends_with(['/', ':', '@']);
     if !fine && !name.is_empty() {
         value.problem_hint(
             format!("`{name}` is not an image reference"),

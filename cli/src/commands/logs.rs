@@ -82,7 +82,10 @@ pub(crate) fn run(args: Logs, global: &Global) -> Outcome {
     }
     let client = Client::new(global)?;
     block_on(async {
-        let (scope, known) = resolve(&client, &args).await.map_err(|error| nowhere(error, &args.names.join(" ")))?;
+        let (scope, known) = resolve(&client, &args).await.map_err(|error| match args.names.as_slice() {
+            [name] if args.project_name.is_none() => nowhere(error, name),
+            _ => error,
+        })?;
         show(&client, &args, &scope, &known).await
     })
 }
