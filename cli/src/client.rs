@@ -80,10 +80,14 @@ impl ClientError {
             Self::Unreachable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some("the socket is for root: try again with sudo".to_owned())
             }
-            Self::Unreachable { socket, .. } if socket.ends_with("n1/gantry.sock") => Some(
-                "its node n1 is off or its daemon is starting: `gantry lab status` tells, `gantry lab up` starts it"
-                    .to_owned(),
-            ),
+            Self::Unreachable { socket, .. } if socket.ends_with("n1/gantry.sock") => {
+                let lab = socket.ancestors().nth(2).and_then(Path::file_name).map(|name| name.to_string_lossy());
+                let name = lab.map_or_else(String::new, |lab| format!(" --name {lab}"));
+                Some(format!(
+                    "the lab's node n1 is off or its daemon is starting: `gantry lab status{name}` tells, \
+                     `gantry lab start{name} n1` starts it"
+                ))
+            }
             Self::Unreachable { .. } => Some(
                 "start one with `gantry server` (this host as a cluster) or `gantry lab up` (a cluster on this machine)"
                     .to_owned(),

@@ -375,6 +375,10 @@ fn volumes_hold_what_is_written() {
         // A named volume begins with the image's files and outlives its containers.
         assert_eq!(text(&bed.sh("-v keep:/data", "cat /data/seed; echo more >/data/own").stdout), "seed\n");
         assert_eq!(text(&bed.sh("-v keep:/data", "cat /data/own").stdout), "more\n");
+        // What cannot be mounted is told with a remedy.
+        let done = bed.sh("-v ./here/in:/bin", "true");
+        let words = text(&done.stderr);
+        assert!(done.status.code() == Some(125) && words.contains("a file on a file"), "{words}");
         // An anonymous one goes with its container.
         assert_eq!(text(&bed.sh("-v /data", "cat /data/seed").stdout), "seed\n");
         bed.nothing_left();
