@@ -39,6 +39,8 @@ const RESCAN: Duration = Duration::from_secs(2);
 const AUDIT: Duration = Duration::from_secs(5);
 /// A child of a killed agent holds its lock until it has become another program.
 const LOCK_MAX: Duration = Duration::from_secs(2);
+/// Between two looks at whether an image that replicas wait for has been loaded here meanwhile.
+const ARRIVALS: Duration = Duration::from_secs(1);
 /// Between two looks at usage.
 const MEASURE: Duration = Duration::from_secs(1);
 
@@ -162,6 +164,8 @@ enum Event {
     Ended(Action, Result<Done, String>),
     /// Replicas whose process should run and is not there, by the start of that process.
     Missing(Vec<(ReplicaId, u64)>),
+    /// Images that were missing and are here now.
+    Arrived(Vec<String>),
     Measured(Measured),
     VolumeRemoved(String, Result<(), String>),
 }
@@ -298,6 +302,7 @@ impl Daemon {
             interval
         };
         let (mut rescan, mut audit, mut measure) = (every(RESCAN), every(AUDIT), every(MEASURE));
+        let mut arrivals = every(ARRIVALS);
         loop {
             let wake = plan::wake_ms(&self.node.desired, &self.node.observed, self.clock.now_ms());
             let wake = wake.map(|at_ms| self.clock.instant(at_ms));
@@ -327,6 +332,7 @@ impl Daemon {
                 _ = rescan.tick() => self.exits(),
                 _ = audit.tick() => self.audit(),
                 _ = measure.tick() => self.measure(),
+                _ = arrivals.tick() => self.arrivals(),
                 () = pause => {}
             }
             self.step().await;
@@ -433,6 +439,10 @@ impl Daemon {
                         self.bury(&before, &after, None);
                     }
                 }
+            }
+            Event::Arrived(images) => {
+                info!("{} arrived", images.join(", "));
+                self.node.arrived(&images);
             }
             Event::Measured(measured) => self.measured(measured),
             Event::VolumeRemoved(name, result) => match result {
@@ -576,6 +586,21 @@ impl Daemon {
                 tokio::time::sleep(RESCAN).await;
                 let missing = missing.into_iter().filter(|(id, _)| !paths.exit_file(id).exists()).collect();
                 let _ = told.send(Event::Missing(missing)); // the daemon may have ended
+            }
+        });
+    }
+
+    /// Looks for images whose pull failed: `gantry load` may have brought them, and the next try may be far off.
+    fn arrivals(&self) {
+        let wanted = self.node.images_wanted();
+        if wanted.is_empty() {
+            return;
+        }
+        let (actor, told) = (Arc::clone(&self.actor), self.told.clone());
+        tokio::spawn(async move {
+            let arrived = actor.arrived(&wanted).await;
+            if !arrived.is_empty() {
+                let _ = told.send(Event::Arrived(arrived)); // the daemon may have ended
             }
         });
     }

@@ -21,7 +21,7 @@ pub struct JoinConfig {
     pub data_dir: PathBuf,
     /// The scheduler's API.
     pub server: SocketAddr,
-    /// From `gantry token`.
+    /// From `gantry token create`.
     pub token: JoinToken,
     /// The name the node wants.
     pub name: NodeName,
@@ -105,7 +105,7 @@ impl JoinError {
     /// What the operator can do next.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Token { .. } => Some("make a new one on the first host: gantry token".to_owned()),
+            Self::Token { .. } => Some("make a new one on the first host: gantry token create".to_owned()),
             Self::Fingerprint { .. } => Some(
                 "check the address; if it is right, the token is of another cluster or the connection is intercepted"
                     .to_owned(),

@@ -18,7 +18,7 @@ use gantry_api::ids::{NodeId, ReplicaId, Revision};
 use gantry_api::spec::HealthCheck;
 use gantry_api::wire::{AssignedReplica, Assignment, Exit};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -538,6 +538,23 @@ impl Node {
         self.desired = assignment.replicas.iter().map(|r| (r.id.clone(), Arc::new(r.clone()))).collect();
         self.remove_volumes.clone_from(&assignment.remove_volumes);
         Ok(())
+    }
+
+    /// Images of the replicas that are not prepared.
+    pub fn images_wanted(&self) -> HashSet<String> {
+        let unprepared = |id: &ReplicaId| self.observed.get(id).is_some_and(|seen| !seen.facts.prepared);
+        let wanted = self.desired.iter().filter(|(id, _)| unprepared(id));
+        wanted.map(|(_, replica)| replica.template.image.clone()).collect()
+    }
+
+    /// Images have come that could not be had before: who waits for them need not wait for the next try.
+    pub fn arrived(&mut self, images: &[String]) {
+        for (id, seen) in &mut self.observed {
+            let waits = !seen.facts.prepared && seen.facts.busy.is_none();
+            if waits && self.desired.get(id).is_some_and(|want| images.contains(&want.template.image)) {
+                seen.facts.trouble = None;
+            }
+        }
     }
 
     /// An action was begun; its replica has an entry from now on.

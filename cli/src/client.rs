@@ -80,6 +80,14 @@ impl ClientError {
             Self::Unreachable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some("the socket is for root: try again with sudo".to_owned())
             }
+            Self::Unreachable { socket, .. } if socket.ends_with("n1/gantry.sock") => {
+                let lab = socket.ancestors().nth(2).and_then(Path::file_name).map(|name| name.to_string_lossy());
+                let name = lab.map_or_else(String::new, |lab| format!(" --name {lab}"));
+                Some(format!(
+                    "the lab's node n1 is off or its daemon is starting: `gantry lab status{name}` tells, \
+                     `gantry lab start{name} n1` starts it"
+                ))
+            }
             Self::Unreachable { .. } => Some(
                 "start one with `gantry server` (this host as a cluster) or `gantry lab up` (a cluster on this machine)"
                     .to_owned(),
@@ -141,8 +149,12 @@ pub(crate) fn socket(global: &Global) -> Result<PathBuf, CliError> {
     if own.exists() {
         return Ok(own);
     }
-    let labs = lab_sockets(&global.run_dir.join("labs"));
+    let all = lab_sockets(&global.run_dir.join("labs"));
+    let answers = |socket: &&PathBuf| std::os::unix::net::UnixStream::connect(socket).is_ok();
+    let labs: Vec<PathBuf> = all.iter().filter(answers).cloned().collect();
     match labs.as_slice() {
+        // The only lab is meant also while its first node is off: the error will name it.
+        [] if all.len() == 1 => Ok(all[0].clone()),
         [] => Ok(own),
         [only] => Ok(only.clone()),
         [first, ..] => {
@@ -153,15 +165,23 @@ pub(crate) fn socket(global: &Global) -> Result<PathBuf, CliError> {
     }
 }
 
-/// Sockets of running labs' first nodes, in order of name.
+/// Of a name that is no container of this host, when there is no scheduler to ask either.
+pub(crate) fn nowhere(error: CliError, name: &str) -> CliError {
+    match error.message.starts_with("cannot reach the scheduler") {
+        true => CliError { message: format!("`{name}` is no container of this host, and {}", error.message), ..error },
+        false => error,
+    }
+}
+
+/// Sockets of labs' first nodes, in order of name; nobody may listen.
 fn lab_sockets(labs: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(labs) else {
         return Vec::new();
     };
     let mut found: Vec<PathBuf> = entries
         .flatten()
+        .filter(|entry| entry.path().is_dir()) // locks lie beside them
         .map(|entry| entry.path().join("n1/gantry.sock"))
-        .filter(|socket| std::os::unix::net::UnixStream::connect(socket).is_ok())
         .collect();
     found.sort();
     found
@@ -499,8 +519,13 @@ mod tests {
             let path = node.join("gantry.sock");
             (std::os::unix::net::UnixListener::bind(&path).unwrap(), path)
         };
-        let (_one, first) = lab("one");
+        let (one, first) = lab("one");
         assert_eq!(socket(&global(run, None)).unwrap(), first);
+        drop(one);
+        std::fs::write(run.join("labs/one.lock"), "").unwrap();
+        assert_eq!(socket(&global(run, None)).unwrap(), first, "the only lab, its first node off");
+        std::fs::remove_file(&first).unwrap();
+        let (_one, first) = lab("one");
         let (two, second) = lab("two");
         let error = socket(&global(run, None)).unwrap_err();
         assert!(error.message.contains("one") && error.message.contains("two"), "{}", error.message);

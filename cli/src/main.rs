@@ -43,7 +43,16 @@ fn main() -> ExitCode {
     if let Some(command) = init::called(std::env::args_os()) {
         return ExitCode::from(init::run(&command));
     }
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.kind() == clap::error::ErrorKind::MissingSubcommand => {
+            // Variables such as GANTRY_RUN_DIR count as arguments, so clap would list names instead of helping.
+            let help = std::env::args_os().chain(["--help".into()]);
+            eprint!("{}", Cli::try_parse_from(help).err().unwrap_or(error));
+            return ExitCode::from(error::USAGE);
+        }
+        Err(error) => error.exit(),
+    };
     match cli.command.run(&cli.global) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

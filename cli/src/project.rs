@@ -50,7 +50,8 @@ impl Project {
             env_file: self.env_file.as_ref().map(|file| here.join(file)),
         };
         let stdin = self.file.iter().find(|file| file.as_path() == Path::new("-")).map(|file| here.join(file));
-        let loaded = manifest::load(&request, &Disk { stdin }).map_err(|problems| refused(&problems))?;
+        let loaded = manifest::load(&request, &Disk { stdin: stdin.clone() })
+            .map_err(|problems| refused(&problems, stdin.as_deref()))?;
         for warning in &loaded.warnings {
             out::note(format_args!("gantry: warning: {warning}"));
         }
@@ -59,15 +60,19 @@ impl Project {
 }
 
 /// All that is wrong, each on a line with its place.
-fn refused(problems: &manifest::Problems) -> CliError {
+fn refused(problems: &manifest::Problems, stdin: Option<&Path>) -> CliError {
+    let mut text = problems.to_string();
+    if let Some(stdin) = stdin {
+        text = text.replace(&stdin.display().to_string(), "standard input");
+    }
     let unread = problems.iter().any(|problem| problem.line == 0);
     let hint = match unread {
-        true => "name the manifest with -f FILE",
+        true => "name the manifest with -f FILE, its variables with --env-file FILE; both must be readable text files",
         false => "docs/manifest.md tells which Compose keys there are and how they differ",
     };
     let error = match problems.iter().count() {
-        1 => CliError::new(problems),
-        many => CliError::new(format!("the manifest has {many} problems:\n{problems}")),
+        1 => CliError::new(text),
+        many => CliError::new(format!("the manifest has {many} problems:\n{text}")),
     };
     error.hint(hint)
 }

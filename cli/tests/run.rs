@@ -353,6 +353,9 @@ fn limits_are_set() {
     alone(|bed| {
         let script = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null";
         assert_eq!(text(&bed.sh("-m 64m", script).stdout), "67108864\n");
+        let eater = bed.sh("-m 16m", "exec tail /dev/zero");
+        let words = text(&eater.stderr);
+        assert!(eater.status.code() == Some(137) && words.contains("more memory than its limit"), "{words}");
         let script = "cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max 2>/dev/null";
         assert_eq!(text(&bed.sh("--pids-limit 33", script).stdout), "33\n");
         bed.nothing_left();
@@ -372,6 +375,10 @@ fn volumes_hold_what_is_written() {
         // A named volume begins with the image's files and outlives its containers.
         assert_eq!(text(&bed.sh("-v keep:/data", "cat /data/seed; echo more >/data/own").stdout), "seed\n");
         assert_eq!(text(&bed.sh("-v keep:/data", "cat /data/own").stdout), "more\n");
+        // What cannot be mounted is told with a remedy.
+        let done = bed.sh("-v ./here/in:/bin", "true");
+        let words = text(&done.stderr);
+        assert!(done.status.code() == Some(125) && words.contains("a file on a file"), "{words}");
         // An anonymous one goes with its container.
         assert_eq!(text(&bed.sh("-v /data", "cat /data/seed").stdout), "seed\n");
         bed.nothing_left();

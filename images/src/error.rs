@@ -280,8 +280,10 @@ impl ImageError {
                 "the data directory must be on a file system that overlayfs can write to (ext4, xfs, btrfs, tmpfs), not on an overlay".into()
             }
             Self::UnknownUser { .. } => "use a number, or a name that the image knows".into(),
+            Self::BadArchive { .. } => {
+                "give a whole archive as `docker save` or `skopeo copy … oci-archive:FILE` writes it, or a directory with an OCI layout".into()
+            }
             Self::Io { .. }
-            | Self::BadArchive { .. }
             | Self::BadImage { .. }
             | Self::Registry { .. }
             | Self::BadCredentials { .. }

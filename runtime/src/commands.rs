@@ -116,7 +116,7 @@ fn run_here(global: &Global, options: &launch::Options, detach: bool, keep: bool
     let bundle = load(global, &options.bundle)?;
     let manner = Manner { later: false, keep_terminal: !detach, stdio: None, supervised: false };
     let launched = launch::launch(options, &bundle, manner, &signals)?;
-    let Launched { dir, record, pidfd, terminal, channel, .. } = launched;
+    let Launched { dir, record, pidfd, terminal, channel, cgroup, .. } = launched;
     let started = let_go(&channel, &signals).and_then(|()| poststart(&dir, &record, &bundle.config.hooks.poststart));
     if let Err(failure) = started {
         let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
@@ -128,6 +128,10 @@ fn run_here(global: &Global, options: &launch::Options, detach: bool, keep: bool
         return Ok(0);
     }
     let exit = foreground::attend(pidfd.as_fd(), &signals, terminal)?;
+    // Not when a child alone was killed and the program dealt with it.
+    if exit == clone::Exit::Signal(libc::SIGKILL) && cgroup.account().oom_killed {
+        report::warning(global, "the container was killed because it used more memory than its limit");
+    }
     if !keep {
         clean_up(global, &dir, &record);
     }

@@ -70,7 +70,7 @@ impl From<DeployError> for Refused {
             DeployError::Port { .. } | DeployError::Volume { .. } | DeployError::Addresses => {
                 (StatusCode::CONFLICT, "conflict")
             }
-            DeployError::CannotFit { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "cannot_fit"),
+            DeployError::CannotFit(_) => (StatusCode::UNPROCESSABLE_ENTITY, "cannot_fit"),
             DeployError::NoApp(_) | DeployError::NoService { .. } => (StatusCode::NOT_FOUND, "not_found"),
         };
         let hint = error.hint();

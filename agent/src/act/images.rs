@@ -6,7 +6,7 @@ use futures_util::future::{BoxFuture, Shared};
 use gantry_api::spec::PullPolicy;
 use gantry_api::units::Bytes;
 use gantry_images::{Digest, Event, Image, ImageError, Progress, PullOptions, Reference, Store, default_auth_file};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::spawn_blocking;
 
@@ -51,11 +51,13 @@ pub(crate) struct Images {
     store: Store,
     insecure_registries: Vec<String>,
     flights: Mutex<HashMap<String, Flight>>,
+    /// Names that were neither here nor could be pulled, as long as replicas wait for them.
+    missing: Mutex<HashSet<String>>,
 }
 
 impl Images {
     pub(crate) fn new(store: Store, insecure_registries: Vec<String>) -> Self {
-        Self { store, insecure_registries, flights: Mutex::new(HashMap::new()) }
+        Self { store, insecure_registries, flights: Mutex::default(), missing: Mutex::default() }
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -64,6 +66,39 @@ impl Images {
 
     /// The image for a replica. `pinned` is the one it was made from before: it is not asked for again.
     pub(crate) async fn ensure(
+        self: &Arc<Self>,
+        name: &str,
+        policy: PullPolicy,
+        pinned: Option<&str>,
+    ) -> Result<Arc<Image>, String> {
+        let found = self.find(name, policy, pinned).await;
+        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        match &found {
+            Err(_) if policy != PullPolicy::Always => drop(missing.insert(name.to_owned())),
+            _ => drop(missing.remove(name)),
+        }
+        drop(missing);
+        found
+    }
+
+    /// Images that were missing and have been loaded since. Others than `wanted` are not missed any more.
+    pub(crate) async fn arrived(&self, wanted: &HashSet<String>) -> Vec<String> {
+        let missing: Vec<String> = {
+            let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+            missing.retain(|name| wanted.contains(name));
+            missing.iter().cloned().collect()
+        };
+        let mut arrived = Vec::new();
+        for name in missing {
+            // A store that cannot be read is told of by the next try.
+            if matches!(self.present(&name).await, Ok(Some(_))) {
+                arrived.push(name);
+            }
+        }
+        arrived
+    }
+
+    async fn find(
         self: &Arc<Self>,
         name: &str,
         policy: PullPolicy,
@@ -170,6 +205,42 @@ mod tests {
         let images = Arc::new(Images::new(Store::open(dir.path()).unwrap(), Vec::new()));
         let error = images.ensure("web:1", PullPolicy::Never, None).await.unwrap_err();
         assert!(error.starts_with("image web:1 is not on this node"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_image_that_was_missing_arrives_once_it_is_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        let images = Arc::new(Images::new(Store::open(dir.path().join("store")).unwrap(), Vec::new()));
+        let wanted = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<HashSet<_>>();
+        assert!(images.ensure("web:1", PullPolicy::Never, None).await.is_err());
+        assert!(images.arrived(&wanted(&["web:1"])).await.is_empty());
+        // An image without layers is enough of one.
+        let layout = dir.path().join("layout");
+        let blob = |text: &str| {
+            let digest = Digest::of(text.as_bytes());
+            let path = layout.join("blobs/sha256").join(digest.to_string().trim_start_matches("sha256:"));
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+            (digest, text.len())
+        };
+        let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+        let (config, size) = blob(&format!(
+            r#"{{"os":"linux","architecture":"{arch}","config":{{}},"rootfs":{{"type":"layers","diff_ids":[]}}}}"#
+        ));
+        let oci = "application/vnd.oci.image";
+        let (manifest, long) = blob(&format!(
+            r#"{{"schemaVersion":2,"mediaType":"{oci}.manifest.v1+json","config":{{"mediaType":"{oci}.config.v1+json","digest":"{config}","size":{size}}},"layers":[]}}"#
+        ));
+        std::fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+        let index = format!(
+            r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"{oci}.manifest.v1+json","digest":"{manifest}","size":{long},"annotations":{{"org.opencontainers.image.ref.name":"web:1"}}}}]}}"#
+        );
+        std::fs::write(layout.join("index.json"), index).unwrap();
+        let (store, source) = (images.store().clone(), gantry_images::LoadSource::Path(layout.clone()));
+        spawn_blocking(move || store.load(source, &Meter::default()).map(drop)).await.unwrap().unwrap();
+        assert_eq!(images.arrived(&wanted(&["web:1"])).await, ["web:1"]);
+        assert!(images.arrived(&wanted(&[])).await.is_empty());
+        assert!(images.arrived(&wanted(&["web:1"])).await.is_empty(), "nobody misses it any more");
     }
 
     #[tokio::test]

@@ -17,6 +17,7 @@ use gantry_images::{Image, SnapshotOptions};
 use images::Images;
 use network::Network;
 use runtime::{Create, Runtime};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::{Semaphore, watch};
@@ -68,6 +69,11 @@ impl Actor {
     /// What a replica that is being prepared waits for, in words.
     pub(crate) fn waits_for(&self, replica: &AssignedReplica) -> Option<String> {
         self.images.pulling(&replica.template.image)
+    }
+
+    /// Of these images, those that were missing and have been loaded since.
+    pub(crate) async fn arrived(&self, wanted: &HashSet<String>) -> Vec<String> {
+        self.images.arrived(wanted).await
     }
 
     /// Carries out one step. `cancelled` turns true when a preparation need not be finished.

@@ -140,6 +140,21 @@ pub(super) fn read(at: &Cursor<'_>, declared: &Declarations, context: &Context<'
     reader.finish(at)
 }
 
+/// An image's name as far as its letters tell; what it really names, the node knows.
+fn image(value: &Cursor<'_>) -> String {
+    let name = value.word().unwrap_or_default();
+    let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/' | ':' | '@' | '[' | ']');
+    let fine =
+        name.chars().all(known) && !name.starts_with(['.', '-', '/', ':', '@']) && !name.ends_with(['/', ':', '@']);
+    if !fine && !name.is_empty() {
+        value.problem_hint(
+            format!("`{name}` is not an image reference"),
+            "write [HOST[:PORT]/]NAME[:TAG][@sha256:DIGEST], such as `nginx:1.27`",
+        );
+    }
+    name
+}
+
 /// What a service consists of besides its template.
 #[derive(Default)]
 struct Parts {
@@ -165,7 +180,7 @@ impl Reader<'_> {
     fn process(&mut self, key: &str, value: &Cursor<'_>) -> bool {
         let t = &mut self.template;
         match key {
-            "image" => t.image = value.word().unwrap_or_default(),
+            "image" => t.image = image(value),
             "command" => t.command = parts::command(value),
             "entrypoint" => t.entrypoint = parts::command(value),
             "environment" => t.environment.extend(parts::environment(value, self.context.vars)),

@@ -1,6 +1,6 @@
 //! `gantry exec`.
 
-use crate::client::{Client, block_on};
+use crate::client::{Client, block_on, nowhere};
 use crate::error::{CliError, NOT_RUN, Outcome, REFUSED};
 use crate::global::Global;
 use crate::local;
@@ -56,8 +56,11 @@ pub(crate) fn run(args: Exec, global: &Global) -> Outcome {
         };
         return local::exec(global, &args.target, &options, &args.command);
     }
+    let target = args.target.clone();
     let outcome = Client::new(global).and_then(|client| block_on(execute(args, &client)));
-    outcome.map_err(|error| if error.code == REFUSED { error.code(NOT_RUN) } else { error })
+    outcome
+        .map_err(|error| nowhere(error, &target))
+        .map_err(|error| if error.code == REFUSED { error.code(NOT_RUN) } else { error })
 }
 
 async fn execute(args: Exec, client: &Client) -> Outcome {

@@ -1,6 +1,6 @@
 //! `gantry logs`.
 
-use crate::client::{Client, LogsQuery, block_on};
+use crate::client::{Client, LogsQuery, block_on, nowhere};
 use crate::error::{CliError, Outcome};
 use crate::global::Global;
 use crate::local;
@@ -82,7 +82,10 @@ pub(crate) fn run(args: Logs, global: &Global) -> Outcome {
     }
     let client = Client::new(global)?;
     block_on(async {
-        let (scope, known) = resolve(&client, &args).await?;
+        let (scope, known) = resolve(&client, &args).await.map_err(|error| match args.names.as_slice() {
+            [name] if args.project_name.is_none() => nowhere(error, name),
+            _ => error,
+        })?;
         show(&client, &args, &scope, &known).await
     })
 }

@@ -47,6 +47,11 @@ pub(crate) fn run(args: Up, global: &Global) -> Outcome {
         let code = wait::until_settled(&client, &app.name, changes.revision, None, args.limit).await?;
         if code == 0 {
             out::note(format_args!("{} is up{}", app.name, published(&app)));
+            let ports = app.services.values().flat_map(|service| &service.ports);
+            let ports: Vec<_> = ports.map(|port| (port.published, port.protocol)).collect();
+            for problem in crate::lab::port_problems(client.socket(), &ports).await {
+                out::note(format_args!("gantry: warning: {problem}; it is opened on 127.0.0.1 as soon as it is free"));
+            }
         }
         Ok(code)
     })

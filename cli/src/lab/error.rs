@@ -56,7 +56,7 @@ pub enum LabError {
     #[error("the scheduler of lab `{lab}` answered: {message}")]
     Api { lab: String, message: String },
     /// Not everything loaded.
-    #[error("image not loaded on {0}")]
+    #[error("{0}")]
     Load(String),
     /// `exec` could not run the program.
     #[error("cannot run `{program}` on node `{node}`")]

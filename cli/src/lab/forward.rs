@@ -31,6 +31,10 @@ use tokio::task::{JoinHandle, LocalSet};
 const POLL: Duration = Duration::from_millis(200);
 /// Nodes are on the same machine: one that has not answered by then is dead or cut off.
 const DIAL_WITHIN: Duration = Duration::from_millis(500);
+/// The forwarder's report in the lab's run directory.
+pub const REPORT: &str = "forward.json";
+/// The forwarder has looked at a new port by then; a lab's forwarder that is dead is not waited for longer.
+const LOOKED_WITHIN: Duration = Duration::from_secs(1);
 /// Connections at once; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 4096;
 /// Clients of one UDP port at once; the longest silent is forgotten.
@@ -60,6 +64,30 @@ pub struct Report {
     pub open: Vec<String>,
     /// Ports that are not, and why.
     pub problems: Vec<String>,
+}
+
+/// What keeps ports of a lab from being open on 127.0.0.1, by the socket of its scheduler. Empty also when that is no
+/// lab's. The forwarder looks five times a second, so it is asked until it has looked at all of `ports`.
+pub async fn problems(socket: &Path, ports: &[(u16, Protocol)]) -> Vec<String> {
+    let Some(report) = socket.parent().and_then(Path::parent).map(|run| run.join(REPORT)) else {
+        return Vec::new();
+    };
+    let deadline = tokio::time::Instant::now() + LOOKED_WITHIN;
+    loop {
+        let Some(report) = std::fs::read(&report).ok().and_then(|text| serde_json::from_slice::<Report>(&text).ok())
+        else {
+            return Vec::new();
+        };
+        let problem = |key: &Key| {
+            let head = format!("port {} ", text(*key));
+            report.problems.iter().find(|problem| problem.starts_with(&head)).cloned()
+        };
+        let seen = |key: &Key| report.open.contains(&text(*key)) || problem(key).is_some();
+        if ports.iter().all(seen) || tokio::time::Instant::now() > deadline {
+            return ports.iter().filter_map(problem).collect();
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 type Key = (u16, Protocol);
@@ -384,6 +412,20 @@ async fn answer_datagrams(inside: Rc<UdpSocket>, outside: Rc<UdpSocket>, client:
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn problems_of_the_ports_asked_for_are_told() {
+        let run = tempfile::tempdir().unwrap();
+        let socket = run.path().join("n1/gantry.sock");
+        let ports = [(80, Protocol::Tcp), (53, Protocol::Udp)];
+        assert!(problems(&socket, &ports).await.is_empty(), "no lab");
+        let report = Report {
+            open: vec!["53/udp".to_owned()],
+            problems: vec!["port 80/tcp of this host: taken".to_owned(), "port 8/tcp of this host: taken".to_owned()],
+        };
+        std::fs::write(run.path().join(REPORT), serde_json::to_vec(&report).unwrap()).unwrap();
+        assert_eq!(problems(&socket, &ports).await, ["port 80/tcp of this host: taken"]);
+    }
 
     #[test]
     fn all_nodes_are_tried_while_none_is_known_to_be_alive() {

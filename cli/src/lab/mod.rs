@@ -23,6 +23,8 @@ mod switch;
 pub mod sys;
 mod tree;
 
+pub use forward::problems as port_problems;
+
 use crate::error::Outcome;
 use crate::global::Global;
 use std::path::PathBuf;
@@ -61,11 +63,11 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         command: Vec<String>,
     },
-    /// Load an image archive on every running node.
+    /// Load image archives on every running node.
     Load {
         /// Archive (`docker save`, OCI), directory with an OCI layout, or `-` for standard input.
-        #[arg(value_name = "FILE")]
-        file: PathBuf,
+        #[arg(value_name = "FILE", required = true)]
+        files: Vec<PathBuf>,
     },
     /// Take the power from a node: one SIGKILL, everything on it is gone but its disk.
     Kill {
@@ -129,7 +131,7 @@ impl Lab {
             Command::Up(up) => lab.up(up.nodes, up.timeout, up.daemon.as_deref()).map(|()| 0),
             Command::Status { json } => lab.status(*json).map(|()| 0),
             Command::Exec { node, command } => lab.exec(node, command),
-            Command::Load { file } => lab.load(file).map(|()| 0),
+            Command::Load { files } => lab.load(files).map(|()| 0),
             Command::Kill { node } => lab.kill(node).map(|()| 0),
             Command::Start { node } => lab.start(node).map(|()| 0),
             Command::Cut { node, other } => lab.cut(node, other.as_deref()).map(|()| 0),

@@ -7,6 +7,7 @@ use super::helper::{self, tail};
 use super::state::{self, Lock, Node, Paths, Process, State, ensure_dir, name, remove_dir};
 use super::{NODES_MAX, forward, node, switch, sys};
 use crate::global::Global;
+use crate::render::count;
 use gantry_api::http::{Node as ApiNode, NodeState, Token, TokenRequest};
 use gantry_api::wire::API_PORT;
 use std::fs::{self, File};
@@ -272,7 +273,8 @@ impl Ops {
                 |wanted: &str| nodes.iter().any(|n| n.name.to_string() == wanted && n.state == NodeState::Ready);
             let missing: Vec<&String> = wanted.iter().filter(|wanted| !ready(wanted)).collect();
             let Some(first) = missing.first() else {
-                self.say(&format!("{} nodes are ready", wanted.len()));
+                let verb = if wanted.len() == 1 { "is" } else { "are" };
+                self.say(&format!("{} {verb} ready", count(wanted.len() as u64, "node")));
                 return Ok(());
             };
             if Instant::now() > deadline {
@@ -287,12 +289,13 @@ impl Ops {
         let option = if self.paths.name == "lab" { String::new() } else { format!(" --name {}", self.paths.name) };
         let address = format!("unix://{}", self.paths.socket().display());
         let command = |words: &str| format!("gantry lab{option} {words}");
-        eprintln!("\nLab `{}` runs with {} nodes.", self.paths.name, state.nodes.len());
+        let last = state.nodes.keys().last().map_or_else(|| name(1), |number| name(*number));
+        eprintln!("\nLab `{}` runs with {}.", self.paths.name, count(state.nodes.len() as u64, "node"));
         for (command, what) in [
             ("gantry node ls".to_owned(), "the nodes"),
             ("gantry up".to_owned(), "deploy compose.yaml of this directory"),
-            (command("load FILE"), "give an image archive to every node"),
-            (command("kill n2"), "take the power from a node"),
+            (command("load FILE..."), "give image archives to every node"),
+            (command(&format!("kill {last}")), "take the power from a node"),
             (command("down"), "remove all of it"),
         ] {
             eprintln!("  {command:<32} {what}");
@@ -466,9 +469,25 @@ impl Ops {
         Ok(status.code().or(signal).unwrap_or(1) as u8)
     }
 
-    /// Loads an image archive on every running node at once.
-    pub fn load(&self, file: &Path) -> Result<(), LabError> {
+    /// Loads image archives, one after the other, on every running node at once. One that fails does not keep back the
+    /// others.
+    pub fn load(&self, files: &[PathBuf]) -> Result<(), LabError> {
         let state = State::need(&self.paths)?;
+        let mut failed = Vec::new();
+        for file in files {
+            match self.load_one(&state, file) {
+                Ok(nodes) if nodes.is_empty() => {}
+                Ok(nodes) => failed.push(format!("{} not loaded on {nodes}", file.display())),
+                // Said together with what else fails, or alone as it is.
+                Err(error) if files.len() > 1 => failed.push(crate::error::CliError::chain(&error).message),
+                Err(error) => return Err(error),
+            }
+        }
+        if failed.is_empty() { Ok(()) } else { Err(LabError::Load(failed.join("; "))) }
+    }
+
+    /// Names of the nodes where it failed; why was said.
+    fn load_one(&self, state: &State, file: &Path) -> Result<String, LabError> {
         let nodes: Vec<String> =
             state.nodes.iter().filter(|(_, n)| n.init.is_some_and(Process::lives)).map(|(n, _)| name(*n)).collect();
         if nodes.is_empty() {
@@ -477,19 +496,21 @@ impl Ops {
         let spooled = if file == Path::new("-") { Some(self.spool()?) } else { None };
         let begun: Result<Vec<_>, LabError> =
             nodes.iter().map(|node| self.load_on(node, file, spooled.as_ref()).map(|child| (node, child))).collect();
-        let mut failed = Vec::new();
+        let mut failed: Vec<&str> = Vec::new();
         for (node, child) in begun? {
             let done = child.wait_with_output().map_err(LabError::kernel(format!("wait for {node}")))?;
             let words =
                 String::from_utf8_lossy(if done.status.success() { &done.stdout } else { &done.stderr }).into_owned();
             for line in words.lines() {
-                eprintln!("{node}: {line}");
+                let line = line.strip_prefix("gantry: ").unwrap_or(line);
+                // What came over a pipe has no name there.
+                eprintln!("{node}: {}", line.replace("the archive: ", &format!("{}: ", file.display())));
             }
             if !done.status.success() {
                 failed.push(node.as_str());
             }
         }
-        if failed.is_empty() { Ok(()) } else { Err(LabError::Load(failed.join(", "))) }
+        Ok(failed.join(", "))
     }
 
     /// Standard input can be read once, by one: so into a file without a name first.

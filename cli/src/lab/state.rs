@@ -86,7 +86,7 @@ impl Paths {
 
     /// What the forwarder last reported.
     pub fn forward(&self) -> PathBuf {
-        self.run.join("forward.json")
+        self.run.join(super::forward::REPORT)
     }
 
     /// The join token, for root only.

@@ -97,9 +97,13 @@ impl From<Record> for LocalContainer {
 /// The containers of this host, oldest first. Needs no daemon and changes nothing.
 ///
 /// # Errors
-/// None today; the directory may become unreadable.
+/// Their directory is not for this user.
 pub fn list(global: &Global) -> Result<Vec<LocalContainer>, CliError> {
-    Ok(Shelf::new(global).records().into_iter().map(LocalContainer::from).collect())
+    let shelf = Shelf::new(global);
+    if shelf.forbidden() {
+        return Err(LocalError::NotRoot("ps --local").into());
+    }
+    Ok(shelf.records().into_iter().map(LocalContainer::from).collect())
 }
 
 /// Whether this host has any container of `gantry run`.

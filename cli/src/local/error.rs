@@ -80,6 +80,9 @@ impl LocalError {
             Self::Ambiguous(_) => Some("give more characters".into()),
             Self::NameTaken { name, .. } => Some(format!("choose another name, or `gantry rm {name}` first")),
             Self::Running(name) => Some(format!("`gantry stop {name}` first, or `gantry rm -f {name}`")),
+            Self::File { source, path, .. } if source.raw_os_error() == Some(libc::ENOSPC) => {
+                Some(format!("free space on the file system of {}, or use another --data-dir", path.display()))
+            }
             Self::NoLog(_) => Some("only `gantry run -d` keeps a log".into()),
             _ => None,
         }

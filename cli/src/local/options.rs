@@ -236,6 +236,10 @@ impl Run {
         for text in &self.publish {
             ports.extend(publish(text)?);
         }
+        if let Some(twice) = twice(&ports) {
+            let rule = "each port of this host leads to one port of the container";
+            return Err(LocalError::option("way to publish", format!("-p {} twice", twice.published), rule));
+        }
         if !ports.is_empty() && self.network != Network::Bridge {
             let rule = "a port can be published only with `--network bridge`; with `host` the program opens it itself";
             return Err(LocalError::option("way to publish", self.publish.join(" "), rule));
@@ -245,6 +249,9 @@ impl Run {
         }
         if let Some(name) = self.hostname.as_deref().filter(|name| name.is_empty() || name.len() > 63) {
             return Err(LocalError::option("host name", name, "use 1 to 63 characters"));
+        }
+        if let Some(signal) = &self.stop_signal {
+            check_signal(signal)?;
         }
         if self.detach && self.interactive && !self.tty {
             return Err(LocalError::option(
@@ -278,6 +285,24 @@ impl Run {
             tty: self.tty,
         })
     }
+}
+
+/// A port that is published more than once.
+fn twice(ports: &[Published]) -> Option<Published> {
+    let same = |a: &Published, b: &Published| a.published == b.published && a.protocol == b.protocol;
+    ports.iter().enumerate().find(|(at, port)| ports[..*at].iter().any(|other| same(other, port))).map(|(_, p)| *p)
+}
+
+/// A signal by name, with or without `SIG`, or by number.
+fn check_signal(text: &str) -> Result<(), LocalError> {
+    let name = text.to_ascii_uppercase();
+    let name = name.strip_prefix("SIG").unwrap_or(&name);
+    let real_time = ["RTMIN", "RTMAX"].iter().any(|first| name.starts_with(first));
+    let known = format!("SIG{name}").parse::<nix::sys::signal::Signal>().is_ok() || real_time;
+    if known || text.parse::<i32>().is_ok_and(|number| (1..=64).contains(&number)) {
+        return Ok(());
+    }
+    Err(LocalError::option("signal", text, "write a name such as TERM or SIGQUIT, or a number"))
 }
 
 /// The rule for a container's name.
@@ -524,6 +549,14 @@ mod tests {
             ("-d -t -i busybox", true),
             ("-d -i busybox", false),
             ("-p 80:80 --network host busybox", false),
+            ("-p 80:80 -p 80:81 busybox", false),
+            ("-p 80-82:80-82 -p 81:81 busybox", false),
+            ("-p 80:80 -p 80:80/udp busybox", true),
+            ("--stop-signal SIGQUIT busybox", true),
+            ("--stop-signal usr1 busybox", true),
+            ("--stop-signal 37 busybox", true),
+            ("--stop-signal FOO busybox", false),
+            ("--stop-signal 0 busybox", false),
             ("--name -x busybox", false),
             ("--name a/b busybox", false),
             ("-m lots busybox", false),

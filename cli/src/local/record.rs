@@ -215,6 +215,11 @@ impl Shelf {
         lock(&self.dir.join("lock"))
     }
 
+    /// Whether this user may not see what there is.
+    pub fn forbidden(&self) -> bool {
+        fs::read_dir(&self.dir).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+    }
+
     /// The ids of all that is there.
     pub fn ids(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();

@@ -1,6 +1,6 @@
 //! Apps and their services.
 
-use super::{count, one_line, table::table};
+use super::{brief, count, one_line, table::table};
 use gantry_api::http::{AppSummary, ServiceSummary};
 use gantry_api::network::Published;
 use gantry_api::spec::Protocol;
@@ -13,7 +13,7 @@ pub(crate) fn listing(apps: &[AppSummary]) -> String {
             app.name.to_string(),
             app.services.len().to_string(),
             format!("{}/{}", sum(|service| service.ready + service.completed), sum(|service| service.wanted)),
-            status(app),
+            brief(&status(app)),
             ports(app.services.iter().flat_map(|service| &service.ports)),
         ]
     });

@@ -27,6 +27,17 @@ pub(crate) fn one_line(text: &str) -> String {
     line
 }
 
+/// Characters of a status in a table: all of it would push the columns behind it off the screen.
+const STATUS_SHOWN: usize = 60;
+
+/// A status as a table has room for it, with `…` for the rest; JSON and `inspect` tell all of it.
+pub(crate) fn brief(text: &str) -> String {
+    match text.char_indices().nth(STATUS_SHOWN) {
+        None => text.to_owned(),
+        Some(_) => text.chars().take(STATUS_SHOWN - 1).chain(['…']).collect(),
+    }
+}
+
 /// `1 service`, `2 services`.
 pub(crate) fn count(number: u64, noun: &str) -> String {
     if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
@@ -40,6 +51,13 @@ mod tests {
     fn text_of_others_cannot_steer_the_terminal() {
         assert_eq!(one_line("two\nlines\r\n \x1b[2Jgone\u{9b}x"), "two lines [2Jgone x");
         assert_eq!(one_line(""), "");
+    }
+
+    #[test]
+    fn a_long_status_is_cut_at_a_character() {
+        assert_eq!(brief("Up 2 minutes"), "Up 2 minutes");
+        assert_eq!(brief(&"é".repeat(60)), "é".repeat(60));
+        assert_eq!(brief(&"é".repeat(61)), format!("{}…", "é".repeat(59)));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Replicas: one line each, status in docker's words.
 
-use super::{one_line, table::table, time};
+use super::{brief, one_line, table::table, time};
 use gantry_api::http::Replica;
 use gantry_api::wire::{Exit, ReplicaState};
 
@@ -11,7 +11,7 @@ pub(crate) fn listing(replicas: &[Replica], now_ms: u64) -> String {
             replica.name.to_string(),
             replica.image.clone(),
             replica.node.as_ref().map_or_else(String::new, ToString::to_string),
-            status(replica, now_ms),
+            brief(&status(replica, now_ms)),
             replica.restarts.to_string(),
             replica.address.map_or_else(String::new, |address| address.to_string()),
         ]

@@ -436,7 +436,13 @@ pub fn copy_of(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
 /// Set attributes and propagation, then attach.
 fn finish(tree: BorrowedFd<'_>, target: BorrowedFd<'_>, options: &Options) -> Outcome<()> {
     apply_attributes(tree, options).because(|| "cannot set the options".to_owned())?;
-    attach(tree, target).because(|| "cannot attach".to_owned())
+    let done = attach(tree, target);
+    // The kernel says no more than this when a file is mounted on a directory or the other way round.
+    let kinds = matches!(done, Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOTDIR));
+    done.because(|| "cannot attach".to_owned()).map_err(|failure| match kinds {
+        true => failure.hint("a directory is mounted on a directory, a file on a file"),
+        false => failure,
+    })
 }
 
 fn apply_attributes(tree: BorrowedFd<'_>, options: &Options) -> std::io::Result<()> {

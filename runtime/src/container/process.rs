@@ -58,7 +58,9 @@ impl Program<'_> {
             Ok(()) => true,
             Err(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS) => false,
             Err(error) => {
-                return Err(error).because(|| format!("cannot enter working directory `{}`", self.process.cwd));
+                return Err(error)
+                    .because(|| format!("cannot enter working directory `{}`", self.process.cwd))
+                    .map_err(|failure| failure.code(NOT_EXECUTABLE));
             }
         };
         let environment = self.environment();

@@ -30,7 +30,9 @@ pub(super) async fn forget(State(api): State<Arc<Api>>, names: Names) -> Result<
     let name: NodeName = name(&parameter(&names, "name")?)?;
     let job = move |steward: &mut Steward| {
         let Some((node, _)) = steward.world.node_named(name.as_str()) else {
-            return Err(Refused::not_found(format!("there is no node `{name}`")).hint("`gantry nodes` lists the nodes"));
+            return Err(
+                Refused::not_found(format!("there is no node `{name}`")).hint("`gantry node ls` lists the nodes")
+            );
         };
         let id = node.record.id.clone();
         let effects = steward.world.forget_node(&id).map_err(|state| {
@@ -105,15 +107,18 @@ pub(super) async fn join(State(api): State<Arc<Api>>, body: Body) -> Result<Json
 }
 
 fn check_token(entry: Option<&crate::store::Entry>) -> Result<(), Refused> {
-    let fresh = "make a new one with `gantry token` on the scheduler's host";
+    let fresh = "make a new one with `gantry token create` on the scheduler's host";
     let Some(entry) = entry else {
         return Err(Refused::forbidden("this join token is not known here").hint(fresh));
     };
     let record: TokenRecord = records::parse(entry).map_err(|error| internal(&error, error.hint()))?;
     let now_ms = wall_ms();
     if record.expires_at_ms <= now_ms {
-        let minutes = (now_ms - record.expires_at_ms) / 60_000;
-        return Err(Refused::forbidden(format!("this join token expired {minutes} min ago")).hint(fresh));
+        let ago = match (now_ms - record.expires_at_ms) / 1000 {
+            seconds @ 0..120 => format!("{seconds} s"),
+            seconds => format!("{} min", seconds / 60),
+        };
+        return Err(Refused::forbidden(format!("this join token expired {ago} ago")).hint(fresh));
     }
     Ok(())
 }

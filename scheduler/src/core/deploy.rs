@@ -60,13 +60,11 @@ pub enum DeployError {
         app: AppName,
     },
     /// No node could ever run it.
-    #[error("service {service} fits on no node, even an empty one: {why}")]
-    CannotFit {
-        /// The service.
-        service: ServiceName,
-        /// Per node.
-        why: String,
-    },
+    #[error("{}", misfits(.0))]
+    CannotFit(
+        /// Each service, and why per node.
+        Vec<(ServiceName, String)>,
+    ),
     /// The service net is used up.
     #[error("no address of the service net is free")]
     Addresses,
@@ -92,8 +90,8 @@ impl DeployError {
             Self::Large { .. } => "put large files into an image or a volume".to_owned(),
             Self::Port { .. } => "publish another port, or take the other one down first".to_owned(),
             Self::Volume { .. } => "give the app or the volume another name".to_owned(),
-            Self::CannotFit { .. } => {
-                "reserve less, change deploy.placement, or add a node that fits (`gantry token` on the scheduler)"
+            Self::CannotFit(_) => {
+                "reserve less, change deploy.placement, or add a node that fits (`gantry token create` on its host)"
                     .to_owned()
             }
             Self::Addresses => "remove apps that are not needed".to_owned(),
@@ -343,10 +341,12 @@ impl World {
 
     /// Each service must fit on some node that is known, were it empty and well.
     fn check_fit(&self, spec: &App) -> Result<(), DeployError> {
-        let known: Vec<_> = self.nodes.values().filter(|node| node.record.hello.is_some()).collect();
+        let mut known: Vec<_> = self.nodes.values().filter(|node| node.record.hello.is_some()).collect();
         if known.is_empty() {
             return Ok(());
         }
+        known.sort_by(|a, b| a.record.name.cmp(&b.record.name));
+        let mut misfits = Vec::new();
         for (name, service) in spec.services.iter().filter(|(_, service)| service.replicas > 0) {
             let need = Need {
                 wants: reservation(&service.template),
@@ -362,16 +362,22 @@ impl World {
                 }
             }
             if refusal.reasons.values().map(Vec::len).sum::<usize>() == known.len() {
-                return Err(DeployError::CannotFit { service: name.clone(), why: refusal.to_string() });
+                misfits.push((name.clone(), refusal.to_string()));
             }
         }
-        Ok(())
+        if misfits.is_empty() { Ok(()) } else { Err(DeployError::CannotFit(misfits)) }
     }
 
     /// Ids of the nodes called `name`, with their state in words.
     pub fn node_named(&self, name: &str) -> Option<(&super::world::Node, &'static str)> {
         self.nodes.values().find(|node| node.record.name.as_str() == name).map(|node| (node, state_text(node.state)))
     }
+}
+
+fn misfits(services: &[(ServiceName, String)]) -> String {
+    let one =
+        |(service, why): &(ServiceName, String)| format!("service {service} fits on no node, even an empty one: {why}");
+    services.iter().map(one).collect::<Vec<_>>().join("; ")
 }
 
 /// What an app alone can get wrong.
