@@ -369,7 +369,7 @@ fn times_beyond_reason_are_long_and_nothing_else() {
     let health = Health { checked_ms: Some(T0), healthy: Some(true), ..Health::default() };
     let facts = Facts { health, ..running() };
     assert_eq!(text(Some(&idle), Some((&idle, facts)), T0), format!("wait {}", u64::MAX - T0));
-    assert_eq!(text(Some(&idle), Some((&idle, running())), T0), "wait 200");
+    assert_eq!(text(Some(&idle), Some((&idle, running())), T0), "wait 20");
 }
 
 #[test]
