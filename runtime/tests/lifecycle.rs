@@ -176,6 +176,8 @@ fn exec_runs_inside_with_its_own_settings() {
     assert_eq!(common::field(&status, "NoNewPrivs"), "1");
     let missing = bed.run(&["exec", &name, "nothing"]);
     assert!(missing.code == 127 && missing.err.contains("executable file not found in $PATH"), "{missing:?}");
+    let nowhere = bed.run(&["exec", "--cwd", "/nowhere", &name, "true"]);
+    assert!(nowhere.code == 126 && nowhere.err.contains("working directory `/nowhere`"), "{nowhere:?}");
     let process = json!({"args": ["sh", "-c", "echo $X; pwd"], "cwd": "/bin", "env": ["X=y", "PATH=/bin"], "user": {"uid": 0, "gid": 0}});
     fs::write(bed.path("process.json"), process.to_string()).expect("a file");
     let file = bed.path("process.json").display().to_string();

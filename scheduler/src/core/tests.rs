@@ -305,7 +305,7 @@ fn silence_makes_a_node_suspect_then_lost() {
     for (ms, state, ready, want) in [
         (900, NodeState::Ready, 4, "n1:1,3 n2:2,4"),
         (300, NodeState::Suspect, 2, "n1:1,3 n2:2,4"),
-        (1_000, NodeState::Suspect, 2, "n1:1,3 n2:2,4"),
+        (500, NodeState::Suspect, 2, "n1:1,3 n2:2,4"),
         (600, NodeState::Lost, 4, "n1:1,2,3,4"),
     ] {
         lab.run(ms);
