@@ -163,12 +163,12 @@ fn ids_that_are_no_ids() {
 }
 
 #[test]
-fn wrong_usage_is_two_and_help_is_zero() {
+fn wrong_usage_is_an_error_and_help_is_none() {
     let bed = Bed::new("true");
     for (args, code, text) in [
-        (&["fly"][..], 2, "no command `fly`"),
-        (&["create"], 2, "needs a container id"),
-        (&["kill", "x", "NOPE"], 2, "not a signal"),
+        (&["fly"][..], 3, "no command `fly`"),
+        (&["create"], 1, "requires a container id"),
+        (&["kill", "x", "NOPE"], 1, "not a signal"),
         (&["--systemd-cgroup", "create", "x"], 1, "cgroupfs"),
     ] {
         let ran = bed.run(args);
