@@ -265,6 +265,25 @@ impl Cgroup {
         Ok(doors)
     }
 
+    /// The same for places below the container's directory, in every hierarchy.
+    ///
+    /// - `place`: the path below, from the controllers of a v1 hierarchy, or from `None` for v2.
+    ///
+    /// # Errors
+    /// There is no such cgroup.
+    pub fn doors_below<'a>(&self, place: impl Fn(Option<&[String]>) -> &'a str) -> Outcome<Vec<OwnedFd>> {
+        let mut doors = Vec::new();
+        for directory in self.directories() {
+            let name = if directory.v1.is_some() { "tasks" } else { "cgroup.procs" };
+            let file = directory.path.join(place(directory.v1.as_deref())).join(name);
+            let door = rustix::fs::open(&file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+                .because(|| format!("cannot open `{}`", file.display()))
+                .or_hint("--cgroup names a cgroup that exists below the container's own")?;
+            doors.push(door);
+        }
+        Ok(doors)
+    }
+
     /// Every process in the cgroup and below it.
     pub fn processes(&self) -> Vec<i32> {
         let mut all: Vec<i32> =

@@ -11,6 +11,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
+/// Version of the specification that is carried out; also what `spec` writes.
+pub const SPEC_VERSION: &str = "1.3.0";
+
 /// Go writes an absent list as `null`; take it as empty.
 fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
