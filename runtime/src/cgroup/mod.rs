@@ -28,6 +28,10 @@ use table::Version;
 
 /// Parent of the cgroups of containers whose bundle names no place.
 const DEFAULT_PARENT: &str = "gantry-runtime";
+/// Whether cgroups can be made through systemd.
+pub const SYSTEMD: bool = false;
+/// The same through a user's own systemd.
+pub const SYSTEMD_USER: bool = false;
 /// How long to wait for killed processes to leave.
 const EMPTY_WITHIN: Duration = Duration::from_secs(10);
 

@@ -3,6 +3,7 @@
 pub mod create;
 pub mod delete;
 pub mod exec;
+pub mod features;
 pub mod kill;
 pub mod launching;
 pub mod list;
@@ -29,7 +30,11 @@ pub const COMMANDS: &[Entry] = &[
     Entry::of::<exec::Exec>(),
     Entry::of::<list::List>(),
     Entry::of::<spec::Spec>(),
+    Entry::of::<features::Features>(),
 ];
+
+/// Whether there are `checkpoint` and `restore`.
+pub const CHECKPOINTS: bool = false;
 
 /// Carry out a line.
 ///

@@ -493,6 +493,20 @@ config! {
     }
 }
 
+impl Hooks {
+    /// Every list with its key, in the order in which they run.
+    pub fn each(&self) -> [(&'static str, &[Hook]); 6] {
+        [
+            ("prestart", &self.prestart),
+            ("createRuntime", &self.create_runtime),
+            ("createContainer", &self.create_container),
+            ("startContainer", &self.start_container),
+            ("poststart", &self.poststart),
+            ("poststop", &self.poststop),
+        ]
+    }
+}
+
 impl Config {
     /// The namespace entry of a kind.
     pub fn namespace(&self, kind: &str) -> Option<&Namespace> {
