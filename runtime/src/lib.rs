@@ -17,6 +17,7 @@ pub mod error;
 pub mod exec;
 pub mod foreground;
 pub mod launch;
+pub mod pidfd;
 pub mod remove;
 pub mod report;
 pub mod seccomp;
@@ -33,6 +34,7 @@ use std::time::Instant;
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let begun = Instant::now();
     let (global, parsed) = args::parse(arguments);
+    report::debug(&global, &format!("{parsed:?}"));
     let outcome = parsed.map_err(|error| usage(&error)).and_then(|parsed| commands::run(&global, &parsed));
     let code = match outcome {
         Ok(code) => u8::try_from(code).unwrap_or(u8::MAX),

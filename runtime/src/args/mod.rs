@@ -16,7 +16,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 pub use value::Value;
 
-/// Where states are kept unless `--root` says otherwise.
+/// Where root's states are kept.
 const DEFAULT_ROOT: &str = "/run/gantry-runtime";
 
 /// A line that cannot be understood.
@@ -265,6 +265,20 @@ pub struct Global {
     pub debug: bool,
     /// `--systemd-cgroup`.
     pub systemd_cgroup: bool,
+    /// `--rootless`: what to do without the rights of root; `None` finds out.
+    pub rootless: Option<bool>,
+    /// `--criu`: the program for checkpoints.
+    pub criu: Option<PathBuf>,
+}
+
+/// Where states are kept unless `--root` says otherwise: an ordinary user has a directory of their own.
+fn default_root() -> PathBuf {
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(own) if !own.is_empty() && !rustix::process::geteuid().is_root() => {
+            PathBuf::from(own).join("gantry-runtime")
+        }
+        _ => PathBuf::from(DEFAULT_ROOT),
+    }
 }
 
 /// Options before every command; they are understood after it too, unless it has one of the same name.
@@ -278,11 +292,24 @@ const GLOBAL_OPTIONS: &[&[Opt<Global>]] = &[&[
     Opt::value("log-format", "text|json", "its format [default: text]", |global, value| {
         value.one_of(&["text", "json"]).map(|format| global.log_json = format == "json")
     }),
-    Opt::switch("debug", "also log exit code and duration of every command", |global, value| {
+    Opt::switch("debug", "also log what every command does and how long it takes", |global, value| {
         value.on().map(|on| global.debug = on)
     }),
     Opt::switch("systemd-cgroup", "make cgroups through systemd", |global, value| {
         value.on().map(|on| global.systemd_cgroup = on)
+    }),
+    Opt::value(
+        "rootless",
+        "true|false|auto",
+        "do without cgroups that an ordinary user may not make",
+        |global, value| {
+            global.rootless = if value.text()? == "auto" { None } else { Some(value.on()?) };
+            Ok(())
+        },
+    ),
+    Opt::value("criu", "PROGRAM", "for checkpoint and restore [default: criu]", |global, value| {
+        global.criu = Some(PathBuf::from(value.text()?));
+        Ok(())
     }),
 ]];
 
@@ -308,7 +335,7 @@ struct Line {
 /// Parse a command line, without the name of the program. The global options are there in any case, as far as the line
 /// was understood: an error goes to the log they name.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> (Global, Result<Parsed, UsageError>) {
-    let global = Global { root: PathBuf::from(DEFAULT_ROOT), ..Global::default() };
+    let global = Global { root: default_root(), ..Global::default() };
     let parser = lexopt::Parser::from_args(arguments);
     let mut line = Line { parser, global, command: None, operands: VecDeque::new() };
     let parsed = line

@@ -28,7 +28,7 @@ fn lines() {
         ("kill web 9", vec!["signal: 9"]),
         ("kill --all web SIGINT", vec!["signal: 2", "all: true"]),
         ("kill web", vec!["signal: 15"]),
-        ("kill web NOPE", vec!["error: `NOPE` is not a signal"]),
+        ("kill web NOPE", vec!["error: unknown signal \"NOPE\""]),
         ("delete -f web", vec!["force: true"]),
         ("delete --force=maybe web", vec!["error: --force takes true or false, not `maybe`"]),
         ("exec -t -u 1:2 web ls -l --color", vec!["tty: true", "(1, Some(2))", "[\"ls\", \"-l\", \"--color\"]"]),

@@ -2,8 +2,11 @@
 
 use crate::args::{Command, Global, Operands, Opt, UsageError};
 use crate::container::capabilities;
-use crate::error::Outcome;
-use crate::exec::{self, Options};
+use crate::error::{FAILED, Outcome};
+use crate::exec::{self, Options, SubCgroup};
+
+/// Exit code for a failure of our own, as runc's: 1 may come from the program.
+const EXEC_FAILED: u8 = 255;
 
 /// `exec`.
 #[derive(Debug, Default)]
@@ -60,6 +63,30 @@ impl Command for Exec {
         Opt::value("pid-file", "FILE", "write the number of the process here", |exec: &mut Self, value| {
             value.path().map(|path| exec.options.pid_file = Some(path))
         }),
+        Opt::value(
+            "pidfd-socket",
+            "PATH",
+            "send a pidfd of the process to this unix socket",
+            |exec: &mut Self, value| value.path().map(|path| exec.options.pidfd_socket = Some(path)),
+        ),
+        Opt::value("apparmor", "PROFILE", "AppArmor profile of the process", |exec: &mut Self, value| {
+            value.text().map(|text| exec.options.apparmor = Some(text))
+        }),
+        Opt::value("process-label", "LABEL", "SELinux label of the process", |exec: &mut Self, value| {
+            value.text().map(|text| exec.options.process_label = Some(text))
+        }),
+        Opt::value("cgroup", "[CONTROLLER:]PATH", "in this cgroup below the container's", |exec: &mut Self, value| {
+            let text = value.text()?;
+            let place =
+                SubCgroup::parse(&text).ok_or_else(|| value.wrong("a path below the container's cgroup", &text))?;
+            exec.options.cgroups.push(place);
+            Ok(())
+        }),
+        Opt::switch(
+            "ignore-paused",
+            "even if the container is paused: it runs after a resume",
+            |exec: &mut Self, value| value.on().map(|on| exec.options.ignore_paused = on),
+        ),
         Opt::value("preserve-fds", "N", "keep N descriptors beyond standard error open", |exec: &mut Self, value| {
             value.number().map(|number| exec.options.preserve_fds = number)
         }),
@@ -75,6 +102,11 @@ impl Command for Exec {
     }
 
     fn run(&self, global: &Global) -> Outcome<i32> {
-        exec::exec(&Options { root: global.root.clone(), ..self.options.clone() })
+        exec::exec(&Options { root: global.root.clone(), ..self.options.clone() }).map_err(|failure| {
+            match failure.code {
+                FAILED => failure.code(EXEC_FAILED),
+                _ => failure,
+            }
+        })
     }
 }

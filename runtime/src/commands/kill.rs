@@ -5,6 +5,7 @@ use crate::args::{Command, Global, Operands, Opt, UsageError};
 use crate::cgroup::Cgroup;
 use crate::error::{Because, Failure, Outcome};
 use crate::sys::{clone, signal};
+use std::io;
 use std::os::fd::AsFd;
 
 /// `kill`.
@@ -29,7 +30,7 @@ impl Command for Kill {
     fn operands(&mut self, operands: &mut Operands) -> Result<(), UsageError> {
         self.id = operands.id()?;
         let name = operands.next().unwrap_or_else(|| "TERM".to_owned());
-        self.signal = signal::parse(&name).ok_or_else(|| UsageError::new(format!("`{name}` is not a signal")))?;
+        self.signal = signal::parse(&name).ok_or_else(|| UsageError::new(format!("unknown signal \"{name}\"")))?;
         Ok(())
     }
 
@@ -40,12 +41,16 @@ impl Command for Kill {
             cgroup.signal_all(self.signal);
             return Ok(0);
         }
-        let Some(pidfd) = record.init.and_then(|init| init.open()) else {
-            let status = dir.status(&record).name();
-            return Err(Failure::new(format!("container not running: `{}` is {status}", self.id)));
+        let sent = match record.init.and_then(|init| init.open()) {
+            Some(pidfd) => clone::pidfd_send_signal(pidfd.as_fd(), self.signal),
+            None => Err(io::Error::from_raw_os_error(libc::ESRCH)),
         };
-        clone::pidfd_send_signal(pidfd.as_fd(), self.signal)
-            .because(|| format!("cannot send signal {}", self.signal))?;
-        Ok(0)
+        match sent {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+                let status = dir.status(&record).name();
+                Err(Failure::new(format!("container not running: `{}` is {status}", self.id)))
+            }
+            result => result.because(|| format!("cannot send signal {}", self.signal)).map(|()| 0),
+        }
     }
 }

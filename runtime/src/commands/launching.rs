@@ -57,6 +57,12 @@ impl<C: HasCommon + 'static> CommonOptions<C> {
         Opt::value("console-socket", "PATH", "send the terminal to this unix socket", |command, value| {
             value.path().map(|path| command.common().launch.console_socket = Some(path))
         }),
+        Opt::value(
+            "pidfd-socket",
+            "PATH",
+            "send a pidfd of the first process to this unix socket",
+            |command, value| value.path().map(|path| command.common().launch.pidfd_socket = Some(path)),
+        ),
         Opt::value("preserve-fds", "N", "keep N descriptors beyond standard error open", |command, value| {
             value.number().map(|number| command.common().launch.preserve_fds = number)
         }),

@@ -3,8 +3,10 @@
 use crate::args::{Command, Global, Operands, Opt, UsageError};
 use crate::error::{Because, Outcome, is_absent};
 use crate::report;
-use crate::state::StateDir;
+use crate::state::{State, StateDir};
+use serde::Serialize;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 /// `list`.
 #[derive(Debug, Default)]
@@ -34,12 +36,21 @@ impl Command for List {
     }
 }
 
+/// A container as the list shows it.
+#[derive(Debug, Serialize)]
+struct Row {
+    #[serde(flatten)]
+    state: State,
+    owner: String,
+}
+
 fn list(global: &Global, json: bool, quiet: bool) -> Outcome<i32> {
-    let mut states = Vec::new();
+    let mut rows = Vec::new();
     let entries = match fs::read_dir(&global.root) {
         Err(error) if is_absent(&error) => None,
         result => Some(result.because(|| format!("cannot read `{}`", global.root.display()))?),
     };
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
     for entry in entries.into_iter().flatten().flatten() {
         let Ok(id) = entry.file_name().into_string() else {
             continue;
@@ -48,23 +59,83 @@ fn list(global: &Global, json: bool, quiet: bool) -> Outcome<i32> {
             continue;
         };
         match dir.read() {
-            Ok(Some(record)) => states.push(dir.state(&record)),
+            Ok(Some(record)) => {
+                let owner = entry.metadata().map_or_else(|_| String::new(), |found| name_of(&passwd, found.uid()));
+                rows.push(Row { state: dir.state(&record), owner });
+            }
             Ok(None) => {}
             Err(failure) => report::warning(global, &failure.to_string()),
         }
     }
-    states.sort_by(|a, b| a.id.cmp(&b.id));
-    if quiet {
-        states.iter().for_each(|state| println!("{}", state.id));
+    rows.sort_by(|a, b| a.state.id.cmp(&b.state.id));
+    let text = if quiet {
+        rows.iter().map(|row| format!("{}\n", row.state.id)).collect()
     } else if json {
-        println!("{}", serde_json::to_string(&states).because(|| "cannot encode the list".to_owned())?);
+        format!("{}\n", serde_json::to_string(&rows).because(|| "cannot encode the list".to_owned())?)
     } else {
-        let width = states.iter().map(|state| state.id.len()).max().unwrap_or(0).max(4);
-        println!("{:width$}  {:8}  {:8}  {:30}  BUNDLE", "ID", "PID", "STATUS", "CREATED");
-        for state in &states {
-            let (pid, status) = (state.pid.unwrap_or(0), state.status.name());
-            println!("{:width$}  {pid:<8}  {status:8}  {:30}  {}", state.id, state.created, state.bundle.display());
-        }
-    }
+        table(&rows)
+    };
+    report::print(&text)?;
     Ok(0)
+}
+
+/// The name of a user in the text of `/etc/passwd`, or `#` and the number.
+fn name_of(passwd: &str, uid: u32) -> String {
+    let named = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    });
+    named.unwrap_or_else(|| format!("#{uid}"))
+}
+
+/// Narrowest column, and the space after the widest entry of a wider one; as runc's table has them.
+const COLUMN_MIN: usize = 12;
+const COLUMN_GAP: usize = 3;
+
+fn table(rows: &[Row]) -> String {
+    let head = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned);
+    let body = rows.iter().map(|Row { state, owner }| {
+        let (id, pid, status) = (state.id.clone(), state.pid.unwrap_or(0).to_string(), state.status.name().to_owned());
+        [id, pid, status, state.bundle.display().to_string(), state.created.clone(), owner.clone()]
+    });
+    let lines: Vec<[String; 6]> = std::iter::once(head).chain(body).collect();
+    let mut text = String::new();
+    for line in &lines {
+        for (column, cell) in line.iter().enumerate().take(5) {
+            let widest = lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+            let width = COLUMN_MIN.max(widest + COLUMN_GAP);
+            text += &format!("{cell:width$}");
+        }
+        text += &line[5];
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Status;
+
+    #[test]
+    fn rows_line_up() {
+        let state = State {
+            oci_version: "1.3.0".into(),
+            id: "a-rather-long-name".into(),
+            status: Status::Running,
+            pid: Some(7),
+            bundle: "/b".into(),
+            rootfs: "/b/rootfs".into(),
+            created: "2026-11-24T08:00:00Z".into(),
+            annotations: std::collections::BTreeMap::new(),
+        };
+        let rows = [Row { state, owner: name_of("a:x:1:\nroot:x:0:0\n", 0) }];
+        assert_eq!(
+            table(&rows),
+            "ID                   PID         STATUS      BUNDLE      CREATED                OWNER\n\
+             a-rather-long-name   7           running     /b          2026-11-24T08:00:00Z   root\n"
+        );
+        assert_eq!(name_of("root:x:0:0\n", 7), "#7");
+    }
 }

@@ -3,6 +3,7 @@
 pub mod create;
 pub mod delete;
 pub mod exec;
+pub mod features;
 pub mod kill;
 pub mod launching;
 pub mod list;
@@ -13,7 +14,9 @@ pub mod state;
 pub mod supervised;
 
 use crate::args::{Entry, Global, Parsed, help};
+use crate::config::SPEC_VERSION;
 use crate::error::{Failure, Outcome};
+use crate::report;
 use crate::state::{Record, StateDir};
 
 /// Every command, in the order of the help.
@@ -27,7 +30,11 @@ pub const COMMANDS: &[Entry] = &[
     Entry::of::<exec::Exec>(),
     Entry::of::<list::List>(),
     Entry::of::<spec::Spec>(),
+    Entry::of::<features::Features>(),
 ];
+
+/// Whether there are `checkpoint` and `restore`.
+pub const CHECKPOINTS: bool = false;
 
 /// Carry out a line.
 ///
@@ -36,11 +43,11 @@ pub const COMMANDS: &[Entry] = &[
 pub fn run(global: &Global, parsed: &Parsed) -> Outcome<i32> {
     match parsed {
         Parsed::Help(entry) => {
-            print!("{}", entry.map_or_else(help::all, |entry| (entry.help)()));
+            report::print(&entry.map_or_else(help::all, |entry| (entry.help)()))?;
             Ok(0)
         }
         Parsed::Version => {
-            println!("gantry-runtime version {}\nspec: 1.2.0", env!("CARGO_PKG_VERSION"));
+            report::print(&format!("gantry-runtime version {}\nspec: {SPEC_VERSION}\n", env!("CARGO_PKG_VERSION")))?;
             Ok(0)
         }
         Parsed::Command(_) if global.systemd_cgroup => {

@@ -39,8 +39,14 @@ fn start(global: &Global, id: &str) -> Outcome<i32> {
     let (dir, record) = open(global, id)?;
     let status = dir.status(&record);
     if status != Status::Created {
-        return Err(Failure::new(format!("cannot start container `{id}`: it is {}", status.name()))
-            .hint("only a created container can be started, and only once"));
+        let what = match status {
+            Status::Stopped => "cannot start a container that has stopped".to_owned(),
+            Status::Running => "cannot start an already running container".to_owned(),
+            other => format!("cannot start a container that is {}", other.name()),
+        };
+        return Err(
+            Failure::new(format!("{what}: `{id}`")).hint("only a created container can be started, and only once")
+        );
     }
     let (_, config) = saved_config(&dir)?;
     let remove_socket = || match fs::remove_file(dir.file("start.sock")) {
@@ -49,7 +55,7 @@ fn start(global: &Global, id: &str) -> Outcome<i32> {
     };
     let Some(channel) = launch::connect_start(&dir)? else {
         remove_socket()?;
-        return Err(Failure::new(format!("cannot start container `{id}`: it has been started already")));
+        return Err(Failure::new(format!("cannot start an already running container: `{id}`")));
     };
     let result = let_go(&channel, &signals);
     remove_socket()?;

@@ -3,6 +3,7 @@
 use super::open;
 use crate::args::{Command, Global, Operands, Opt, UsageError};
 use crate::error::{Because, Outcome};
+use crate::report;
 
 /// `state`.
 #[derive(Debug, Default)]
@@ -25,7 +26,7 @@ impl Command for State {
         let (dir, record) = open(global, &self.id)?;
         let text =
             serde_json::to_string_pretty(&dir.state(&record)).because(|| "cannot encode the state".to_owned())?;
-        println!("{text}");
+        report::print(&format!("{text}\n"))?;
         Ok(0)
     }
 }
