@@ -5,7 +5,7 @@
 //!   undumpable, cgroup, setns(all others at once), session, terminal, credentials, filter, exec
 //! ```
 
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::{Cgroup, Doors};
 use crate::config::check::check_process;
 use crate::config::{Config, Process};
 use crate::container::channel::{Channel, Message};
@@ -159,8 +159,14 @@ pub fn exec(options: &Options) -> Outcome<i32> {
     let dir = StateDir::new(&options.root, &options.id)?;
     let record = dir.read_complete()?;
     let status = dir.status(&record);
+    if status == Status::Paused && !options.ignore_paused {
+        return Err(Failure::new("cannot exec in a paused container (use --ignore-paused to override)")
+            .hint(format!("`gantry-runtime resume {}` lets it go on", options.id)));
+    }
     let init = match (status, record.init) {
-        (Status::Running | Status::Created, Some(init)) => init.open().map(|opened| (init.pid, opened)),
+        (Status::Running | Status::Created | Status::Paused, Some(init)) => {
+            init.open().map(|opened| (init.pid, opened))
+        }
         _ => None,
     };
     let Some((init_pid, init)) = init else {
@@ -240,22 +246,22 @@ fn kinds(config: &Config) -> i32 {
 
 /// Clone into the container's v2 directory, or beside its first process when the container has made cgroups of its own
 /// and its directory takes no process any more, or, where the kernel refuses both, move there through its file.
-fn clone_into(cgroup: &Cgroup, init_pid: i32) -> Outcome<(Side, Vec<OwnedFd>)> {
+fn clone_into(cgroup: &Cgroup, init_pid: i32) -> Outcome<(Side, Doors)> {
     let birthplace = cgroup.birthplace()?;
-    let mut doors = cgroup.doors(false)?;
+    let mut doors = cgroup.doors()?;
     if let Some(birthplace) = birthplace {
         for place in std::iter::once(birthplace).chain(cgroup.place_of(init_pid)) {
             if let Ok(side) = clone::clone3(0, Some(place.as_fd())) {
                 return Ok((side, doors));
             }
         }
-        doors = cgroup.doors(true)?;
+        cgroup.add_v2_door(&mut doors)?;
     }
     Ok((clone::clone3(0, None).because(|| "cannot make the process".to_owned())?, doors))
 }
 
 /// Clone, to move into chosen cgroups below the container's.
-fn clone_below(cgroup: &Cgroup, chosen: &[SubCgroup]) -> Outcome<(Side, Vec<OwnedFd>)> {
+fn clone_below(cgroup: &Cgroup, chosen: &[SubCgroup]) -> Outcome<(Side, Doors)> {
     // The last one given for a controller counts.
     let doors = cgroup.doors_below(|v1| {
         chosen.iter().rev().find(|choice| choice.is_for(v1)).map_or("", |choice| choice.path.as_str())
@@ -280,7 +286,7 @@ fn await_exec(channel: &Channel, signals: &Signals) -> Outcome<Option<OwnedFd>> 
 struct Child<'a> {
     init: BorrowedFd<'a>,
     kinds: i32,
-    doors: Vec<OwnedFd>,
+    doors: Doors,
     terminal: Terminal,
     channel: &'a Channel,
     program: Program<'a>,
@@ -292,9 +298,7 @@ impl Child<'_> {
         process::set_not_dumpable()
             .because(|| "cannot make the process undumpable".to_owned())
             .in_step("self-protection")?;
-        for door in &self.doors {
-            rustix::io::write(door, b"0").map_err(cgroup::refused).in_step("join cgroup")?;
-        }
+        self.doors.enter().in_step("join cgroup")?;
         let others = self.kinds & !libc::CLONE_NEWPID;
         if others != 0 {
             clone::setns(self.init, others)

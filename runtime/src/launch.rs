@@ -5,7 +5,8 @@
 //! ```
 //! Whatever fails, an [`Undo`] takes back what was made. A crash leaves the record, from which `delete --force` works.
 
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::systemd::{self, Placeholder, Unit};
+use crate::cgroup::{self, Cgroup, Doors};
 use crate::config::{self, Config};
 use crate::container::channel::{Channel, Message};
 use crate::container::hooks;
@@ -43,6 +44,8 @@ pub struct Options {
     pub pidfd_socket: Option<PathBuf>,
     /// Descriptors to keep beyond standard error.
     pub preserve_fds: u32,
+    /// Make the cgroup through systemd.
+    pub systemd_cgroup: bool,
     /// Use chroot rather than pivot_root.
     pub no_pivot: bool,
     /// Keep the caller's session keyring.
@@ -147,6 +150,7 @@ struct Undo {
     dir: StateDir,
     cgroup: Option<Cgroup>,
     pidfd: Option<OwnedFd>,
+    placeholder: Option<Placeholder>,
 }
 
 impl Drop for Undo {
@@ -173,17 +177,19 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     }
     let terminal = terminal_receiver(options, config, &manner)?;
     let pidfd_receiver = Receiver::connect(options.pidfd_socket.as_ref())?;
+    let unit = unit(options, config).in_step("cgroup")?;
     let dir = StateDir::new(&options.root, &options.id)?;
     dir.claim().in_step("claim id")?;
-    let mut undo = Undo { dir: dir.clone(), cgroup: None, pidfd: None };
-    let mut record = intent(options, bundle, &manner)?;
+    let mut undo = Undo { dir: dir.clone(), cgroup: None, pidfd: None, placeholder: None };
+    let mut record = intent(options, bundle, &manner, unit.as_ref())?;
     dir.write(&record).in_step("record intent")?;
     let copy = dir.file("config.json");
     fs::write(&copy, &bundle.text).because(|| format!("cannot write `{}`", copy.display())).in_step("record intent")?;
 
-    let cgroup = Cgroup::at(record.cgroup.clone()).in_step("cgroup")?;
-    cgroup.create().in_step("cgroup")?;
+    let mut cgroup = Cgroup::at(record.cgroup.clone()).in_step("cgroup")?.with_unit(unit);
+    let made = cgroup.create(&config.linux.resources).in_step("cgroup")?;
     undo.cgroup = Some(cgroup.clone());
+    undo.placeholder = made.placeholder;
     cgroup.apply(&config.linux.resources).in_step("limits")?;
 
     let open_files = rlimits::raise_open_files();
@@ -201,7 +207,8 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     if !between {
         namespaces.join_pid_for_children().in_step("join namespaces")?;
     }
-    let (side, doors) = clone_into(&cgroup, if between { 0 } else { namespaces.born_into }).in_step("clone")?;
+    let (side, doors) =
+        clone_into(&cgroup, made.doors, if between { 0 } else { namespaces.born_into }).in_step("clone")?;
     match side {
         Side::Child => {
             std::mem::forget(undo);
@@ -246,6 +253,7 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
             dir.write(&record).in_step("record process")?;
             set_oom_score(process.oom_score_adj, pid).in_step("OOM score")?;
             let terminal = converse(config, &ours, pid, &state, signals)?;
+            undo.placeholder = None;
             record.complete = true;
             dir.write(&record).in_step("record process")?;
             if let Some(file) = &options.pid_file {
@@ -261,8 +269,17 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     }
 }
 
+/// The systemd unit to make, found out before anything is made.
+fn unit(options: &Options, config: &Config) -> Outcome<Option<Unit>> {
+    if !options.systemd_cgroup {
+        return Ok(None);
+    }
+    systemd::require()?;
+    Unit::new(config.linux.cgroups_path.as_deref(), &options.id, &config.annotations).map(Some)
+}
+
 /// What `state.json` says before anything is made.
-fn intent(options: &Options, bundle: &Bundle, manner: &Manner) -> Outcome<Record> {
+fn intent(options: &Options, bundle: &Bundle, manner: &Manner, unit: Option<&Unit>) -> Outcome<Record> {
     let me = ProcessId::of(std::process::id() as i32)?;
     let config = &bundle.config;
     Ok(Record {
@@ -272,7 +289,11 @@ fn intent(options: &Options, bundle: &Bundle, manner: &Manner) -> Outcome<Record
         rootfs: mounts::root_path(config, &bundle.path),
         created: crate::time::rfc3339(SystemTime::now()),
         boot_id: state::boot_id(),
-        cgroup: cgroup::place(config.linux.cgroups_path.as_deref(), &options.id),
+        cgroup: match unit {
+            Some(unit) => unit.place()?,
+            None => cgroup::place(config.linux.cgroups_path.as_deref(), &options.id),
+        },
+        unit: unit.cloned(),
         annotations: config.annotations.clone(),
         creator: me,
         init: None,
@@ -282,16 +303,15 @@ fn intent(options: &Options, bundle: &Bundle, manner: &Manner) -> Outcome<Record
 }
 
 /// Clone into the container's v2 directory, or, where the kernel refuses that, move there through its file.
-fn clone_into(cgroup: &Cgroup, flags: u64) -> Outcome<(Side, Vec<OwnedFd>)> {
+fn clone_into(cgroup: &Cgroup, mut doors: Doors, flags: u64) -> Outcome<(Side, Doors)> {
     let birthplace = cgroup.birthplace()?;
-    let mut doors = cgroup.doors(false)?;
     let what = || "cannot make the container's process".to_owned();
     let hint = "are namespaces enabled in this kernel and allowed by its limits (/proc/sys/user/max_*_namespaces)?";
     if let Some(birthplace) = &birthplace {
         if let Ok(side) = clone::clone3(flags, Some(birthplace.as_fd())) {
             return Ok((side, doors));
         }
-        doors = cgroup.doors(true)?;
+        cgroup.add_v2_door(&mut doors)?;
     }
     Ok((clone::clone3(flags, None).because(what).or_hint(hint)?, doors))
 }

@@ -7,6 +7,8 @@
 //! ```
 //! A process is known by its number and start time, on this boot; both are checked through a pidfd before any signal.
 
+use crate::cgroup::freezer;
+use crate::cgroup::systemd::Unit;
 use crate::error::{Because, Failure, InStep, Outcome, is_absent};
 use crate::sys::clone;
 use serde::{Deserialize, Serialize};
@@ -35,6 +37,8 @@ pub enum Status {
     Created,
     /// The program runs.
     Running,
+    /// Its processes are stopped where they are.
+    Paused,
     /// The program has ended, or creation was cut short.
     Stopped,
 }
@@ -46,6 +50,7 @@ impl Status {
             Self::Creating => "creating",
             Self::Created => "created",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopped => "stopped",
         }
     }
@@ -154,6 +159,9 @@ pub struct Record {
     pub boot_id: String,
     /// Place below each cgroup mount.
     pub cgroup: String,
+    /// The systemd unit it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<Unit>,
     /// Annotations.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
@@ -291,6 +299,7 @@ impl StateDir {
         match record.init {
             Some(init) if init.open().is_none() => Status::Stopped,
             Some(_) if !record.complete => Status::Creating,
+            Some(_) if freezer::is_frozen(&record.cgroup) => Status::Paused,
             Some(_) if self.file("start.sock").exists() => Status::Created,
             Some(_) => Status::Running,
             None if record.creator.open().is_some() => Status::Creating,

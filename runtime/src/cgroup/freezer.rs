@@ -71,9 +71,10 @@ pub fn is_frozen(path: &str) -> bool {
         }
     }
     // Mounted in a place of its own.
-    Cgroup::at(path.to_owned()).ok().and_then(|cgroup| cgroup.located().freezer()).is_some_and(|freezer| {
-        freezer.is_ordered().unwrap_or(false)
-    })
+    Cgroup::at(path.to_owned())
+        .ok()
+        .and_then(|cgroup| cgroup.located().freezer())
+        .is_some_and(|freezer| freezer.is_ordered().unwrap_or(false))
 }
 
 impl Cgroup {

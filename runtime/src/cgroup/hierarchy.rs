@@ -6,9 +6,9 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::cell::OnceCell;
 use std::ffi::OsStr;
-use std::{fs, io};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 /// `CGROUP_SUPER_MAGIC`.
 const V1_MAGIC: u64 = 0x0027_e0eb;

@@ -1,6 +1,6 @@
 //! Make and remove the directories of one container, with as few system calls as the kernel's answers allow.
 
-use super::hierarchy::{V1, read, words};
+use super::hierarchy::{read, words};
 use super::{Directory, write_file};
 use crate::error::{Because, Failure, Outcome, is_absent};
 use rustix::fs::{Mode, OFlags};
@@ -150,13 +150,6 @@ fn first_without(mount: &Path, path: &str, has: impl Fn(&Path) -> bool) -> Optio
         directory.push(part);
     }
     None
-}
-
-/// Whether a hierarchy is a v1 one that has a controller.
-impl Directory {
-    pub(super) fn has(&self, controller: &str) -> bool {
-        self.v1.as_ref().is_some_and(|v1: &V1| v1.has(controller))
-    }
 }
 
 /// What became of a directory that was to be removed.

@@ -39,7 +39,7 @@ use table::Version;
 /// every hierarchy would cost each start more than the container's own directories do.
 const DEFAULT_PARENT: &str = "gantry-runtime";
 /// Whether cgroups can be made through systemd.
-pub const SYSTEMD: bool = false;
+pub const SYSTEMD: bool = true;
 /// The same through a user's own systemd.
 pub const SYSTEMD_USER: bool = false;
 /// How long to wait for killed processes to leave.
@@ -150,8 +150,11 @@ impl Cgroup {
     }
 
     fn directories(&self) -> Vec<Directory> {
-        let directory =
-            |mount: &Path, v1: Option<&V1>| Directory { mount: mount.to_owned(), path: mount.join(&self.path), v1: v1.cloned() };
+        let directory = |mount: &Path, v1: Option<&V1>| Directory {
+            mount: mount.to_owned(),
+            path: mount.join(&self.path),
+            v1: v1.cloned(),
+        };
         let v1 = self.hierarchies.v1.iter().map(|found| directory(&found.mount, Some(found)));
         v1.chain(self.hierarchies.v2.iter().map(|mount| directory(mount, None))).collect()
     }
@@ -302,8 +305,7 @@ impl Cgroup {
     }
 
     fn try_write(&self, write: &table::Write) -> io::Result<()> {
-        let directory =
-            self.directory_of(write.controller).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let directory = self.directory_of(write.controller).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         let mut result = write_file(&directory.join(&write.file), &write.value);
         if let (Err(error), Some((other, other_value))) = (&result, &write.instead)
             && is_absent(error)
@@ -439,17 +441,18 @@ impl Cgroup {
     ///
     /// # Errors
     /// There is no such cgroup.
-    pub fn doors_below<'a>(&self, place: impl Fn(Option<&[String]>) -> &'a str) -> Outcome<Vec<OwnedFd>> {
+    pub fn doors_below<'a>(&self, place: impl Fn(Option<&[String]>) -> &'a str) -> Outcome<Doors> {
         let mut doors = Vec::new();
-        for directory in self.directories() {
+        for directory in self.located().directories() {
             let name = if directory.v1.is_some() { "tasks" } else { "cgroup.procs" };
-            let file = directory.path.join(place(directory.v1.as_deref())).join(name);
-            let door = rustix::fs::open(&file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-                .because(|| format!("cannot open `{}`", file.display()))
+            let controllers = directory.v1.as_ref().map(|v1| v1.controllers.as_slice());
+            let path = directory.path.join(place(controllers));
+            let door = make::door(&path, name)
+                .because(|| format!("cannot open `{}/{name}`", path.display()))
                 .or_hint("--cgroup names a cgroup that exists below the container's own")?;
             doors.push(door);
         }
-        Ok(doors)
+        Ok(Doors(doors))
     }
 
     /// Every process in the cgroup and below it.
@@ -481,8 +484,9 @@ impl Cgroup {
     pub fn kill(&self) -> Outcome<()> {
         let deadline = Instant::now() + EMPTY_WITHIN;
         let mut pause = Duration::from_micros(200);
+        let this = self.located();
         loop {
-            let left = self.processes();
+            let left = this.processes();
             if left.is_empty() {
                 return Ok(());
             }
@@ -490,12 +494,12 @@ impl Cgroup {
                 return Err(Failure::new(format!("processes {left:?} do not die"))
                     .hint("they hang inside the kernel (state D); see /proc/PID/stack"));
             }
-            let at_once = self.v2_directory().is_some_and(|path| write_file(&path.join("cgroup.kill"), "1").is_ok());
+            let at_once = this.v2_directory().is_some_and(|path| write_file(&path.join("cgroup.kill"), "1").is_ok());
             if !at_once || pause > Duration::from_millis(5) {
-                self.signal_all(libc::SIGKILL);
+                this.signal_all(libc::SIGKILL);
             }
             // A frozen process of v1 dies when it is let go.
-            self.thaw();
+            this.thaw();
             thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(20));
         }
@@ -507,6 +511,8 @@ impl Cgroup {
     /// One stays busy or cannot be removed.
     pub fn remove(&self) -> Outcome<()> {
         if let Some(unit) = &self.unit {
+            // systemd would ask them to end, and wait.
+            self.kill()?;
             unit.stop()?;
         }
         if self.remove_directories()? == Removed::Absent && !self.hierarchies.is_pure_v2() {

@@ -49,8 +49,7 @@ impl OomWatch {
             Version::V1 => {
                 let fd = eventfd(0, EventfdFlags::CLOEXEC).because(what)?;
                 let file = directory.join("memory.oom_control");
-                let target =
-                    rustix::fs::open(&file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).because(what)?;
+                let target = rustix::fs::open(&file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).because(what)?;
                 let order = format!("{} {}", fd.as_raw_fd(), target.as_raw_fd());
                 write_file(&directory.join("cgroup.event_control"), &order).because(what)?;
                 Ok(Self { fd, file, seen: 0, version })

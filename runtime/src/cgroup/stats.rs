@@ -14,8 +14,8 @@ const TICK_NS: u64 = 10_000_000;
 /// Declare the structures of the JSON. Which fields are left out when they are zero is as in Go.
 macro_rules! shape {
     ($($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty;)* })*) => {$(
-        $(#[$meta])*
         #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+        $(#[$meta])*
         pub struct $name { $(
             $(#[$field_meta])*
             pub $field: $type,
@@ -328,12 +328,8 @@ fn throttling(stat: &BTreeMap<String, u64>, time: &str, scale: u64) -> Throttlin
 
 fn cpu_v2(stat: &BTreeMap<String, u64>) -> Cpu {
     let ns = |key: &str| stat.get(key).copied().unwrap_or(0) * 1000;
-    let usage = CpuUsage {
-        total: ns("usage_usec"),
-        kernel: ns("system_usec"),
-        user: ns("user_usec"),
-        ..CpuUsage::default()
-    };
+    let usage =
+        CpuUsage { total: ns("usage_usec"), kernel: ns("system_usec"), user: ns("user_usec"), ..CpuUsage::default() };
     Cpu { usage, throttling: throttling(stat, "throttled_usec", 1000) }
 }
 
@@ -393,11 +389,8 @@ fn memory_v1(figures: &Figures) -> Memory {
 /// v1 counts memory and swap together, and so does this.
 fn memory_v2(figures: &Figures) -> Memory {
     let raw = figures.table("memory.stat");
-    let usage = Counter {
-        limit: figures.number("memory.max"),
-        usage: figures.number("memory.current"),
-        ..Counter::default()
-    };
+    let usage =
+        Counter { limit: figures.number("memory.max"), usage: figures.number("memory.current"), ..Counter::default() };
     let limit = match figures.number("memory.swap.max") {
         u64::MAX => u64::MAX,
         limit => limit.saturating_add(usage.limit),

@@ -223,7 +223,7 @@ fn memory_writes(table: &mut Table<'_>, memory: &Memory) -> Result<(), ResourceE
 ///
 /// OCI `swap` is memory **plus** swap, cgroup v2 counts swap **alone**, so the memory limit is taken off. `swap` 0 is
 /// "not given", as Go writes it; unlimited memory passes an unlimited `swap` through.
-fn swap_max(memory: &Memory) -> Result<Option<i64>, ResourceError> {
+pub(super) fn swap_max(memory: &Memory) -> Result<Option<i64>, ResourceError> {
     match (memory.limit, memory.swap) {
         (_, None | Some(0)) => Ok(None),
         (_, Some(swap)) if swap < 0 => Ok(Some(-1)),
@@ -316,7 +316,7 @@ fn cpu_writes(table: &mut Table<'_>, cpu: &Cpu) -> Result<(), ResourceError> {
 }
 
 /// `io.weight` (1 to 10000) for a `blkio` weight (10 to 1000).
-fn io_weight(weight: u16) -> u64 {
+pub(super) fn io_weight(weight: u16) -> u64 {
     1 + (u64::from(weight).saturating_sub(10)) * 9999 / 990
 }
 

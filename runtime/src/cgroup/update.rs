@@ -139,7 +139,7 @@ impl Cgroup {
     pub fn update(&self, update: &Update) -> Outcome<()> {
         self.check_before_update(&update.write)?;
         if let Some(unit) = &self.unit {
-            unit.set(&systemd::properties::changes(&update.write, &update.all, &self.hierarchies)?)?;
+            unit.set(&systemd::properties::changes(&update.write, &self.hierarchies)?)?;
         }
         self.apply_limits(&update.write)
     }

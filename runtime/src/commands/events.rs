@@ -34,11 +34,16 @@ impl Command for Events {
     const NOTES: &'static str = "One JSON object a line, until the container has stopped.";
     const OPTIONS: &'static [&'static [Opt<Self>]] = &[&[
         Opt::switch("stats", "print once and end", |events: &mut Self, value| value.on().map(|on| events.stats = on)),
-        Opt::value("interval", "TIME", "time between two, such as 5s, 1m30s or 500ms [default: 5s]", |events, value| {
-            let text = value.text()?;
-            events.interval = duration(&text).ok_or_else(|| value.wrong("a time such as 5s or 500ms", &text))?;
-            Ok(())
-        }),
+        Opt::value(
+            "interval",
+            "TIME",
+            "time between two, such as 5s, 1m30s or 500ms [default: 5s]",
+            |events, value| {
+                let text = value.text()?;
+                events.interval = duration(&text).ok_or_else(|| value.wrong("a time such as 5s or 500ms", &text))?;
+                Ok(())
+            },
+        ),
     ]];
 
     fn operands(&mut self, operands: &mut Operands) -> Result<(), UsageError> {
@@ -101,8 +106,7 @@ impl Events {
 
 /// Wait for the end of the container, for a memory event, or for a time; says which of the first two came.
 fn wait(init: std::os::fd::BorrowedFd<'_>, watch: &OomWatch, time: Duration) -> Outcome<(bool, bool)> {
-    let mut fds =
-        [PollFd::from_borrowed_fd(init, PollFlags::IN), PollFd::from_borrowed_fd(watch.fd(), PollFlags::IN)];
+    let mut fds = [PollFd::from_borrowed_fd(init, PollFlags::IN), PollFd::from_borrowed_fd(watch.fd(), PollFlags::IN)];
     let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
     let time = Timespec { tv_sec: seconds, tv_nsec: time.subsec_nanos().into() };
     match rustix::event::poll(&mut fds, Some(&time)) {

@@ -123,7 +123,7 @@ impl Common {
 
     /// For the launch, on this state root.
     pub fn options(&self, global: &Global) -> launch::Options {
-        launch::Options { root: global.root.clone(), ..self.launch.clone() }
+        launch::Options { root: global.root.clone(), systemd_cgroup: global.systemd_cgroup, ..self.launch.clone() }
     }
 }
 
@@ -138,6 +138,9 @@ pub fn load(global: &Global, bundle: &Path) -> Outcome<Bundle> {
         for warning in capability_warnings(process, in_user_namespace) {
             report::warning(global, &warning);
         }
+    }
+    for warning in crate::cgroup::warnings(&bundle.config.linux.resources) {
+        report::warning(global, &warning);
     }
     Ok(bundle)
 }

@@ -70,10 +70,9 @@ fn host_ps(options: &[String]) -> Outcome<String> {
 fn pick(output: &str, pids: &[i32]) -> Outcome<String> {
     let mut lines = output.lines();
     let heading = lines.next().unwrap_or_default();
-    let column = heading
-        .split_whitespace()
-        .position(|name| name == "PID")
-        .ok_or_else(|| Failure::new("couldn't find PID field in ps output").hint("let the options of ps include pid"))?;
+    let column = heading.split_whitespace().position(|name| name == "PID").ok_or_else(|| {
+        Failure::new("couldn't find PID field in ps output").hint("let the options of ps include pid")
+    })?;
     let mut text = format!("{heading}\n");
     for line in lines {
         let pid = line.split_whitespace().nth(column).and_then(|word| word.parse().ok());

@@ -53,9 +53,12 @@ impl Command for Update {
     const NOTES: &'static str = "What is not given stays as it is. BYTES may end in k, m, g, t or p; -1 is no limit.\n\
         FILE holds what `linux.resources` of config.json does; other options are ignored beside it.";
     const OPTIONS: &'static [&'static [Opt<Self>]] = &[&[
-        Opt::value("resources", "FILE|-", "read limits as JSON from a file or standard input", |update: &mut Self, value| {
-            value.text().map(|text| update.resources = Some(text))
-        })
+        Opt::value(
+            "resources",
+            "FILE|-",
+            "read limits as JSON from a file or standard input",
+            |update: &mut Self, value| value.text().map(|text| update.resources = Some(text)),
+        )
         .short('r'),
         number!("blkio-weight", "share of block devices, 10 to 1000", block_io.weight),
         number!("cpu-period", "period of the CPU quota in microseconds", cpu.period),
@@ -161,7 +164,9 @@ impl Update {
             if given.as_deref().is_some_and(|text| !text.is_empty())
                 && !std::path::Path::new("/sys/fs/resctrl/info").join(info).is_dir()
             {
-                return Err(Failure::new(text).hint("it needs hardware support, and resctrl mounted at /sys/fs/resctrl"));
+                return Err(
+                    Failure::new(text).hint("it needs hardware support, and resctrl mounted at /sys/fs/resctrl")
+                );
             }
         }
         Ok(())

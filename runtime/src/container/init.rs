@@ -10,7 +10,7 @@ use super::namespaces::{Kind, Namespaces, become_root};
 use super::nodes;
 use super::process::{self as program, Program, Ready};
 use super::procfs::{Procfs, parameter_path};
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::{Cgroup, Doors};
 use crate::config::Config;
 use crate::error::{Because, Failure, Outcome};
 use crate::state::Status;
@@ -46,8 +46,8 @@ pub struct Init<'a> {
     pub prepared: &'a Prepared,
     /// The container's cgroup.
     pub cgroup: &'a Cgroup,
-    /// Files to write `0` into, to join it.
-    pub doors: Vec<OwnedFd>,
+    /// The ways into it.
+    pub doors: Doors,
     /// Namespaces to make and join.
     pub namespaces: &'a Namespaces,
     /// To the creator, then to `start`.
@@ -141,9 +141,8 @@ impl Init<'_> {
     }
 
     fn join_cgroup(&mut self) -> Outcome<()> {
-        for door in self.doors.drain(..) {
-            rustix::io::write(&door, b"0").map_err(cgroup::refused)?;
-        }
+        self.doors.enter()?;
+        self.doors = Doors::default();
         Ok(())
     }
 

@@ -76,11 +76,10 @@ impl Bus {
     /// Nobody listens there, or we are not let in.
     pub fn connect(path: &Path, direct: bool, within: Duration) -> Result<Self, BusError> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-            .map_err(io::Error::from)?;
+        let socket =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(io::Error::from)?;
         let deadline = Instant::now() + within;
-        let mut bus =
-            Self { socket, direct, serial: 0, deadline, within, signals: VecDeque::new(), input: Vec::new() };
+        let mut bus = Self { socket, direct, serial: 0, deadline, within, signals: VecDeque::new(), input: Vec::new() };
         let address = SocketAddrUnix::new(path).map_err(io::Error::from)?;
         loop {
             match rustix::net::connect(&bus.socket, &address) {

@@ -86,8 +86,9 @@ pub fn require() -> Outcome<()> {
     if is_running() {
         return Ok(());
     }
-    Err(Failure::new("systemd not running on this host, cannot use systemd cgroups manager")
-        .hint("leave out --systemd-cgroup; for podman `--cgroup-manager cgroupfs`, for docker `native.cgroupdriver=cgroupfs`"))
+    Err(Failure::new("systemd not running on this host, cannot use systemd cgroups manager").hint(
+        "leave out --systemd-cgroup; for podman `--cgroup-manager cgroupfs`, for docker `native.cgroupdriver=cgroupfs`",
+    ))
 }
 
 /// Directories of a slice: `a-b.slice` is in `a.slice`.
@@ -167,7 +168,8 @@ impl Unit {
             return vec![("/run/systemd/private".into(), true), ("/run/dbus/system_bus_socket".into(), false)];
         }
         let uid = rustix::process::geteuid().as_raw();
-        let runtime = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(|| format!("/run/user/{uid}").into(), PathBuf::from);
+        let runtime =
+            std::env::var_os("XDG_RUNTIME_DIR").map_or_else(|| format!("/run/user/{uid}").into(), PathBuf::from);
         let named = std::env::var("DBUS_SESSION_BUS_ADDRESS").unwrap_or_default();
         let named = named.split([';', ',']).find_map(|part| part.strip_prefix("unix:path=")).map(PathBuf::from);
         let bus = named.unwrap_or_else(|| runtime.join("bus"));
@@ -237,7 +239,9 @@ fn connect(sockets: &[(PathBuf, bool)], within: Duration) -> Outcome<Bus> {
 fn failure(what: &str, error: &BusError) -> Failure {
     let failure = Failure { cause: Some(error.to_string()), ..Failure::new(what) };
     match error {
-        BusError::Late(_) => failure.hint("systemd is busy or hangs; see `systemctl list-jobs` and `journalctl -b _PID=1`"),
+        BusError::Late(_) => {
+            failure.hint("systemd is busy or hangs; see `systemctl list-jobs` and `journalctl -b _PID=1`")
+        }
         BusError::Answer { .. } if error.is("UnitExists") => {
             failure.hint("another container has this name; see `systemctl status`, or choose another cgroupsPath")
         }

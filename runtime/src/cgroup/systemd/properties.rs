@@ -127,7 +127,8 @@ fn block_io(list: &mut Vec<Property>, io: &BlockIo, v2: bool) {
         return;
     }
     // systemd looks the device up by a path; one that udev does not know is limited by our own write only.
-    let path = |major: i64, minor: i64| Some(format!("/dev/block/{major}:{minor}")).filter(|path| Path::new(path).exists());
+    let path =
+        |major: i64, minor: i64| Some(format!("/dev/block/{major}:{minor}")).filter(|path| Path::new(path).exists());
     let weights: Vec<(String, u64)> = io
         .weight_device
         .iter()
@@ -192,7 +193,10 @@ fn device_properties(resources: &Resources) -> Outcome<Vec<Property>> {
     let rules = devices::rules(&resources.devices).map_err(|error| Failure::new(error.to_string()))?;
     let (allow_rest, rules) = devices::effective(&rules);
     if allow_rest {
-        return Ok(vec![("DevicePolicy", Value::Text("auto".to_owned())), ("DeviceAllow", Value::TextPairs(Vec::new()))]);
+        return Ok(vec![
+            ("DevicePolicy", Value::Text("auto".to_owned())),
+            ("DeviceAllow", Value::TextPairs(Vec::new())),
+        ]);
     }
     let names = read("/proc/devices").unwrap_or_default();
     let allowed = rules.iter().filter(|rule| rule.allow).flat_map(|rule| device_entries(rule, &names)).collect();
@@ -286,7 +290,9 @@ mod tests {
         let resources: Resources = serde_json::from_value(resources).expect("resources");
         let mut hierarchies = Hierarchies::default();
         if !v2 {
-            hierarchies.v1.push(crate::cgroup::hierarchy::V1 { controllers: vec!["memory".into()], mount: "/m".into() });
+            hierarchies
+                .v1
+                .push(crate::cgroup::hierarchy::V1 { controllers: vec!["memory".into()], mount: "/m".into() });
         }
         match changes(&resources, &hierarchies) {
             Ok(list) => list.iter().map(|(name, value)| format!("{name}={value:?}")).collect::<Vec<_>>().join(" "),
@@ -331,7 +337,11 @@ mod tests {
                 "error: linux.resources.cpu.cpus: `2-1` is not a list such as 0-2,7",
                 "error: linux.resources.cpu.cpus: `2-1` is not a list such as 0-2,7",
             ),
-            (json!({"pids": {"limit": -1}}), "TasksMax=U64(18446744073709551615)", "TasksMax=U64(18446744073709551615)"),
+            (
+                json!({"pids": {"limit": -1}}),
+                "TasksMax=U64(18446744073709551615)",
+                "TasksMax=U64(18446744073709551615)",
+            ),
             (json!({"blockIO": {"weight": 500}}), "IOWeight=U64(4950)", "BlockIOWeight=U64(500)"),
             (
                 json!({"unified": {"cpu.max": "max 50000", "memory.high": "5", "pids.max": "max", "io.latency": "x"}}),
@@ -373,7 +383,11 @@ mod tests {
             ("TimeoutStopSec", "5", Some(("TimeoutStopUSec", Value::U64(5_000_000)))),
             ("SendSIGHUP", "true", Some(("SendSIGHUP", Value::Bool(true)))),
             ("KillSignal", "9", Some(("KillSignal", Value::I32(9)))),
-            ("After", "['a.service', \"b.service\"]", Some(("After", Value::Texts(vec!["a.service".into(), "b.service".into()])))),
+            (
+                "After",
+                "['a.service', \"b.service\"]",
+                Some(("After", Value::Texts(vec!["a.service".into(), "b.service".into()]))),
+            ),
             ("TimeoutStopSec", "'x'", None),
             ("TimeoutStopSec", "-1", None),
             ("Bad", "{}", None),

@@ -185,7 +185,10 @@ fn a_failed_unit_of_the_same_name_is_reset() {
 #[test]
 fn what_systemd_refuses_is_told() {
     for (acts, want) in [
-        (&[Act::Error("UnitExists"), Act::Done, Act::Error("UnitExists")][..], "no, thank you (org.freedesktop.systemd1.UnitExists)"),
+        (
+            &[Act::Error("UnitExists"), Act::Done, Act::Error("UnitExists")][..],
+            "no, thank you (org.freedesktop.systemd1.UnitExists)",
+        ),
         (&[Act::Job("timeout"), Act::Done], "error creating systemd unit `web.scope`: got `timeout`"),
         (&[Act::Error("PropertyReadOnly")], "unable to start unit \"web.scope\": no, thank you"),
         (&[Act::HangUp], "unable to start unit \"web.scope\": unexpected end of file"),
@@ -279,7 +282,8 @@ fn units_from_the_path() {
         (Some("machine.slice:p:"), Err("does not name a scope")),
         (Some("machine.slice:p:n.slice"), Err("does not name a scope")),
     ] {
-        let place = Unit::new(path, "web", &none).map(|unit| Unit { user: false, ..unit }).and_then(|unit| unit.place());
+        let place =
+            Unit::new(path, "web", &none).map(|unit| Unit { user: false, ..unit }).and_then(|unit| unit.place());
         match (place, want) {
             (Ok(place), Ok(want)) => assert_eq!(place, want, "{path:?}"),
             (Err(failure), Err(want)) => assert!(failure.to_string().contains(want), "{path:?}: {failure}"),

@@ -370,7 +370,7 @@ mod tests {
             member: "Hello",
             signature: "",
         };
-        let want: &[u8] = b"l\x01\0\x01\0\0\0\0\x01\0\0\0\x6d\0\0\0\
+        let want: &[u8] = b"l\x01\0\x01\0\0\0\0\x01\0\0\0\x6e\0\0\0\
             \x01\x01o\0\x15\0\0\0/org/freedesktop/DBus\0\0\0\
             \x06\x01s\0\x14\0\0\0org.freedesktop.DBus\0\0\0\0\
             \x02\x01s\0\x14\0\0\0org.freedesktop.DBus\0\0\0\0\
