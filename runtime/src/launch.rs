@@ -246,7 +246,8 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
             })
         }
         Side::Parent { pid, pidfd } => {
-            drop((theirs, start, prepared, terminal, manner.stdio, doors));
+            drop((theirs, start, prepared, terminal, manner.stdio));
+            doors.leave_open();
             undo.pidfd = Some(pidfd);
             let pid = if between { identity(&ours, &mut undo, signals)? } else { pid };
             record.init = Some(ProcessId::of(pid)?);

@@ -78,6 +78,11 @@ impl Doors {
     pub fn enter(&self) -> Outcome<()> {
         self.0.iter().try_for_each(|door| rustix::io::write(door, b"0").map(drop)).map_err(refused)
     }
+
+    /// Leave the files open, for a process that will execute another program or end: both close them for nothing.
+    pub fn leave_open(self) {
+        self.0.into_iter().for_each(std::mem::forget);
+    }
 }
 
 /// A cgroup that has just been made.

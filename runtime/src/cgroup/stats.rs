@@ -500,7 +500,10 @@ fn hugetlb_of(figures: &Figures, version: Version) -> BTreeMap<String, Hugetlb> 
         };
         (size, usage)
     };
-    hugepage_sizes().into_iter().map(one).collect()
+    // On hybrid hosts the controller may be there without being handed down.
+    let file = if version == Version::V1 { "usage_in_bytes" } else { "current" };
+    let counted = |size: &String| figures.0.join(format!("hugetlb.{size}.{file}")).exists();
+    hugepage_sizes().into_iter().filter(counted).map(one).collect()
 }
 
 #[cfg(test)]

@@ -142,7 +142,7 @@ impl Init<'_> {
 
     fn join_cgroup(&mut self) -> Outcome<()> {
         self.doors.enter()?;
-        self.doors = Doors::default();
+        std::mem::take(&mut self.doors).leave_open();
         Ok(())
     }
 

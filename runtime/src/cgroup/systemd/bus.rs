@@ -13,6 +13,11 @@ use std::time::{Duration, Instant};
 /// How long systemd may take for one command. Podman and containerd wait longer for us.
 pub const WITHIN: Duration = Duration::from_secs(30);
 
+/// How long to wait in silence for the end of a job before asking.
+const ASK_AFTER: Duration = Duration::from_millis(500);
+/// Result of a job whose end was not heard.
+pub const UNKNOWN: &str = "unknown";
+
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
@@ -120,15 +125,18 @@ impl Bus {
         self.send(b"BEGIN\r\n")
     }
 
-    fn wait(&self, events: PollFlags) -> Result<(), BusError> {
+    /// Wait until the socket is ready, or for a while at most if `patience` says so; false when that is over.
+    fn wait(&self, events: PollFlags, patience: Duration) -> Result<bool, BusError> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(BusError::Late(self.within));
         }
+        let left = left.min(patience);
         let mut fds = [PollFd::new(&self.socket, events)];
         let time = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
         match rustix::event::poll(&mut fds, Some(&time)) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Ok(0) => Ok(false),
+            Ok(_) | Err(Errno::INTR) => Ok(true),
             Err(error) => Err(io::Error::from(error).into()),
         }
     }
@@ -137,7 +145,7 @@ impl Bus {
         while !bytes.is_empty() {
             match rustix::net::send(&self.socket, bytes, SendFlags::NOSIGNAL) {
                 Ok(count) => bytes = &bytes[count..],
-                Err(Errno::AGAIN) => self.wait(PollFlags::OUT)?,
+                Err(Errno::AGAIN) => drop(self.wait(PollFlags::OUT, self.within)?),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(io::Error::from(error).into()),
             }
@@ -152,7 +160,7 @@ impl Bus {
             match rustix::net::recv(&self.socket, &mut buffer[..], RecvFlags::empty()) {
                 Ok((0, _)) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
                 Ok((read, _)) => self.input.extend_from_slice(&buffer[..read]),
-                Err(Errno::AGAIN) => self.wait(PollFlags::IN)?,
+                Err(Errno::AGAIN) => drop(self.wait(PollFlags::IN, self.within)?),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(io::Error::from(error).into()),
             }
@@ -200,16 +208,30 @@ impl Bus {
         self.call(&Call { destination, path: MANAGER_PATH, interface: MANAGER, member, signature }, body)
     }
 
-    /// Call a method of the manager that starts a job, and wait for its end; returns its result.
+    /// Call a method of the manager that starts a job, and wait for its end; returns its result. A signal that is never
+    /// sent (systemd was reloaded meanwhile) does not hold us up: the job is asked for now and then, and one that is
+    /// not known any more is over, with the result [`UNKNOWN`].
     ///
     /// # Errors
     /// As [`Bus::call`].
     pub fn job(&mut self, member: &str, signature: &str, body: &[u8]) -> Result<String, BusError> {
         let answer = self.manager(member, signature, body)?;
         let job = Reader::new(&answer.body).text()?.to_owned();
+        let number = job.rsplit('/').next().and_then(|number| number.parse::<u32>().ok());
+        let mut over = false;
         loop {
             let message = match self.signals.pop_front() {
                 Some(signal) => signal,
+                None if over => return Ok(UNKNOWN.to_owned()),
+                None if self.input.is_empty() && !self.wait(PollFlags::IN, ASK_AFTER)? => {
+                    let mut body = Writer::default();
+                    body.u32(number.unwrap_or(0));
+                    match self.manager("GetJob", "u", &body.0) {
+                        Err(error) if error.is("NoSuchJob") => over = true,
+                        result => drop(result?),
+                    }
+                    continue;
+                }
                 None => self.receive()?,
             };
             if message.kind != wire::SIGNAL || message.member != "JobRemoved" {

@@ -11,7 +11,7 @@ pub mod bus;
 pub mod properties;
 pub mod wire;
 
-use super::hierarchy::Hierarchies;
+use super::hierarchy::{Hierarchies, read};
 use crate::config::Resources;
 use crate::error::{Because, Failure, InStep, Outcome};
 use crate::sys::clone::{self, Side};
@@ -276,13 +276,19 @@ fn start_scope(bus: &mut Bus, unit: &Unit, pid: i32, v2: bool, limits: Vec<wire:
         result = bus.job("StartTransientUnit", "ssa(sv)a(sa(sv))", &body.0);
     }
     match result {
-        Ok(word) if word == "done" => Ok(()),
+        Ok(word) if word == "done" || (word == bus::UNKNOWN && is_member(pid, &unit.name)) => Ok(()),
         Ok(word) => {
             reset_failed(bus, &unit.name);
             Err(Failure::new(format!("error creating systemd unit `{}`: got `{word}`", unit.name)))
         }
         Err(error) => Err(failure(&what, &error)),
     }
+}
+
+/// Whether a process is in the cgroup of a unit.
+fn is_member(pid: i32, name: &str) -> bool {
+    let text = read(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    text.lines().any(|line| line.rsplit('/').next() == Some(name))
 }
 
 fn stop_scope(bus: &mut Bus, name: &str) -> Outcome<()> {

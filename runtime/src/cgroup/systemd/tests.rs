@@ -14,6 +14,8 @@ enum Act {
     Job(&'static str),
     /// The same, but the signal comes before the answer, after one of another job.
     JobEarly(&'static str),
+    /// Answer with a job, and never say more of it.
+    JobUnheard,
     /// Answer without values.
     Done,
     /// Answer with an error of this name.
@@ -97,6 +99,7 @@ fn serve(mut stream: UnixStream, acts: &[Act]) -> Vec<(String, Vec<u8>)> {
                 removed(&mut stream, &job, result);
                 answer(&mut stream);
             }
+            Act::JobUnheard => answer(&mut stream),
             Act::Done => {
                 stream.write_all(&message(wire::METHOD_RETURN, Some(serial), "", "", &[])).expect("written");
             }
@@ -221,6 +224,20 @@ fn stopping_what_is_gone_succeeds() {
     }
     let double = Double::new(&[Act::Error("AccessDenied"), Act::Done]);
     assert!(stop_scope(&mut double.bus(LONG), "web.scope").is_err());
+    double.calls();
+}
+
+#[test]
+fn the_end_of_a_job_may_go_unheard() {
+    let acts = &[Act::JobUnheard, Act::Done, Act::Error("NoSuchJob"), Act::Done];
+    let double = Double::new(acts);
+    stop_scope(&mut double.bus(LONG), "web.scope").expect("stopped");
+    let names: Vec<String> = double.calls().into_iter().map(|(member, _)| member).collect();
+    assert_eq!(names, ["StopUnit", "GetJob", "GetJob", "ResetFailedUnit"]);
+    // A start that nobody heard the end of counts when the process is there.
+    let double = Double::new(&[Act::JobUnheard, Act::Error("NoSuchJob"), Act::Done]);
+    let failure = start_scope(&mut double.bus(LONG), &unit(), 1, true, Vec::new()).expect_err("not there");
+    assert!(failure.to_string().contains("got `unknown`"), "{failure}");
     double.calls();
 }
 
