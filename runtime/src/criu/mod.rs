@@ -191,10 +191,10 @@ impl Call<'_> {
         }
     }
 
-    /// The last thing its log complains of, and where that is.
+    /// The first thing its log complains of, and where that is.
     fn with_log(&self, failure: Failure) -> Failure {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
-        let Some(line) = log.lines().rev().find(|line| line.contains("Error")) else { return failure };
+        let Some(line) = log.lines().find(|line| line.contains("Error")) else { return failure };
         let cause = match failure.cause {
             Some(cause) => format!("{cause}: {line}"),
             None => line.to_owned(),
