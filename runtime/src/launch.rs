@@ -271,7 +271,10 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
 }
 
 /// The systemd unit to make, found out before anything is made.
-fn unit(options: &Options, config: &Config) -> Outcome<Option<Unit>> {
+///
+/// # Errors
+/// systemd does not run, or `linux.cgroupsPath` names no unit.
+pub fn unit(options: &Options, config: &Config) -> Outcome<Option<Unit>> {
     if !options.systemd_cgroup {
         return Ok(None);
     }
@@ -280,7 +283,10 @@ fn unit(options: &Options, config: &Config) -> Outcome<Option<Unit>> {
 }
 
 /// What `state.json` says before anything is made.
-fn intent(options: &Options, bundle: &Bundle, manner: &Manner, unit: Option<&Unit>) -> Outcome<Record> {
+///
+/// # Errors
+/// `/proc` is not readable.
+pub fn intent(options: &Options, bundle: &Bundle, manner: &Manner, unit: Option<&Unit>) -> Outcome<Record> {
     let me = ProcessId::of(std::process::id() as i32)?;
     let config = &bundle.config;
     Ok(Record {
@@ -452,7 +458,10 @@ pub fn connect_start(dir: &StateDir) -> Outcome<Option<Channel>> {
 }
 
 /// Who takes the terminal, checked before anything is made.
-fn terminal_receiver(options: &Options, config: &Config, manner: &Manner) -> Outcome<Terminal> {
+///
+/// # Errors
+/// Nobody does, or the socket cannot be reached.
+pub fn terminal_receiver(options: &Options, config: &Config, manner: &Manner) -> Outcome<Terminal> {
     let wanted = config.process.as_ref().is_some_and(|process| process.terminal);
     match (&options.console_socket, wanted) {
         (None, false) => Ok(Terminal::None),

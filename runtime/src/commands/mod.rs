@@ -1,5 +1,6 @@
 //! What each command does, one file each: its options as a table, and from parsed values to an exit code.
 
+pub mod checkpoint;
 pub mod create;
 pub mod delete;
 pub mod events;
@@ -10,6 +11,7 @@ pub mod launching;
 pub mod list;
 pub mod pause;
 pub mod ps;
+pub mod restore;
 pub mod run;
 pub mod spec;
 pub mod start;
@@ -38,12 +40,14 @@ pub const COMMANDS: &[Entry] = &[
     Entry::of::<ps::Ps>(),
     Entry::of::<events::Events>(),
     Entry::of::<list::List>(),
+    Entry::of::<checkpoint::Checkpoint>(),
+    Entry::of::<restore::Restore>(),
     Entry::of::<spec::Spec>(),
     Entry::of::<features::Features>(),
 ];
 
 /// Whether there are `checkpoint` and `restore`.
-pub const CHECKPOINTS: bool = false;
+pub const CHECKPOINTS: bool = true;
 
 /// Carry out a line.
 ///
