@@ -8,7 +8,7 @@
 //! A process is known by its number and start time, on this boot; both are checked through a pidfd before any signal.
 
 use crate::error::{Because, Failure, InStep, Outcome, is_absent};
-use crate::sys::clone;
+use crate::sys::{clone, file};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,6 +21,13 @@ use std::time::{Duration, Instant};
 
 /// Longest container ID; it becomes a file name.
 const ID_MAX: usize = 250;
+
+/// The record.
+const STATE: &str = "state.json";
+/// The configuration.
+const CONFIG: &str = "config.json";
+/// The socket on which a created container waits.
+const START: &str = "start.sock";
 
 /// How long to try to remove a directory that somebody still writes to.
 const REMOVE_WITHIN: Duration = Duration::from_secs(2);
@@ -105,13 +112,16 @@ struct Stat {
 }
 
 fn stat(pid: i32) -> io::Result<Stat> {
-    let text = fs::read(format!("/proc/{pid}/stat"))?;
+    // 52 numbers and a name of at most 16 bytes.
+    let mut buffer = [0; 1536];
+    let count = file::read_into(Path::new(&format!("/proc/{pid}/stat")), &mut buffer)?;
+    let text = &buffer[..count];
     // The name may contain anything, so fields are counted from its closing bracket.
     let after = text.iter().rposition(|&byte| byte == b')').map_or(&[][..], |at| &text[at + 1..]);
-    let text = String::from_utf8_lossy(after);
-    let fields: Vec<&str> = text.split_ascii_whitespace().collect();
-    let start_time = fields.get(19).and_then(|field| field.parse().ok());
-    match (fields.first().and_then(|field| field.bytes().next()), start_time) {
+    let mut fields = after.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty());
+    let state = fields.next().and_then(|field| field.first().copied());
+    let start_time = fields.nth(18).and_then(|field| std::str::from_utf8(field).ok()?.parse().ok());
+    match (state, start_time) {
         (Some(state), Some(start_time)) => Ok(Stat { state, start_time }),
         _ => Err(io::Error::from(io::ErrorKind::InvalidData)),
     }
@@ -167,6 +177,22 @@ pub struct Record {
     pub complete: bool,
 }
 
+impl Record {
+    /// The state as the specification defines it, of a container at this point.
+    pub fn state(&self, status: Status, pid: Option<i32>) -> State {
+        State {
+            oci_version: self.oci_version.clone(),
+            id: self.id.clone(),
+            status,
+            pid,
+            bundle: self.bundle.clone(),
+            rootfs: self.rootfs.clone(),
+            created: self.created.clone(),
+            annotations: self.annotations.clone(),
+        }
+    }
+}
+
 /// The directory of one container.
 #[derive(Debug, Clone)]
 pub struct StateDir {
@@ -189,7 +215,9 @@ pub fn check_id(id: &str) -> Outcome<()> {
 
 /// Identity of this boot.
 pub fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+    let mut buffer = [0; 64];
+    let count = file::read_into(Path::new("/proc/sys/kernel/random/boot_id"), &mut buffer).unwrap_or(0);
+    String::from_utf8_lossy(&buffer[..count]).trim().to_owned()
 }
 
 impl StateDir {
@@ -242,13 +270,33 @@ impl StateDir {
         &self.path
     }
 
+    /// Write the first `state.json` of a directory that was claimed just now. Nobody else knows of it, so it is not made
+    /// beside the place and renamed; should this process die half-way, an empty file counts as none.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_first(&self, record: &Record) -> Outcome<()> {
+        let bytes = serde_json::to_vec(record).because(|| "cannot encode the state".to_owned())?;
+        let path = self.file(STATE);
+        file::create(&path, &bytes).because(|| format!("cannot write `{}`", path.display()))
+    }
+
+    /// Keep the configuration the container was created with.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_config(&self, text: &[u8]) -> Outcome<()> {
+        let path = self.file(CONFIG);
+        file::create(&path, text).because(|| format!("cannot write `{}`", path.display()))
+    }
+
     /// Replace `state.json`.
     ///
     /// # Errors
     /// It cannot be written.
     pub fn write(&self, record: &Record) -> Outcome<()> {
         let bytes = serde_json::to_vec(record).because(|| "cannot encode the state".to_owned())?;
-        write_atomically(&self.file("state.json"), &bytes, false)
+        write_atomically(&self.file(STATE), &bytes, false)
     }
 
     /// Read `state.json`; `None` when creation was cut short before it was there.
@@ -256,8 +304,9 @@ impl StateDir {
     /// # Errors
     /// There is no such container, or the file is damaged.
     pub fn read(&self) -> Outcome<Option<Record>> {
-        let file = self.file("state.json");
-        match fs::read(&file) {
+        let file = self.file(STATE);
+        match file::read(&file) {
+            Ok(bytes) if bytes.is_empty() => Ok(None),
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .because(|| format!("cannot understand `{}`", file.display()))
                 .or_hint("remove the container: gantry-runtime delete --force ID")
@@ -281,19 +330,29 @@ impl StateDir {
         })
     }
 
+    /// Where the container is in its life, with a descriptor of its first process if that is alive.
+    pub fn look(&self, record: &Record) -> (Status, Option<OwnedFd>) {
+        let alive = |process: ProcessId| process.open().filter(|_| record.boot_id == boot_id());
+        let Some(init) = record.init else {
+            let status = if alive(record.creator).is_some() { Status::Creating } else { Status::Stopped };
+            return (status, None);
+        };
+        let Some(pidfd) = alive(init) else {
+            return (Status::Stopped, None);
+        };
+        let status = if !record.complete {
+            Status::Creating
+        } else if self.file(START).exists() {
+            Status::Created
+        } else {
+            Status::Running
+        };
+        (status, Some(pidfd))
+    }
+
     /// Where the container is in its life.
     pub fn status(&self, record: &Record) -> Status {
-        if record.boot_id != boot_id() {
-            return Status::Stopped;
-        }
-        match record.init {
-            Some(init) if init.open().is_none() => Status::Stopped,
-            Some(_) if !record.complete => Status::Creating,
-            Some(_) if self.file("start.sock").exists() => Status::Created,
-            Some(_) => Status::Running,
-            None if record.creator.open().is_some() => Status::Creating,
-            None => Status::Stopped,
-        }
+        self.look(record).0
     }
 
     /// The state as the specification defines it.
@@ -303,16 +362,7 @@ impl StateDir {
             Status::Stopped => Some(0),
             _ => record.init.map(|init| init.pid),
         };
-        State {
-            oci_version: record.oci_version.clone(),
-            id: record.id.clone(),
-            status,
-            pid,
-            bundle: record.bundle.clone(),
-            rootfs: record.rootfs.clone(),
-            created: record.created.clone(),
-            annotations: record.annotations.clone(),
-        }
+        record.state(status, pid)
     }
 
     /// Remove the directory; absent is success. A creator that is still writing makes it fill up again for a moment;
@@ -321,6 +371,13 @@ impl StateDir {
     /// # Errors
     /// It cannot be removed.
     pub fn remove(&self) -> Outcome<()> {
+        // What is nearly always in it, and nothing else: no need to list it.
+        for name in [STATE, CONFIG] {
+            let _ = fs::remove_file(self.file(name));
+        }
+        if fs::remove_dir(&self.path).is_ok() {
+            return Ok(());
+        }
         let deadline = Instant::now() + REMOVE_WITHIN;
         loop {
             match fs::remove_dir_all(&self.path) {
