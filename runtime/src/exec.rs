@@ -19,7 +19,7 @@ use crate::pidfd::Receiver;
 use crate::remove::saved_config;
 use crate::state::{self, StateDir, Status};
 use crate::sys::clone::{self, Side};
-use crate::sys::process;
+use crate::sys::{process, signal};
 use rustix::fs::{Mode, OFlags};
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -158,9 +158,9 @@ pub fn exec(options: &Options) -> Outcome<i32> {
     let signals = Signals::hold()?;
     let dir = StateDir::new(&options.root, &options.id)?;
     let record = dir.read_complete()?;
-    let status = dir.status(&record);
+    let (status, opened) = dir.look(&record);
     let init = match (status, record.init) {
-        (Status::Running | Status::Created, Some(init)) => init.open().map(|opened| (init.pid, opened)),
+        (Status::Running | Status::Created, Some(init)) => opened.map(|opened| (init.pid, opened)),
         _ => None,
     };
     let Some((init_pid, init)) = init else {
@@ -189,6 +189,7 @@ pub fn exec(options: &Options) -> Outcome<i32> {
             .because(|| "cannot join the pid namespace".to_owned())
             .in_step("join namespaces")?;
     }
+    let ignored = signal::ignored().in_step("clone")?;
     let (ours, theirs) = Channel::pair().in_step("clone")?;
     let (side, doors) = match options.cgroups.as_slice() {
         [] => clone_into(&cgroup, init_pid).in_step("clone")?,
@@ -202,6 +203,7 @@ pub fn exec(options: &Options) -> Outcome<i32> {
                 filter: filter.as_ref(),
                 preserve_fds: options.preserve_fds,
                 open_files: None,
+                ignored,
                 keyring: None,
             };
             let child = Child { init: init.as_fd(), kinds, doors, terminal, channel: &theirs, program };

@@ -20,11 +20,14 @@ use crate::pidfd::Receiver;
 use crate::seccomp::{self, Filter};
 use crate::state::{self, ProcessId, Record, StateDir, Status};
 use crate::sys::clone::{self, Side};
-use crate::sys::process;
+use crate::sys::{file, process, signal};
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
+
+/// More mounts than this, and the limit of open files is raised.
+const MOUNTS_MANY: usize = 32;
 
 /// What `create` and `run` have in common.
 #[derive(Debug, Clone, Default)]
@@ -111,7 +114,7 @@ impl Bundle {
             .because(|| format!("cannot open bundle `{}`", path.display()))
             .or_hint("--bundle names a directory with a config.json and a root filesystem")?;
         let file = path.join("config.json");
-        let text = fs::read(&file)
+        let text = file::read(&file)
             .because(|| format!("cannot read `{}`", file.display()))
             .or_hint("`gantry-runtime spec` writes one to start from")?;
         let config = parse_config(&text, &file.display().to_string())?;
@@ -177,16 +180,15 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     dir.claim().in_step("claim id")?;
     let mut undo = Undo { dir: dir.clone(), cgroup: None, pidfd: None };
     let mut record = intent(options, bundle, &manner)?;
-    dir.write(&record).in_step("record intent")?;
-    let copy = dir.file("config.json");
-    fs::write(&copy, &bundle.text).because(|| format!("cannot write `{}`", copy.display())).in_step("record intent")?;
+    dir.write_first(&record).in_step("record intent")?;
 
     let cgroup = Cgroup::at(record.cgroup.clone()).in_step("cgroup")?;
     cgroup.create().in_step("cgroup")?;
     undo.cgroup = Some(cgroup.clone());
     cgroup.apply(&config.linux.resources).in_step("limits")?;
 
-    let open_files = rlimits::raise_open_files();
+    // One descriptor per bind mount is held.
+    let open_files = if config.mounts.len() > MOUNTS_MANY { rlimits::raise_open_files() } else { None };
     let prepared = Prepared::open(config, &bundle.path, &cgroup).in_step("open mounts")?;
     let namespaces = Namespaces::plan(config).in_step("namespaces")?;
     let (ours, theirs) = Channel::pair().in_step("clone")?;
@@ -196,7 +198,8 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     };
     let keyring = format!("_ses.{}", options.id);
     let process = config.process.as_ref().ok_or_else(|| Failure::new("there is nothing to run"))?;
-    let state = dir.state(&record);
+    let state = record.state(Status::Creating, None);
+    let ignored = signal::ignored().in_step("clone")?;
     let between = namespaces.needs_go_between();
     if !between {
         namespaces.join_pid_for_children().in_step("join namespaces")?;
@@ -211,6 +214,7 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
                 filter: bundle.filter.as_ref(),
                 preserve_fds: options.preserve_fds,
                 open_files,
+                ignored,
                 keyring: (!options.no_new_keyring).then_some(keyring.as_str()),
             };
             if between {
@@ -242,12 +246,22 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
             drop((theirs, start, prepared, terminal, manner.stdio, doors));
             undo.pidfd = Some(pidfd);
             let pid = if between { identity(&ours, &mut undo, signals)? } else { pid };
-            record.init = Some(ProcessId::of(pid)?);
-            dir.write(&record).in_step("record process")?;
+            record.init = match &undo.pidfd {
+                Some(pidfd) => Some(ProcessId::held(pid, pidfd.as_fd())?),
+                None => None,
+            };
+            // Hooks may ask for the state. Nobody else is served by a record of a process that is not there yet: should
+            // we die, it ends by itself.
+            if !config.hooks.prestart.is_empty() || !config.hooks.create_runtime.is_empty() {
+                dir.write(&record).in_step("record process")?;
+            }
+            // Written while the process is at work, so that little is left to do when it is ready.
+            record.complete = true;
+            dir.draft(&record).in_step("record process")?;
+            dir.write_config(&bundle.text).in_step("record process")?;
             set_oom_score(process.oom_score_adj, pid).in_step("OOM score")?;
             let terminal = converse(config, &ours, pid, &state, signals)?;
-            record.complete = true;
-            dir.write(&record).in_step("record process")?;
+            dir.publish().in_step("record process")?;
             if let Some(file) = &options.pid_file {
                 state::write_atomically(file, pid.to_string().as_bytes(), false).in_step("pid file")?;
             }
@@ -278,6 +292,8 @@ fn intent(options: &Options, bundle: &Bundle, manner: &Manner) -> Outcome<Record
         init: None,
         supervisor: manner.supervised.then_some(me),
         complete: false,
+        poststart: !config.hooks.poststart.is_empty(),
+        poststop: !config.hooks.poststop.is_empty(),
     })
 }
 

@@ -17,6 +17,7 @@ use crate::sys::mount::{MountAttr, mount_setattr};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -203,12 +204,12 @@ impl Context<'_> {
         RootDir(self.prepared.root.as_fd())
     }
 
-    /// Make all mounts, in order.
+    /// Make some of the mounts, in order.
     ///
     /// # Errors
     /// One cannot be made as the bundle says.
-    pub fn mount_all(&self) -> Outcome<()> {
-        for (index, mount) in self.config.mounts.iter().enumerate() {
+    pub fn mount_some(&self, which: Range<usize>) -> Outcome<()> {
+        for (index, mount) in which.clone().zip(&self.config.mounts[which]) {
             self.mount(mount, &self.prepared.trees[index]).map_err(|failure| at(failure, index, mount))?;
         }
         Ok(())
