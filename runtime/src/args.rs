@@ -3,14 +3,13 @@
 use crate::container::capabilities;
 use crate::exec;
 use crate::launch;
+use crate::rootless::{self, Rootless};
 use crate::supervisor;
 use crate::sys::signal;
 use lexopt::prelude::*;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// Where states are kept unless `--root` says otherwise.
-const DEFAULT_ROOT: &str = "/run/gantry-runtime";
 /// Size at which a container's log is rotated.
 const DEFAULT_LOG_BYTES_MAX: u64 = 10 * 1024 * 1024;
 /// Files of a container's log, the current one included.
@@ -40,6 +39,8 @@ pub struct Global {
     pub debug: bool,
     /// `--systemd-cgroup`.
     pub systemd_cgroup: bool,
+    /// `--rootless`.
+    pub rootless: Rootless,
 }
 
 /// What to do.
@@ -53,6 +54,8 @@ pub enum Command {
     Spec {
         /// `--bundle`.
         bundle: PathBuf,
+        /// `--rootless`.
+        rootless: bool,
     },
     /// `create`.
     Create {
@@ -183,7 +186,12 @@ pub const USAGES: &[Usage] = &[
         summary: "list containers",
         text: "gantry-runtime list [--format table|json, -f] [--quiet, -q]\n",
     },
-    Usage { name: "spec", summary: "write an example config.json", text: "gantry-runtime spec [--bundle DIR, -b]\n" },
+    Usage {
+        name: "spec",
+        summary: "write an example config.json",
+        text: "gantry-runtime spec [--bundle DIR, -b] [--rootless]\n
+      --rootless   for the user that runs this command, in a user namespace\n",
+    },
 ];
 
 /// Help for one command.
@@ -213,7 +221,10 @@ Commands:
         text += &format!("  {:8}{}\n", usage.name, usage.summary);
     }
     text += "\nGlobal options:
-  --root DIR              where states are kept [default: /run/gantry-runtime]
+  --root DIR              where states are kept [default: /run/gantry-runtime, or
+                          $XDG_RUNTIME_DIR/gantry-runtime when not run by root]
+  --rootless auto|true|false  go without cgroups that may not be used, when no limit
+                          needs them [default: auto, which is when not run by root]
   --log FILE              also write errors to this file
   --log-format text|json  its format [default: text]
   --debug                 also log exit code and duration of every command
@@ -239,6 +250,7 @@ struct Raw {
     force: bool,
     json: bool,
     quiet: bool,
+    spec_rootless: bool,
     supervise: bool,
     container_log: Option<PathBuf>,
     log_bytes_max: Option<u64>,
@@ -285,7 +297,7 @@ fn user(value: &str) -> Result<(u32, Option<u32>), UsageError> {
 /// An unknown command or option, or a missing or superfluous value.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<(Global, Command), UsageError> {
     let mut parser = lexopt::Parser::from_args(arguments);
-    let mut global = Global { root: PathBuf::from(DEFAULT_ROOT), ..Global::default() };
+    let mut global = Global { root: rootless::state_root().unwrap_or_default(), ..Global::default() };
     let mut command: Option<&'static Usage> = None;
     let mut raw = Raw::default();
     while let Some(argument) = parser.next()? {
@@ -303,6 +315,11 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<(Global, C
             }
             Long("debug") => global.debug = true,
             Long("systemd-cgroup") => global.systemd_cgroup = true,
+            Long("rootless") if command.is_none_or(|usage| usage.name != "spec") => {
+                let value = text(parser.value()?)?;
+                global.rootless = Rootless::parse(&value)
+                    .ok_or_else(|| usage_error(format!("--rootless is auto, true or false, not `{value}`")))?;
+            }
             Short('h') | Long("help") => return Ok((global, Command::Help(command))),
             Long("version") => return Ok((global, Command::Version)),
             Short('v') if command.is_none() => return Ok((global, Command::Version)),
@@ -346,6 +363,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<(Global, C
 fn option(command: &str, name: &str, parser: &mut lexopt::Parser, raw: &mut Raw) -> Result<(), UsageError> {
     match (command, name) {
         ("create" | "run" | "spec", "bundle" | "b") => raw.launch.bundle = absolute(parser.value()?)?,
+        ("spec", "rootless") => raw.spec_rootless = true,
         ("create" | "run", "pid-file") => raw.launch.pid_file = Some(absolute(parser.value()?)?),
         ("create" | "run", "console-socket") => raw.launch.console_socket = Some(absolute(parser.value()?)?),
         ("create" | "run", "preserve-fds") => raw.launch.preserve_fds = number("--preserve-fds", parser.value()?)?,
@@ -412,6 +430,7 @@ fn finish(command: &str, raw: Raw, global: &Global) -> Result<Command, UsageErro
     let here = || absolute(OsString::from("."));
     let mut options = raw.launch;
     options.root.clone_from(&global.root);
+    options.rootless = global.rootless;
     let bundle = if options.bundle.as_os_str().is_empty() { here()? } else { options.bundle.clone() };
     options.bundle.clone_from(&bundle);
     let supervise = match (raw.supervise, raw.container_log, raw.exit_file) {
@@ -454,7 +473,7 @@ fn finish(command: &str, raw: Raw, global: &Global) -> Result<Command, UsageErro
             Command::Exec(exec::Options { root: global.root.clone(), id, args, detach: raw.detach, ..raw.exec })
         }
         "list" => Command::List { json: raw.json, quiet: raw.quiet },
-        _ => Command::Spec { bundle },
+        _ => Command::Spec { bundle, rootless: raw.spec_rootless },
     };
     match positionals.next() {
         None => Ok(parsed),
@@ -509,6 +528,11 @@ mod tests {
             ),
             ("create a --preserve-fds x", vec!["error: --preserve-fds takes a number"]),
             ("--version", vec!["Version"]),
+            ("--rootless true run a", vec!["rootless: Yes"]),
+            ("--rootless=auto run a", vec!["rootless: Auto"]),
+            ("run --rootless false a", vec!["rootless: No"]),
+            ("--rootless maybe run a", vec!["error: --rootless is auto, true or false, not `maybe`"]),
+            ("spec --rootless", vec!["Spec", "rootless: true"]),
             ("run --help", vec!["name: \"run\""]),
         ] {
             let got = shown(line);

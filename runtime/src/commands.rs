@@ -38,7 +38,7 @@ pub fn run(global: &Global, command: Command) -> Outcome<i32> {
             println!("gantry-runtime version {}\nspec: 1.2.0", env!("CARGO_PKG_VERSION"));
             Ok(0)
         }
-        Command::Spec { bundle } => spec(&bundle),
+        Command::Spec { bundle, rootless } => spec(&bundle, rootless),
         Command::Create { options, supervise: None } => create(global, &options),
         Command::Create { options, supervise: Some(settings) } => supervised(global, &options, &settings, true),
         Command::Run { options, supervise: Some(settings), .. } => supervised(global, &options, &settings, false),
@@ -52,12 +52,16 @@ pub fn run(global: &Global, command: Command) -> Outcome<i32> {
     }
 }
 
-fn spec(bundle: &Path) -> Outcome<i32> {
+fn spec(bundle: &Path, rootless: bool) -> Outcome<i32> {
     let file = bundle.join("config.json");
     if file.exists() {
         return Err(Failure::new(format!("`{}` exists", file.display())).hint("remove it first, or use --bundle"));
     }
-    let mut text = serde_json::to_string_pretty(&example::config(true)).because(|| "cannot encode".to_owned())?;
+    let config = match rootless {
+        true => example::rootless(true, crate::rootless::ids()),
+        false => example::config(true),
+    };
+    let mut text = serde_json::to_string_pretty(&config).because(|| "cannot encode".to_owned())?;
     text.push('\n');
     fs::write(&file, text).because(|| format!("cannot write `{}`", file.display()))?;
     Ok(0)
@@ -289,7 +293,7 @@ fn state(global: &Global, id: &str) -> Outcome<i32> {
 fn kill(global: &Global, id: &str, signal: i32, all: bool) -> Outcome<i32> {
     let (dir, record) = open(global, id)?;
     if all {
-        let cgroup = crate::cgroup::Cgroup::at(record.cgroup.clone())?;
+        let cgroup = crate::cgroup::Cgroup::at(record.cgroup.clone())?.without(&record.cgroup_left_out);
         cgroup.signal_all(signal);
         return Ok(0);
     }
@@ -324,6 +328,7 @@ fn delete(global: &Global, id: &str, force: bool) -> Outcome<i32> {
 
 fn list(global: &Global, json: bool, quiet: bool) -> Outcome<i32> {
     let mut states = Vec::new();
+    StateDir::new(&global.root, "x")?;
     let entries = match fs::read_dir(&global.root) {
         Err(error) if is_absent(&error) => None,
         result => Some(result.because(|| format!("cannot read `{}`", global.root.display()))?),

@@ -19,6 +19,7 @@ pub mod foreground;
 pub mod launch;
 pub mod remove;
 pub mod report;
+pub mod rootless;
 pub mod seccomp;
 pub mod state;
 pub mod supervisor;

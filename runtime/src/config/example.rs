@@ -1,6 +1,8 @@
 //! The configuration that `gantry-runtime spec` writes.
 
-use super::{Capabilities, Config, DeviceRule, Linux, Mount, Namespace, Process, Resources, Rlimit, Root, User};
+use super::{
+    Capabilities, Config, DeviceRule, IdMapping, Linux, Mount, Namespace, Process, Resources, Rlimit, Root, User,
+};
 
 fn strings(list: &[&str]) -> Vec<String> {
     list.iter().map(|&text| text.to_owned()).collect()
@@ -66,6 +68,24 @@ pub fn config(terminal: bool) -> Config {
         },
         ..Config::default()
     }
+}
+
+/// The same for an ordinary user: its own ID is the container's root, the network is the host's, no limits.
+pub fn rootless(terminal: bool, (uid, gid): (u32, u32)) -> Config {
+    let one = |id| vec![IdMapping { container_id: 0, host_id: id, size: 1 }];
+    let mut config = config(terminal);
+    config.linux.uid_mappings = one(uid);
+    config.linux.gid_mappings = one(gid);
+    config.linux.namespaces.retain(|namespace| namespace.kind != "network");
+    config.linux.namespaces.push(Namespace { kind: "user".to_owned(), path: None });
+    config.linux.resources = Resources::default();
+    config.mounts.retain(|mount| !mount.destination.starts_with("/sys"));
+    for mount in &mut config.mounts {
+        // Only one ID is mapped.
+        mount.options.retain(|option| !option.starts_with("gid=") && !option.starts_with("uid="));
+    }
+    config.mounts.push(mount("/sys", "none", "/sys", &["rbind", "nosuid", "noexec", "nodev", "ro"]));
+    config
 }
 
 fn mounts() -> Vec<Mount> {
