@@ -207,6 +207,9 @@ pub struct Record {
     pub boot_id: String,
     /// Place below each cgroup mount.
     pub cgroup: String,
+    /// Hierarchies it is not in, by mount point: a rootless runtime may not write there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cgroup_left_out: Vec<PathBuf>,
     /// Annotations.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
@@ -276,6 +279,10 @@ impl StateDir {
     /// The ID is not valid.
     pub fn new(root: &Path, id: &str) -> Outcome<Self> {
         check_id(id)?;
+        if root.as_os_str().is_empty() {
+            return Err(Failure::new("there is no place to keep containers of this user: XDG_RUNTIME_DIR is not set")
+                .hint("set it to a directory of the user, or give one with --root"));
+        }
         Ok(Self { path: root.join(id), id: id.to_owned() })
     }
 

@@ -4,6 +4,7 @@ pub mod capabilities;
 pub mod channel;
 pub mod copy_up;
 pub mod hooks;
+pub mod idmap;
 pub mod init;
 pub mod mounts;
 pub mod namespaces;
