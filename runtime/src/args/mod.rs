@@ -16,9 +16,6 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 pub use value::Value;
 
-/// Where root's states are kept.
-const DEFAULT_ROOT: &str = "/run/gantry-runtime";
-
 /// A line that cannot be understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]

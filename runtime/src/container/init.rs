@@ -182,8 +182,9 @@ impl Init<'_> {
     }
 
     fn join_cgroup(&mut self) -> Outcome<()> {
-        for door in self.doors.drain(..) {
-            rustix::io::write(&door, b"0").map_err(cgroup::refused)?;
+        // They are closed by the exec.
+        for door in &self.doors {
+            rustix::io::write(door, b"0").map_err(cgroup::refused)?;
         }
         Ok(())
     }
