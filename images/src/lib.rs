@@ -24,6 +24,7 @@
 
 mod auth;
 pub mod bundle;
+mod catalog;
 mod digest;
 mod dns;
 mod error;
@@ -41,6 +42,7 @@ mod progress;
 mod pull;
 mod reference;
 mod registry;
+mod scrub;
 mod snapshot;
 mod store;
 mod tarball;
@@ -56,6 +58,7 @@ pub use platform::Platform;
 pub use progress::{Event, NoProgress, Progress};
 pub use pull::{PullOptions, PullPolicy};
 pub use reference::{DEFAULT_REGISTRY, DEFAULT_TAG, Reference};
+pub use scrub::{Damage, Verified};
 pub use snapshot::{Snapshot, SnapshotOptions};
 pub use store::{Removed, Store};
 pub use unpack::Limits;

@@ -10,4 +10,5 @@ mod load;
 mod pull;
 mod real_registry;
 mod registry;
+mod scrub;
 mod snapshot;
