@@ -65,6 +65,17 @@ pub struct PullOptions {
     pub auth_file: Option<PathBuf>,
 }
 
+impl PullOptions {
+    /// Who we are to the registry of `reference`.
+    pub(crate) fn credentials_for(&self, reference: &Reference) -> Result<Option<Credentials>> {
+        match (&self.credentials, &self.auth_file) {
+            (Some(credentials), _) => Ok(Some(credentials.clone())),
+            (None, Some(file)) => auth::from_file(file, reference.registry()),
+            (None, None) => Ok(None),
+        }
+    }
+}
+
 /// What is to be fetched.
 struct Plan {
     manifest: Vec<u8>,
@@ -145,11 +156,7 @@ impl<'a> Pull<'a> {
         options: &PullOptions,
         progress: &'a dyn Progress,
     ) -> Result<Self> {
-        let credentials = match (&options.credentials, &options.auth_file) {
-            (Some(credentials), _) => Some(credentials.clone()),
-            (None, Some(file)) => auth::from_file(file, reference.registry())?,
-            (None, None) => None,
-        };
+        let credentials = options.credentials_for(reference)?;
         let registry = Registry::new(reference, &options.insecure_registries, credentials)?;
         Ok(Self { store, registry, reference, platform, progress, stop: watch::Sender::new(false) })
     }

@@ -8,6 +8,7 @@ mod concurrent;
 mod hostile;
 mod load;
 mod pull;
+mod push;
 mod real_registry;
 mod registry;
 mod scrub;
