@@ -47,6 +47,13 @@ pub(crate) enum Command {
     Images(local::Images),
     Rmi(local::Rmi),
     Load(local::Load),
+    Save(local::Save),
+    Tag(local::Tag),
+    Push(local::Push),
+    #[command(subcommand)]
+    Image(local::Image),
+    #[command(subcommand)]
+    System(local::System),
     Lab(lab::Lab),
     #[command(hide = true)]
     RunWatch(local::Watch),
@@ -94,6 +101,11 @@ impl Command {
             Self::Images(args) => args.run(global),
             Self::Rmi(args) => args.run(global),
             Self::Load(args) => args.run(global),
+            Self::Save(args) => args.run(global),
+            Self::Tag(args) => args.run(global),
+            Self::Push(args) => args.run(global),
+            Self::Image(command) => command.run(global),
+            Self::System(command) => command.run(global),
             Self::Lab(args) => args.run(global),
             Self::RunWatch(args) => args.run(global),
             Self::LabNode(args) => args.run(),
