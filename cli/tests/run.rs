@@ -576,3 +576,50 @@ fn images_are_listed_and_removed() {
         bed.nothing_left();
     });
 }
+
+#[test]
+fn images_are_named_saved_checked_and_pruned() {
+    alone(|bed| {
+        let json = |words: &str| -> serde_json::Value { serde_json::from_str(&bed.ok(words)).unwrap() };
+        let refused = |words: &str, code: i32, what: &str| {
+            let done = bed.output(words);
+            assert_eq!(done.status.code(), Some(code), "{words}: {}", text(&done.stderr));
+            let told = text(&done.stderr) + &text(&done.stdout);
+            assert!(told.contains(what), "{words}: {told}");
+        };
+        bed.ok(&format!("tag {IMAGE} shop/box:2"));
+        refused("tag nosuch shop/box:2", 1, "not in the store");
+        refused(&format!("tag {IMAGE} Shop:2"), 1, "not an image reference");
+        bed.ok("save -o saved.tar shop/box:2");
+        assert_eq!(
+            bed.gantry("save shop/box:2").output().unwrap().stdout,
+            fs::read(bed.dir.join("saved.tar")).unwrap()
+        );
+        refused("save -o nowhere/saved.tar shop/box:2", 1, "cannot write nowhere/saved.tar");
+        refused("save -o other.tar shop/box:2 nosuch", 1, "`nosuch` is not in the store");
+        assert!(!bed.dir.join("other.tar").exists(), "no half archive");
+        let inspected = json(&format!("image inspect {IMAGE}"));
+        assert_eq!(inspected[0]["names"].as_array().unwrap().len(), 2);
+        assert!(bed.ok(&format!("image history {IMAGE}")).contains("CREATED BY"));
+        assert!(bed.ok("image verify").contains("intact"));
+        let diff_id = inspected[0]["layers"][0]["diff_id"].as_str().unwrap().replace("sha256:", "");
+        let file = bed.dir.join("data/images/layers").join(diff_id).join("fs/bin/busybox");
+        fs::write(&file, "not busybox").unwrap();
+        refused(&format!("image verify {IMAGE}"), 1, "/bin/busybox: its");
+        assert!(bed.ok(&format!("image verify --repair {IMAGE}")).contains("repaired"));
+        assert_eq!(bed.sh("", "echo works").stdout, b"works\n");
+        refused("push 127.0.0.1:9/box:1", 1, "not in the store");
+        bed.ok(&format!("tag {IMAGE} 127.0.0.1:9/box:1"));
+        refused("push 127.0.0.1:9/box:1", 1, "127.0.0.1:9");
+        refused("image prune", 1, "add --force");
+        let before = json("system df --json");
+        assert_eq!((before["images"]["count"].as_u64(), before["containers"]["count"].as_u64()), (Some(1), Some(0)));
+        bed.ok("image prune -f");
+        assert_eq!(json("system df --json"), before, "it has names");
+        assert!(bed.ok("system prune -af").contains("untagged shop/box:2"));
+        assert_eq!(json("system df --json")["images"]["count"], 0);
+        bed.ok("load -i saved.tar");
+        assert!(bed.ok("image ls").contains("shop/box:2"));
+        bed.nothing_left();
+    });
+}

@@ -61,16 +61,19 @@ pub struct PullOptions {
     pub insecure_registries: Vec<String>,
     /// For the registry; without them `auth_file` is read.
     pub credentials: Option<Credentials>,
-    /// A docker `config.json`; `default_auth_file()` gives the usual one.
+    /// A docker `config.json` or containers `auth.json`; `default_auth_file()` gives the usual one.
     pub auth_file: Option<PathBuf>,
 }
 
 impl PullOptions {
     /// Who we are to the registry of `reference`.
-    pub(crate) fn credentials_for(&self, reference: &Reference) -> Result<Option<Credentials>> {
+    pub(crate) async fn credentials_for(&self, reference: &Reference) -> Result<Option<Credentials>> {
         match (&self.credentials, &self.auth_file) {
             (Some(credentials), _) => Ok(Some(credentials.clone())),
-            (None, Some(file)) => auth::from_file(file, reference.registry()),
+            (None, Some(file)) => {
+                let (file, reference) = (file.clone(), reference.clone());
+                blocking(move || auth::from_file(&file, &reference)).await
+            }
             (None, None) => Ok(None),
         }
     }
@@ -107,7 +110,7 @@ impl Store {
             _ => {}
         }
         progress.event(Event::Resolving { what: reference.familiar() });
-        let pull = Pull::new(self, reference, platform, options, progress)?;
+        let pull = Pull::new(self, reference, platform, options, progress).await?;
         let image = pull.run().await.map_err(|e| e.in_store(self.root()))?;
         progress.event(Event::Done { digest: image.digest });
         Ok(image)
@@ -130,7 +133,7 @@ impl Store {
             .names
             .first()
             .ok_or_else(|| ImageError::NotFound(format!("layer {} of an image without a name", first.digest)))?;
-        let pull = Pull::new(self, reference, image.platform(), options, progress)?;
+        let pull = Pull::new(self, reference, image.platform(), options, progress).await?;
         pull.check_room(&missing)?;
         let lease = Arc::new(self.lease()?);
         self.protect(&lease, image.parts())?;
@@ -149,14 +152,14 @@ struct Pull<'a> {
 }
 
 impl<'a> Pull<'a> {
-    fn new(
+    async fn new(
         store: &'a Store,
         reference: &'a Reference,
         platform: Platform,
         options: &PullOptions,
         progress: &'a dyn Progress,
     ) -> Result<Self> {
-        let credentials = options.credentials_for(reference)?;
+        let credentials = options.credentials_for(reference).await?;
         let registry = Registry::new(reference, &options.insecure_registries, credentials)?;
         Ok(Self { store, registry, reference, platform, progress, stop: watch::Sender::new(false) })
     }

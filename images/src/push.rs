@@ -40,7 +40,7 @@ impl Store {
         let lease = self.lease()?;
         self.protect(&lease, image.parts())?;
         progress.event(Event::Resolving { what: target.familiar() });
-        let registry = Registry::new(target, &options.insecure_registries, options.credentials_for(target)?)?;
+        let registry = Registry::new(target, &options.insecure_registries, options.credentials_for(target).await?)?;
         let from = image
             .names
             .iter()

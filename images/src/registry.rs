@@ -315,12 +315,19 @@ impl Registry {
             access_token: Option<String>,
         }
         let url = self.token_url(challenge)?;
-        let request = || {
-            let request = self.client.get(url.clone());
-            match &self.credentials {
-                Some(credentials) => request.header(AUTHORIZATION, credentials.basic()),
-                None => request,
+        let request = || match self.credentials.as_ref().map(|credentials| (credentials, credentials.identity_token()))
+        {
+            // OAuth 2.0, section 6 of RFC 6749: the same parameters, in a body.
+            Some((_, Some(token))) => {
+                let mut form = url.clone();
+                let pairs = [("grant_type", "refresh_token"), ("client_id", "gantry"), ("refresh_token", token)];
+                form.query_pairs_mut().extend_pairs(pairs);
+                let body = form.query().unwrap_or_default().to_owned();
+                form.set_query(None);
+                self.client.post(form).header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(body)
             }
+            Some((credentials, None)) => self.client.get(url.clone()).header(AUTHORIZATION, credentials.basic()),
+            None => self.client.get(url.clone()),
         };
         let response = self.attempts("a token", request).await?;
         let status = response.status();

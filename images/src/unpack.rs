@@ -514,7 +514,7 @@ impl Unpacker {
 
     /// A hole of a sparse file reads as zeros.
     fn hash_hole(&mut self, mut length: u64) {
-        const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
         while length > 0 {
             let count = length.min(ZEROS.len() as u64);
             self.hasher.update(&ZEROS[..count as usize]);

@@ -7,6 +7,7 @@ mod common;
 mod concurrent;
 mod hostile;
 mod load;
+mod login;
 mod pull;
 mod push;
 mod real_registry;

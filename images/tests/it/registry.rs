@@ -1,7 +1,7 @@
 //! A small registry on loopback whose answers can be spoilt.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -169,8 +169,13 @@ fn respond(mut stream: &TcpStream, address: SocketAddr, request: &Request, state
     let authorization = request.headers.get("authorization").cloned().unwrap_or_default();
     let (mut status, mut kind, mut body) = (200, "application/octet-stream".to_owned(), Vec::new());
     if request.path.starts_with("/token") {
-        let granted = matches!(&state.login, Login::Bearer(wanted) if *wanted == authorization);
-        let asked = request.path.contains("service=double") && request.path.contains("scope=repository%3A");
+        // An identity token comes in a form, everything else in the address.
+        let form = String::from_utf8_lossy(&request.body).into_owned();
+        let refresh = form.split('&').find_map(|pair| pair.strip_prefix("refresh_token="));
+        let who = refresh.map_or(authorization.clone(), |token| format!("refresh {token}"));
+        let granted = matches!(&state.login, Login::Bearer(wanted) if *wanted == who);
+        let all = request.path.clone() + &form;
+        let asked = all.contains("service=double") && all.contains("scope=repository%3A");
         (status, body) = if granted && asked { (200, br#"{"token":"t0ken"}"#.to_vec()) } else { (401, Vec::new()) };
     } else if let Some(challenge) = challenge(&state.login, &authorization, address) {
         (status, head) = (401, format!("WWW-Authenticate: {challenge}\r\n"));
