@@ -23,6 +23,7 @@
 //! ```
 
 mod auth;
+mod build;
 pub mod bundle;
 mod catalog;
 mod digest;
@@ -37,6 +38,7 @@ mod load;
 mod manifest;
 mod merge;
 mod mount;
+mod pack;
 mod platform;
 mod progress;
 mod pull;
@@ -52,11 +54,13 @@ mod unpack;
 mod usage;
 
 pub use auth::{Credentials, default_auth_file};
+pub use build::{BuildOptions, Change};
 pub use digest::{BadDigest, Digest};
 pub use error::{ImageError, Result};
 pub use image::{Image, LayerInfo};
 pub use load::{LoadOptions, LoadSource};
 pub use manifest::{Healthcheck, History, ImageConfig};
+pub use pack::Packed;
 pub use platform::Platform;
 pub use progress::{Event, NoProgress, Progress};
 pub use pull::{PullOptions, PullPolicy};
