@@ -623,3 +623,26 @@ fn images_are_named_saved_checked_and_pruned() {
         bed.nothing_left();
     });
 }
+
+#[test]
+fn images_are_made_from_containers_and_directories() {
+    alone(|bed| {
+        bed.ok(&format!("run --name edited {IMAGE} touch /data/mark"));
+        assert!(bed.ok("diff edited").contains("A /data/mark"), "{}", bed.ok("diff edited"));
+        bed.ok("commit -m by-hand edited edited:1");
+        let there = bed.gantry("run --rm edited:1 sh -c").arg("test -e /data/mark").output().unwrap();
+        assert!(there.status.success(), "{}", text(&there.stderr));
+        assert!(!bed.output("commit nosuch x:1").status.success());
+        let root = bed.dir.join("root");
+        fs::create_dir_all(root.join("bin")).unwrap();
+        fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+        let make = "image from-rootfs --time 0 --entrypoint /bin/busybox --cmd echo --cmd made root made:1";
+        assert_eq!(bed.ok(make), bed.ok(make), "reproducible");
+        assert_eq!(bed.ok("run --rm made:1"), "made\n");
+        assert_eq!(bed.output("image from-rootfs --env A root x:1").status.code(), Some(2));
+        assert_eq!(bed.output("image from-rootfs nosuch x:1").status.code(), Some(1));
+        assert_eq!(bed.output("image from-rootfs --compression lzma root x:1").status.code(), Some(2));
+        bed.ok("rm edited");
+        bed.nothing_left();
+    });
+}

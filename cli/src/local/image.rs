@@ -1,5 +1,6 @@
 //! `gantry image …` and `gantry system …`: names, transport, checking and room of the images of this host.
 
+use super::build::FromRootfs;
 use super::error::LocalError;
 use super::images::{Images, Load, Pull, Rmi, Show, block_on, open, print};
 use crate::error::{CliError, Outcome};
@@ -28,6 +29,7 @@ pub enum Image {
     Inspect(Inspect),
     History(ShowHistory),
     Verify(Verify),
+    FromRootfs(FromRootfs),
     Prune(Prune),
 }
 
@@ -48,6 +50,7 @@ impl Image {
             Self::Inspect(args) => args.run(global),
             Self::History(args) => args.run(global),
             Self::Verify(args) => args.run(global),
+            Self::FromRootfs(args) => args.run(global),
             Self::Prune(args) => args.run(global),
         }
     }

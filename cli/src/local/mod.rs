@@ -6,6 +6,7 @@
 //! stop, kill, start, rm, logs, list ─── commands ─────────────┘
 //! ```
 
+mod build;
 mod commands;
 mod error;
 mod image;
@@ -17,6 +18,7 @@ mod run;
 mod runtime;
 mod volumes;
 
+pub use build::{Commit, Diff};
 pub use commands::{ExecOptions, Kill, LogOptions, Rm, Start, Stop, any, exec, knows, logs, ps};
 pub use image::{Image, Push, Save, System, Tag};
 pub use images::{Images, Load, Pull, Rmi};
@@ -55,5 +57,8 @@ mod tests {
         check::<super::image::Verify>("image verify");
         check::<super::image::Prune>("image prune");
         check::<super::image::Df>("system df");
+        check::<super::Commit>("commit");
+        check::<super::Diff>("diff");
+        check::<super::build::FromRootfs>("image from-rootfs");
     }
 }
