@@ -16,6 +16,7 @@ use crate::container::process::Program;
 use crate::container::rlimits;
 use crate::error::{Because, Failure, InStep, Outcome};
 use crate::foreground::Signals;
+use crate::pidfd::Receiver;
 use crate::seccomp::{self, Filter};
 use crate::state::{self, ProcessId, Record, StateDir, Status};
 use crate::sys::clone::{self, Side};
@@ -38,6 +39,8 @@ pub struct Options {
     pub pid_file: Option<PathBuf>,
     /// Socket that takes the terminal.
     pub console_socket: Option<PathBuf>,
+    /// Socket that takes a pidfd of the first process.
+    pub pidfd_socket: Option<PathBuf>,
     /// Descriptors to keep beyond standard error.
     pub preserve_fds: u32,
     /// Use chroot rather than pivot_root.
@@ -169,6 +172,7 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
         return Err(Failure::new("containers can be made by root only").hint("run as root, for example with sudo"));
     }
     let terminal = terminal_receiver(options, config, &manner)?;
+    let pidfd_receiver = Receiver::connect(options.pidfd_socket.as_ref())?;
     let dir = StateDir::new(&options.root, &options.id)?;
     dir.claim().in_step("claim id")?;
     let mut undo = Undo { dir: dir.clone(), cgroup: None, pidfd: None };
@@ -247,6 +251,9 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
             if let Some(file) = &options.pid_file {
                 state::write_atomically(file, pid.to_string().as_bytes(), false).in_step("pid file")?;
             }
+            if let Some(pidfd) = &undo.pidfd {
+                pidfd_receiver.send(pidfd.as_fd())?;
+            }
             let pidfd = undo.pidfd.take().ok_or_else(|| Failure::new("the process is lost"))?;
             std::mem::forget(undo);
             Ok(Launched { dir, record, cgroup, pidfd, terminal, channel: ours })
@@ -255,7 +262,10 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
 }
 
 /// What `state.json` says before anything is made.
-fn intent(options: &Options, bundle: &Bundle, manner: &Manner) -> Outcome<Record> {
+///
+/// # Errors
+/// `/proc` is not readable.
+pub fn intent(options: &Options, bundle: &Bundle, manner: &Manner) -> Outcome<Record> {
     let me = ProcessId::of(std::process::id() as i32)?;
     let config = &bundle.config;
     Ok(Record {
@@ -424,7 +434,10 @@ pub fn connect_start(dir: &StateDir) -> Outcome<Option<Channel>> {
 }
 
 /// Who takes the terminal, checked before anything is made.
-fn terminal_receiver(options: &Options, config: &Config, manner: &Manner) -> Outcome<Terminal> {
+///
+/// # Errors
+/// Nobody does, or the socket cannot be reached.
+pub fn terminal_receiver(options: &Options, config: &Config, manner: &Manner) -> Outcome<Terminal> {
     let wanted = config.process.as_ref().is_some_and(|process| process.terminal);
     match (&options.console_socket, wanted) {
         (None, false) => Ok(Terminal::None),

@@ -223,8 +223,10 @@ impl StateDir {
             result => result,
         }
         .map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => Failure::new(format!("container id `{}` is in use", self.id))
-                .hint(format!("choose another id, or remove it: gantry-runtime delete --force {}", self.id)),
+            io::ErrorKind::AlreadyExists => {
+                Failure::new(format!("container with given ID already exists: `{}`", self.id))
+                    .hint(format!("choose another id, or remove it: gantry-runtime delete --force {}", self.id))
+            }
             _ => Failure {
                 cause: Some(error.to_string()),
                 ..Failure::new(format!("cannot make `{}`", self.path.display()))
@@ -264,7 +266,7 @@ impl StateDir {
                 .map(Some),
             Err(error) if is_absent(&error) && self.path.is_dir() => Ok(None),
             Err(error) if is_absent(&error) => {
-                Err(Failure::new(format!("container `{}` does not exist", self.id)).hint("see `gantry-runtime list`"))
+                Err(Failure::new(format!("container does not exist: `{}`", self.id)).hint("see `gantry-runtime list`"))
             }
             Err(error) => Err(error).because(|| format!("cannot read `{}`", file.display())),
         }
@@ -408,7 +410,7 @@ mod tests {
         assert!(dir.read().is_err(), "absent");
         dir.claim().expect("free");
         assert!(dir.read().expect("half-written").is_none());
-        assert!(dir.claim().expect_err("taken").to_string().contains("in use"));
+        assert!(dir.claim().expect_err("taken").to_string().contains("already exists"));
         dir.remove().expect("removed");
         dir.remove().expect("removing twice is fine");
         dir.claim().expect("free again");
