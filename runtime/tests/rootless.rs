@@ -536,12 +536,24 @@ fn root_of_a_user_namespace_with_a_range_manages_containers() {
     bed.config()["linux"]["gidMappings"] = json!([]);
     let name = id("engine");
     let script = format!(
-        "set -e; R={runtime}; $R run -d {name}; $R exec {name} id -u; $R exec -u 1000:1000 {name} id -u; $R list -q; $R kill {name} KILL;
+        "set -e; R={runtime}; $R run -d --pid-file ../run/pid {name}
+         mkdir ../run/pod; ln -s $PWD/rootfs ../run/pod/rootfs; sed \"s:PIDNS:/proc/$(cat ../run/pid)/ns/pid:\" pod.json > ../run/pod/config.json
+         $R run -b ../run/pod {name}-2; $R exec {name} id -u; $R exec -u 1000:1000 {name} id -u; $R list -q; $R kill {name} KILL;
          until $R state {name} | grep -q stopped; do :; done; $R delete {name}; $R list -q",
         runtime = bed.path("runtime").display()
     );
+    let mut pod = bed.config().clone();
+    pod["linux"]["namespaces"][0]["path"] = json!("PIDNS");
+    let note = |name: &str| format!("readlink /proc/self/ns/pid > {}", bed.path("run").join(name).display());
+    pod["process"]["args"] = json!(["sh", "-c", "readlink /proc/self/ns/pid; ps | grep -c '[s]leep 1000'"]);
+    pod["hooks"] = json!({"createRuntime": [{
+        "path": "/bin/sh", "args": ["sh", "-c", note("note")], "env": ["PATH=/usr/bin:/bin"],
+    }]});
+    fs::write(bed.path("bundle/pod.json"), pod.to_string()).expect("a configuration");
     fs::write(bed.path("bundle/engine"), script).expect("a script");
     let ran = bed.run("exec unshare -m -r --map-auto sh engine");
     assert_eq!(ran.code, 0, "{} {}", ran.out, ran.err);
-    assert_eq!(ran.out, format!("0\n1000\n{name}\n"), "{}", ran.err);
+    let note = fs::read_to_string(bed.path("run/note")).expect("the hook ran");
+    assert!(ran.out.ends_with(&format!("\n1\n0\n1000\n{name}\n")), "{} {}", ran.out, ran.err);
+    assert!(ran.out.starts_with("pid:[") && !ran.out.starts_with(&note), "the hook is outside: {note} {}", ran.out);
 }
