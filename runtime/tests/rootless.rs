@@ -6,6 +6,7 @@
 mod common;
 
 use common::{Bed, Ran, finish, id, runs, until};
+use gantry_runtime::config::example;
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -29,7 +30,7 @@ impl Theirs {
     /// With the bundle that `spec --rootless` writes.
     fn new(script: &str) -> Self {
         let mut bed = Bed::new(script);
-        let config = gantry_runtime::config::example::rootless(false, (USER, USER));
+        let config = example::rootless(example::config(false), USER, USER);
         let args = bed.config["process"]["args"].clone();
         bed.config = serde_json::to_value(config).expect("JSON");
         bed.config["process"]["args"] = args;
