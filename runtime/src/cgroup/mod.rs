@@ -196,7 +196,7 @@ impl Cgroup {
         if !self.is_left_out(mount) {
             return self.path_in(mount);
         }
-        let membership = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let membership = read("/proc/self/cgroup").unwrap_or_default();
         let own = membership.lines().find_map(|line| {
             let (names, path) = line.split_once(':')?.1.split_once(':')?;
             let same = match v1 {
