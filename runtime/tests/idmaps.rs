@@ -158,6 +158,22 @@ fn limits_of_resources() {
     assert_eq!(bed.says(), "99\n77\n0\n");
 }
 
+#[test]
+fn exec_sets_everything_again() {
+    let mut bed = mapped("sleep 1000", json!([line(0, BASE, 100)]), BASE);
+    bed.config["process"]["oomScoreAdj"] = json!(123);
+    let name = id("exec");
+    bed.ok(&["run", "-d", &name]);
+    let script = "cat /proc/self/oom_score_adj; id -u; readlink /proc/self/ns/user; grep CapBnd /proc/self/status; echo x > /dev/null";
+    let theirs = fs::read_link(format!("/proc/{}/ns/user", bed.pid(&name))).expect("a namespace");
+    let want = |user| format!("123\n{user}\n{}\nCapBnd:\t0000000020000420\n", theirs.display());
+    assert_eq!(bed.ok(&["exec", &name, "sh", "-c", script]), want(0));
+    assert_eq!(bed.ok(&["exec", "-u", "7:8", &name, "sh", "-c", script]), want(7));
+    let error = bed.run(&["exec", "-u", "100", &name, "true"]).err;
+    assert!(error.contains("cannot become user 100") && error.contains("is the user mapped"), "{error}");
+    bed.ok(&["delete", "--force", &name]);
+}
+
 /// Hostile: as root of its namespace with every capability.
 #[test]
 fn root_of_a_container_is_nobody_on_the_host() {

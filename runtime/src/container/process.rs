@@ -236,7 +236,7 @@ fn set_groups(groups: &[u32]) -> Outcome<()> {
 }
 
 fn set_apparmor_profile(profile: &str) -> Outcome<()> {
-    let procfs = Procfs::new()?;
+    let procfs = Procfs::any()?;
     let pid = rustix::process::getpid().as_raw_nonzero();
     let value = format!("exec {profile}");
     procfs
