@@ -105,6 +105,9 @@ fn mounts_devices_and_terminal_in_a_user_namespace() {
     let want =
         "0 88:0\n65534 1:7\n5\n/dev/pts/0\nstat: can't stat '/dev/extra': No such file or directory\nfifo\n0\n55\n1\n";
     assert_eq!(out, want);
+    bed.config["linux"]["devices"] = json!([{"type": "c", "path": "/dev/ptmx", "major": 5, "minor": 2}]);
+    bed.config["process"]["args"] = json!(["readlink", "/dev/ptmx"]);
+    assert_eq!(bed.says(), "pts/ptmx\r\n", "of the container, not the host's");
     bed.config["linux"]["devices"] = json!([{"type": "c", "path": "/dev/null", "major": 1, "minor": 5}]);
     assert!(bed.refuses().contains("`/dev/null` of the host is not device c 1:5"));
     bed.config["linux"]["devices"] = json!([{"type": "c", "path": "/dev/kmsg", "major": 1, "minor": 11}]);
@@ -307,6 +310,37 @@ fn a_mount_with_a_map_of_its_own() {
     assert_eq!(bed.says(), "0:0\n0:0\n0:0\n");
     assert_eq!(owner(&bed.path("bundle/a/f")), (0, 0));
     assert_eq!(owner(&bed.path("bundle/c/f")), (7000, 8000));
+}
+
+#[test]
+fn a_map_written_in_an_option_as_for_crun() {
+    for (option, owner_of_made) in [
+        ("idmap=uids=5000-100000-10;gids=5000-100000-10", 5000),
+        ("ridmap=uids=@5000-0-10;gids=@5000-0-10", 5000),
+        ("idmap=uids=@4999-9-1#@5000-0-5;gids=@5000-0-10", 5000),
+    ] {
+        let mut bed = mapped("stat -c %u /data/hosts; touch /data/made", json!([line(0, BASE, 10)]), BASE);
+        let files = data(&bed, 5000);
+        mount(
+            &mut bed,
+            json!({"destination": "/data", "type": "bind", "source": "data", "options": ["rbind", option]}),
+        );
+        assert_eq!(bed.says(), "0\n", "{option}");
+        assert_eq!(owner(&files.join("made")), (owner_of_made, owner_of_made), "{option}");
+    }
+    for (option, want) in [
+        ("idmap=uids=0-1", "is not of the form"),
+        ("idmap=uids=@0-99-1;gids=0-0-1", "ID 99 of `idmap` is not mapped in the container"),
+        ("idmap=uids=0-1-0;gids=0-1-1", "line 0 of `idmap` has a `size` of 0"),
+    ] {
+        let mut bed = mapped("true", json!([line(0, BASE, 10)]), BASE);
+        mount(
+            &mut bed,
+            json!({"destination": "/data", "type": "bind", "source": "/tmp", "options": ["rbind", option]}),
+        );
+        let error = bed.refuses();
+        assert!(error.contains("$.mounts[7]") && error.contains(want), "{option}: {error}");
+    }
 }
 
 #[test]
