@@ -15,11 +15,12 @@ use crate::container::process::{self as program, Program};
 use crate::error::{Because, Failure, InStep, Outcome};
 use crate::foreground::{self, Signals};
 use crate::launch::{self, compile_filter, connect_console};
+use crate::pidfd::Receiver;
 use crate::remove::saved_config;
 use crate::rootless;
 use crate::state::{self, StateDir, Status};
 use crate::sys::clone::{self, Side};
-use crate::sys::process;
+use crate::sys::{process, signal};
 use rustix::fs::{Mode, OFlags};
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -58,6 +59,41 @@ pub struct Options {
     pub pid_file: Option<PathBuf>,
     /// `--preserve-fds`.
     pub preserve_fds: u32,
+    /// `--pidfd-socket`.
+    pub pidfd_socket: Option<PathBuf>,
+    /// `--apparmor`.
+    pub apparmor: Option<String>,
+    /// `--process-label`.
+    pub process_label: Option<String>,
+    /// `--cgroup`: below the container's.
+    pub cgroups: Vec<SubCgroup>,
+    /// `--ignore-paused`.
+    pub ignore_paused: bool,
+}
+
+/// A cgroup below the container's, for some controllers or all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubCgroup {
+    /// v1 controllers it is for; none stands for all.
+    pub controllers: Vec<String>,
+    /// Its path below the container's own cgroup.
+    pub path: String,
+}
+
+impl SubCgroup {
+    /// `[CONTROLLER[,CONTROLLER...]:]PATH`; `None` when the path would leave the container's cgroup.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (controllers, path) = text.rsplit_once(':').unwrap_or(("", text));
+        let controllers = controllers.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
+        if path.split('/').any(|part| part == "..") {
+            return None;
+        }
+        Some(Self { controllers, path: path.trim_matches('/').to_owned() })
+    }
+
+    fn is_for(&self, v1: Option<&[String]>) -> bool {
+        self.controllers.is_empty() || v1.is_some_and(|names| names.iter().any(|name| self.controllers.contains(name)))
+    }
 }
 
 /// The process to run: a file, or the container's own with what the command line changes.
@@ -88,6 +124,12 @@ fn process_of(options: &Options, config: &Config) -> Outcome<Process> {
     }
     process.user.additional_gids.extend(&options.additional_gids);
     process.no_new_privileges |= options.no_new_privs;
+    if options.apparmor.is_some() {
+        process.apparmor_profile.clone_from(&options.apparmor);
+    }
+    if options.process_label.is_some() {
+        process.selinux_label.clone_from(&options.process_label);
+    }
     if !options.capabilities.is_empty() {
         let sets = process.capabilities.get_or_insert_default();
         for set in [&mut sets.bounding, &mut sets.effective, &mut sets.permitted] {
@@ -117,13 +159,13 @@ pub fn exec(options: &Options) -> Outcome<i32> {
     let signals = Signals::hold()?;
     let dir = StateDir::new(&options.root, &options.id)?;
     let record = dir.read_complete()?;
-    let status = dir.status(&record);
+    let (status, opened) = dir.look(&record);
     let init = match (status, record.init) {
-        (Status::Running | Status::Created, Some(init)) => init.open().map(|opened| (init.pid, opened)),
+        (Status::Running | Status::Created, Some(init)) => opened.map(|opened| (init.pid, opened)),
         _ => None,
     };
     let Some((init_pid, init)) = init else {
-        return Err(Failure::new(format!("container `{}` is {}", options.id, status.name()))
+        return Err(Failure::new(format!("cannot exec in a {} container: `{}`", status.name(), options.id))
             .hint("only a running container can take another process"));
     };
     let (_, config) = saved_config(&dir)?;
@@ -140,6 +182,7 @@ pub fn exec(options: &Options) -> Outcome<i32> {
         (None, true, false) => Terminal::Keep,
         (None, false, _) => Terminal::None,
     };
+    let pidfd_receiver = Receiver::connect(options.pidfd_socket.as_ref())?;
     let cgroup = Cgroup::at(record.cgroup.clone()).in_step("cgroup")?.without(&record.cgroup_left_out);
     let kinds = kinds(&config);
     // With the rights of its owner only, the user namespace must be joined before the others, and for good.
@@ -149,12 +192,16 @@ pub fn exec(options: &Options) -> Outcome<i32> {
             .because(|| "cannot join the pid namespace".to_owned())
             .in_step("join namespaces")?;
     }
+    let ignored = signal::ignored().in_step("clone")?;
     let root = match MountsOf::of(&config) {
         MountsOf::Container => None,
         _ => Some(root_of(init_pid).in_step("join namespaces")?),
     };
     let (ours, theirs) = Channel::pair().in_step("clone")?;
-    let (side, doors) = clone_into(&cgroup, init_pid).in_step("clone")?;
+    let (side, doors) = match options.cgroups.as_slice() {
+        [] => clone_into(&cgroup, init_pid).in_step("clone")?,
+        chosen => clone_below(&cgroup, chosen).in_step("cgroup")?,
+    };
     match side {
         Side::Child => {
             drop(ours);
@@ -169,6 +216,7 @@ pub fn exec(options: &Options) -> Outcome<i32> {
                 filter: filter.as_ref(),
                 preserve_fds: options.preserve_fds,
                 open_files: None,
+                ignored,
                 keyring: None,
             };
             let kinds = if between { 0 } else { kinds };
@@ -190,6 +238,7 @@ pub fn exec(options: &Options) -> Outcome<i32> {
             if let Some(file) = &options.pid_file {
                 state::write_atomically(file, pid.to_string().as_bytes(), false).in_step("pid file")?;
             }
+            pidfd_receiver.send(pidfd.as_fd())?;
             if options.detach {
                 return Ok(0);
             }
@@ -252,6 +301,20 @@ fn clone_into(cgroup: &Cgroup, init_pid: i32) -> Outcome<(Side, Vec<OwnedFd>)> {
         }
         doors = cgroup.doors(true)?;
     }
+    Ok((clone::clone3(0, None).because(|| "cannot make the process".to_owned())?, doors))
+}
+
+/// Clone, to move into chosen cgroups below the container's.
+fn clone_below(cgroup: &Cgroup, chosen: &[SubCgroup]) -> Outcome<(Side, Vec<OwnedFd>)> {
+    let known = |name: &String| cgroup.hierarchies().v1_of(name).is_some();
+    if let Some(name) = chosen.iter().flat_map(|choice| &choice.controllers).find(|name| !known(name)) {
+        return Err(Failure::new(format!("unknown controller `{name}`"))
+            .hint("--cgroup CONTROLLER:PATH is for cgroup v1; see /proc/cgroups"));
+    }
+    // The last one given for a controller counts.
+    let doors = cgroup.doors_below(|v1| {
+        chosen.iter().rev().find(|choice| choice.is_for(v1)).map_or("", |choice| choice.path.as_str())
+    })?;
     Ok((clone::clone3(0, None).because(|| "cannot make the process".to_owned())?, doors))
 }
 
@@ -329,6 +392,26 @@ impl Child<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cgroups_below() {
+        let parsed = |text: &str| SubCgroup::parse(text).map(|sub| (sub.controllers.join("+"), sub.path));
+        for (text, want) in [
+            ("/", Some(("", ""))),
+            ("/a/b/", Some(("", "a/b"))),
+            ("memory:/a", Some(("memory", "a"))),
+            ("cpu,cpuacct:a", Some(("cpu+cpuacct", "a"))),
+            ("a/../..", None),
+            ("memory:..", None),
+        ] {
+            let want = want.map(|(controllers, path)| (controllers.to_owned(), path.to_owned()));
+            assert_eq!(parsed(text), want, "{text}");
+        }
+        let memory = ["memory".to_owned()];
+        let one = SubCgroup::parse("memory:/a").expect("good");
+        assert!(one.is_for(Some(&memory)) && !one.is_for(None) && !one.is_for(Some(&["cpu".to_owned()])));
+        assert!(SubCgroup::parse("/a").expect("good").is_for(None));
+    }
 
     #[test]
     fn a_later_variable_replaces_an_earlier_one() {

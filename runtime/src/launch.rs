@@ -17,15 +17,19 @@ use crate::container::process::Program;
 use crate::container::rlimits;
 use crate::error::{Because, Failure, InStep, Outcome};
 use crate::foreground::Signals;
+use crate::pidfd::Receiver;
 use crate::rootless::{self, Rootless};
 use crate::seccomp::{self, Filter};
 use crate::state::{self, ProcessId, Record, StateDir, Status};
 use crate::sys::clone::{self, Side};
-use crate::sys::process;
+use crate::sys::{file, process, signal};
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
+
+/// More mounts than this, and the limit of open files is raised.
+const MOUNTS_MANY: usize = 32;
 
 /// What `create` and `run` have in common.
 #[derive(Debug, Clone, Default)]
@@ -40,6 +44,8 @@ pub struct Options {
     pub pid_file: Option<PathBuf>,
     /// Socket that takes the terminal.
     pub console_socket: Option<PathBuf>,
+    /// Socket that takes a pidfd of the first process.
+    pub pidfd_socket: Option<PathBuf>,
     /// Descriptors to keep beyond standard error.
     pub preserve_fds: u32,
     /// Use chroot rather than pivot_root.
@@ -112,7 +118,7 @@ impl Bundle {
             .because(|| format!("cannot open bundle `{}`", path.display()))
             .or_hint("--bundle names a directory with a config.json and a root filesystem")?;
         let file = path.join("config.json");
-        let text = fs::read(&file)
+        let text = file::read(&file)
             .because(|| format!("cannot read `{}`", file.display()))
             .or_hint("`gantry-runtime spec` writes one to start from")?;
         let config = parse_config(&text, &file.display().to_string())?;
@@ -173,13 +179,12 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
         check_for_ordinary_user(config)?;
     }
     let terminal = terminal_receiver(options, config, &manner)?;
+    let pidfd_receiver = Receiver::connect(options.pidfd_socket.as_ref())?;
     let dir = StateDir::new(&options.root, &options.id)?;
     dir.claim().in_step("claim id")?;
     let mut undo = Undo { dir: dir.clone(), cgroup: None, pidfd: None };
     let mut record = intent(options, bundle, &manner)?;
-    dir.write(&record).in_step("record intent")?;
-    let copy = dir.file("config.json");
-    fs::write(&copy, &bundle.text).because(|| format!("cannot write `{}`", copy.display())).in_step("record intent")?;
+    dir.write_first(&record).in_step("record intent")?;
 
     let mut cgroup = Cgroup::at(record.cgroup.clone()).in_step("cgroup")?;
     make_cgroup(options, config, &mut cgroup).in_step("cgroup")?;
@@ -191,7 +196,8 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     undo.cgroup = Some(cgroup.clone());
     cgroup.apply(&config.linux.resources).in_step("limits")?;
 
-    let open_files = rlimits::raise_open_files();
+    // One descriptor per bind mount is held.
+    let open_files = if config.mounts.len() > MOUNTS_MANY { rlimits::raise_open_files() } else { None };
     let prepared = Prepared::open_early(config, &bundle.path, &cgroup).in_step("open mounts")?;
     let namespaces = Namespaces::plan(config).in_step("namespaces")?;
     let (ours, theirs) = Channel::pair().in_step("clone")?;
@@ -201,7 +207,8 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     };
     let keyring = format!("_ses.{}", options.id);
     let process = config.process.as_ref().ok_or_else(|| Failure::new("there is nothing to run"))?;
-    let state = dir.state(&record);
+    let state = record.state(Status::Creating, None);
+    let ignored = signal::ignored().in_step("clone")?;
     let between = namespaces.needs_go_between();
     if namespaces.makes_user() {
         give_streams(process, &config.linux.uid_mappings, manner.stdio.as_ref());
@@ -217,6 +224,7 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
                 filter: bundle.filter.as_ref(),
                 preserve_fds: options.preserve_fds,
                 open_files,
+                ignored,
                 keyring: (!options.no_new_keyring).then_some(keyring.as_str()),
             };
             if between {
@@ -264,14 +272,27 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
                     .because(|| "cannot go back to the runtime's pid namespace".to_owned())
                     .in_step("join namespaces")?;
             }
-            record.init = Some(ProcessId::of(pid)?);
-            dir.write(&record).in_step("record process")?;
+            record.init = match &undo.pidfd {
+                Some(pidfd) => Some(ProcessId::held(pid, pidfd.as_fd())?),
+                None => None,
+            };
+            // Hooks may ask for the state. Nobody else is served by a record of a process that is not there yet: should
+            // we die, it ends by itself.
+            if !config.hooks.prestart.is_empty() || !config.hooks.create_runtime.is_empty() {
+                dir.write(&record).in_step("record process")?;
+            }
+            // Written while the process is at work, so that little is left to do when it is ready.
+            record.complete = true;
+            dir.draft(&record).in_step("record process")?;
+            dir.write_config(&bundle.text).in_step("record process")?;
             set_oom_score(process.oom_score_adj, pid).in_step("OOM score")?;
             let terminal = converse(config, &ours, pid, &state, signals)?;
-            record.complete = true;
-            dir.write(&record).in_step("record process")?;
+            dir.publish().in_step("record process")?;
             if let Some(file) = &options.pid_file {
                 state::write_atomically(file, pid.to_string().as_bytes(), false).in_step("pid file")?;
+            }
+            if let Some(pidfd) = &undo.pidfd {
+                pidfd_receiver.send(pidfd.as_fd())?;
             }
             let pidfd = undo.pidfd.take().ok_or_else(|| Failure::new("the process is lost"))?;
             std::mem::forget(undo);
@@ -281,7 +302,10 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
 }
 
 /// What `state.json` says before anything is made.
-fn intent(options: &Options, bundle: &Bundle, manner: &Manner) -> Outcome<Record> {
+///
+/// # Errors
+/// `/proc` is not readable.
+pub fn intent(options: &Options, bundle: &Bundle, manner: &Manner) -> Outcome<Record> {
     let me = ProcessId::of(std::process::id() as i32)?;
     let config = &bundle.config;
     Ok(Record {
@@ -298,6 +322,8 @@ fn intent(options: &Options, bundle: &Bundle, manner: &Manner) -> Outcome<Record
         init: None,
         supervisor: manner.supervised.then_some(me),
         complete: false,
+        poststart: !config.hooks.poststart.is_empty(),
+        poststop: !config.hooks.poststop.is_empty(),
     })
 }
 
@@ -542,7 +568,10 @@ pub fn connect_start(dir: &StateDir) -> Outcome<Option<Channel>> {
 }
 
 /// Who takes the terminal, checked before anything is made.
-fn terminal_receiver(options: &Options, config: &Config, manner: &Manner) -> Outcome<Terminal> {
+///
+/// # Errors
+/// Nobody does, or the socket cannot be reached.
+pub fn terminal_receiver(options: &Options, config: &Config, manner: &Manner) -> Outcome<Terminal> {
     let wanted = config.process.as_ref().is_some_and(|process| process.terminal);
     match (&options.console_socket, wanted) {
         (None, false) => Ok(Terminal::None),

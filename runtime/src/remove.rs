@@ -77,7 +77,7 @@ fn wait(process: &ProcessId) {
 }
 
 fn run_hooks(dir: &StateDir, record: Option<&Record>) -> Vec<String> {
-    let Some(record) = record else {
+    let Some(record) = record.filter(|record| record.poststop) else {
         return Vec::new();
     };
     let Ok(text) = fs::read(dir.file("config.json")) else {

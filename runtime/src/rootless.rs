@@ -32,22 +32,23 @@ pub enum Rootless {
 }
 
 impl Rootless {
-    /// The value of the option.
-    pub fn parse(value: &str) -> Option<Self> {
-        match value {
-            "auto" => Some(Self::Auto),
-            "true" => Some(Self::Yes),
-            "false" => Some(Self::No),
-            _ => None,
-        }
-    }
-
     /// Whether a container may start without a cgroup that we have no right to.
     pub fn tolerates(self) -> bool {
         match self {
             Self::Auto => is_rootless(),
             Self::Yes => true,
             Self::No => false,
+        }
+    }
+}
+
+impl From<Option<bool>> for Rootless {
+    /// From the command line, where nothing is `auto`.
+    fn from(given: Option<bool>) -> Self {
+        match given {
+            None => Self::Auto,
+            Some(true) => Self::Yes,
+            Some(false) => Self::No,
         }
     }
 }

@@ -29,6 +29,10 @@ use table::Version;
 
 /// Parent of the cgroups of containers whose bundle names no place.
 const DEFAULT_PARENT: &str = "gantry-runtime";
+/// Whether cgroups can be made through systemd.
+pub const SYSTEMD: bool = false;
+/// The same through a user's own systemd.
+pub const SYSTEMD_USER: bool = false;
 /// How long to wait for killed processes to leave.
 const EMPTY_WITHIN: Duration = Duration::from_secs(10);
 
@@ -355,6 +359,25 @@ impl Cgroup {
             let flags = OFlags::WRONLY | OFlags::CLOEXEC;
             let door = rustix::fs::open(&file, flags, Mode::empty())
                 .because(|| format!("cannot open `{}`", file.display()))?;
+            doors.push(door);
+        }
+        Ok(doors)
+    }
+
+    /// The same for places below the container's directory, in every hierarchy.
+    ///
+    /// - `place`: the path below, from the controllers of a v1 hierarchy, or from `None` for v2.
+    ///
+    /// # Errors
+    /// There is no such cgroup.
+    pub fn doors_below<'a>(&self, place: impl Fn(Option<&[String]>) -> &'a str) -> Outcome<Vec<OwnedFd>> {
+        let mut doors = Vec::new();
+        for directory in self.directories() {
+            let name = if directory.v1.is_some() { "tasks" } else { "cgroup.procs" };
+            let file = directory.path.join(place(directory.v1.as_deref())).join(name);
+            let door = rustix::fs::open(&file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+                .because(|| format!("cannot open `{}`", file.display()))
+                .or_hint("--cgroup names a cgroup that exists below the container's own")?;
             doors.push(door);
         }
         Ok(doors)

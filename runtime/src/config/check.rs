@@ -394,15 +394,7 @@ fn check_sysctl(config: &Config, name: &str) -> Result<(), ConfigError> {
 }
 
 fn check_hooks(config: &Config) -> Result<(), ConfigError> {
-    let hooks = &config.hooks;
-    for (key, list) in [
-        ("prestart", &hooks.prestart),
-        ("createRuntime", &hooks.create_runtime),
-        ("createContainer", &hooks.create_container),
-        ("startContainer", &hooks.start_container),
-        ("poststart", &hooks.poststart),
-        ("poststop", &hooks.poststop),
-    ] {
+    for (key, list) in config.hooks.each() {
         for (index, hook) in list.iter().enumerate() {
             let path = format!("hooks.{key}[{index}]");
             if !hook.path.starts_with('/') {

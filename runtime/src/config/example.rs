@@ -23,7 +23,7 @@ fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount
 pub fn config(terminal: bool) -> Config {
     let keep = strings(&["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]);
     Config {
-        oci_version: "1.2.0".to_owned(),
+        oci_version: super::SPEC_VERSION.to_owned(),
         process: Some(Process {
             terminal,
             user: User::default(),
@@ -70,21 +70,24 @@ pub fn config(terminal: bool) -> Config {
     }
 }
 
-/// The same for an ordinary user: its own ID is the container's root, the network is the host's, no limits.
-pub fn rootless(terminal: bool, (uid, gid): (u32, u32)) -> Config {
-    let one = |id| vec![IdMapping { container_id: 0, host_id: id, size: 1 }];
-    let mut config = config(terminal);
-    config.linux.uid_mappings = one(uid);
-    config.linux.gid_mappings = one(gid);
+/// The same for an ordinary user: root in the container is that user, the network is the host's, and there are no
+/// limits, which need rights.
+pub fn rootless(mut config: Config, uid: u32, gid: u32) -> Config {
+    let map = |host_id| vec![IdMapping { container_id: 0, host_id, size: 1 }];
+    config.linux.uid_mappings = map(uid);
+    config.linux.gid_mappings = map(gid);
     config.linux.namespaces.retain(|namespace| namespace.kind != "network");
     config.linux.namespaces.push(Namespace { kind: "user".to_owned(), path: None });
     config.linux.resources = Resources::default();
-    config.mounts.retain(|mount| !mount.destination.starts_with("/sys"));
     for mount in &mut config.mounts {
-        // Only one ID is mapped.
+        // Other groups than the user's own are not mapped.
         mount.options.retain(|option| !option.starts_with("gid=") && !option.starts_with("uid="));
+        if mount.kind.as_deref() == Some("sysfs") {
+            // A new sysfs shows the network of a network namespace that must be the user's own.
+            let options = ["rbind", "nosuid", "noexec", "nodev", "ro"];
+            *mount = self::mount("/sys", "none", "/sys", &options);
+        }
     }
-    config.mounts.push(mount("/sys", "none", "/sys", &["rbind", "nosuid", "noexec", "nodev", "ro"]));
     config
 }
 

@@ -11,6 +11,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
+/// Version of the specification that is carried out; also what `spec` writes.
+pub const SPEC_VERSION: &str = "1.3.0";
+
 /// Go writes an absent list as `null`; take it as empty.
 fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
@@ -475,6 +478,20 @@ config! {
         value_two: u64,
         /// `SCMP_CMP_*`.
         op: String,
+    }
+}
+
+impl Hooks {
+    /// Every list with its key, in the order in which they run.
+    pub fn each(&self) -> [(&'static str, &[Hook]); 6] {
+        [
+            ("prestart", &self.prestart),
+            ("createRuntime", &self.create_runtime),
+            ("createContainer", &self.create_container),
+            ("startContainer", &self.start_container),
+            ("poststart", &self.poststart),
+            ("poststop", &self.poststop),
+        ]
     }
 }
 

@@ -84,14 +84,15 @@ struct Step {
 /// The start of a container.
 const STEPS: &[Step] = &[
     Step { name: "self-protection", run: |init| init.protect() },
-    Step { name: "join cgroup", run: |init| init.join_cgroup() },
     Step { name: "join namespaces", run: |init| init.join_namespaces() },
     Step { name: "open mounts", run: |init| init.open_mounts() },
     Step { name: "user namespace", run: |init| init.enter_user_namespace() },
-    Step { name: "late namespaces", run: |init| init.unshare_late() },
     Step { name: "session", run: |init| init.new_session() },
     Step { name: "root filesystem", run: |init| mounts::attach_root(init.prepared()) },
-    Step { name: "mounts", run: |init| init.context().mount_all() },
+    Step { name: "mounts", run: |init| init.context().mount_some(0..init.cgroup_mount()) },
+    Step { name: "join cgroup", run: |init| init.join_cgroup() },
+    Step { name: "late namespaces", run: |init| init.unshare_late() },
+    Step { name: "mounts", run: |init| init.context().mount_some(init.cgroup_mount()..init.config.mounts.len()) },
     Step { name: "devices", run: |init| nodes::make(&init.context()) },
     Step { name: "terminal", run: |init| init.open_terminal() },
     Step { name: "masked paths", run: |init| init.context().mask() },
@@ -158,10 +159,22 @@ impl Init<'_> {
             process::set_not_dumpable().because(|| "cannot make the process undumpable".to_owned())?;
         }
         self.end_with_creator()?;
+        let hooks = &self.config.hooks;
+        if hooks.create_container.is_empty() && hooks.start_container.is_empty() {
+            return Ok(());
+        }
         // The host's procfs still shows the number that the host knows.
         let link = rustix::fs::readlink("/proc/self", Vec::new()).because(|| "cannot read `/proc/self`".to_owned())?;
         self.host_pid = link.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or(0);
         Ok(())
+    }
+
+    /// Where in the list of mounts the first of a cgroup filesystem is. That one must be made inside the container's
+    /// cgroup; what was made before it is not counted against the memory limit, which may be smaller than that.
+    fn cgroup_mount(&self) -> usize {
+        let mounts = &self.config.mounts;
+        let first = mounts.iter().position(|mount| matches!(mount.kind.as_deref(), Some("cgroup" | "cgroup2")));
+        first.unwrap_or(mounts.len())
     }
 
     fn end_with_creator(&self) -> Outcome<()> {
@@ -169,8 +182,9 @@ impl Init<'_> {
     }
 
     fn join_cgroup(&mut self) -> Outcome<()> {
-        for door in self.doors.drain(..) {
-            rustix::io::write(&door, b"0").map_err(cgroup::refused)?;
+        // They are closed by the exec.
+        for door in &self.doors {
+            rustix::io::write(door, b"0").map_err(cgroup::refused)?;
         }
         Ok(())
     }
@@ -278,11 +292,17 @@ impl Init<'_> {
     }
 
     fn container_hooks(&mut self) -> Outcome<()> {
+        if self.config.hooks.create_container.is_empty() {
+            return Ok(());
+        }
         hooks::run("createContainer", &self.config.hooks.create_container, &self.state_as(Status::Creating))
     }
 
     /// The specification does not say that it must exist, and every other runtime makes it.
     fn make_working_directory(&mut self) -> Outcome<()> {
+        if self.program.process.cwd == "/" {
+            return Ok(());
+        }
         let root = super::path::RootDir(self.prepared().root.as_fd());
         root.make_dir(&self.program.process.cwd, super::path::Links::Follow).map(drop)
     }
@@ -316,6 +336,9 @@ impl Init<'_> {
     }
 
     fn start_hooks(&mut self) -> Outcome<()> {
+        if self.config.hooks.start_container.is_empty() {
+            return Ok(());
+        }
         hooks::run("startContainer", &self.config.hooks.start_container, &self.state_as(Status::Created))
     }
 }

@@ -13,4 +13,5 @@ pub mod options;
 pub mod path;
 pub mod process;
 pub mod procfs;
+pub mod quick;
 pub mod rlimits;

@@ -14,6 +14,7 @@ use super::idmap;
 use super::namespaces::MountsOf;
 use super::options::{self, Bind, IDMAP, Idmap, Options, Propagation, READ_ONLY};
 use super::path::{Links, RootDir, clean};
+use super::quick::{self, Places};
 use crate::cgroup::Cgroup;
 use crate::config::{Config, IdMapping, Mount};
 use crate::error::{Because, Failure, InStep, Outcome};
@@ -21,7 +22,8 @@ use crate::rootless;
 use crate::sys::mount::{MountAttr, mount_setattr};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -45,6 +47,8 @@ pub struct Prepared {
     mounts_of: MountsOf,
     /// Where the root goes in a mount namespace that is joined: over itself.
     seat: Option<OwnedFd>,
+    /// Filesystems that the container's process has made.
+    places: Places,
 }
 
 /// What a mount was prepared to.
@@ -121,7 +125,7 @@ impl Prepared {
             .or_hint("`root.path` in config.json is relative to the bundle; does the directory exist?")?;
         let mounts_of = MountsOf::of(config);
         let (trees, maps, devices, seat) = (Vec::new(), Vec::new(), Vec::new(), None);
-        let mut prepared = Self { root, trees, maps, devices, mounts_of, seat };
+        let mut prepared = Self { root, trees, maps, devices, mounts_of, seat, places: Places::default() };
         if mounts_of == MountsOf::Runtime {
             return Ok(prepared);
         }
@@ -388,11 +392,10 @@ pub fn attach_root(prepared: &Prepared) -> Outcome<()> {
         }
         _ => {}
     }
-    let all = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let old = rustix::fs::open("/", flags, Mode::empty()).because(|| "cannot open `/`".to_owned())?;
-    mount_setattr(old.as_fd(), true, &all).because(|| "cannot make the host's mounts private".to_owned())?;
-    attach(prepared.root.as_fd(), old.as_fd()).because(|| "cannot attach the root filesystem".to_owned())
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private).because(|| "cannot make the host's mounts private".to_owned())?;
+    rustix::mount::move_mount(&prepared.root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .because(|| "cannot attach the root filesystem".to_owned())
 }
 
 /// Everything a mount step needs to know.
@@ -411,12 +414,27 @@ impl Context<'_> {
         RootDir(self.prepared.root.as_fd())
     }
 
-    /// Make all mounts, in order.
+    fn places(&self) -> &Places {
+        &self.prepared.places
+    }
+
+    /// A directory of the container, made where it is missing.
+    ///
+    /// # Errors
+    /// As [`RootDir::make_dir`].
+    pub fn directory(&self, path: &str) -> Outcome<Rc<OwnedFd>> {
+        match self.places().get(self.root(), path) {
+            Some(found) => Ok(found),
+            None => self.root().make_dir(path, Links::for_path(path)).map(Rc::new),
+        }
+    }
+
+    /// Make some of the mounts, in order.
     ///
     /// # Errors
     /// One cannot be made as the bundle says.
-    pub fn mount_all(&self) -> Outcome<()> {
-        for (index, mount) in self.config.mounts.iter().enumerate() {
+    pub fn mount_some(&self, which: Range<usize>) -> Outcome<()> {
+        for (index, mount) in which.clone().zip(&self.config.mounts[which]) {
             let map = self.prepared.maps.iter().find(|(at, _)| *at == index).map(|(_, map)| map.as_ref());
             let Some(tree) = self.prepared.trees.get(index) else { continue };
             self.mount(mount, tree, map).map_err(|failure| at(failure, index, mount))?;
@@ -431,6 +449,20 @@ impl Context<'_> {
         if options.remount {
             return self.remount(&destination, links, &options);
         }
+        let kind = mount.kind.as_deref().unwrap_or("");
+        if matches!(tree, Tree::None)
+            && map.is_none()
+            && quick::mount(
+                self.root(),
+                self.places(),
+                (kind, mount.source.as_deref()),
+                (&destination, links),
+                &options,
+            )
+        {
+            return Ok(());
+        }
+        self.places().cover(&destination);
         match (tree, mount.kind.as_deref().unwrap_or("")) {
             (Tree::Bind(tree), _) => {
                 let target = self.bind_target(tree.as_fd(), &destination, links)?;
@@ -504,8 +536,8 @@ impl Context<'_> {
     /// The cgroup filesystem as the container may see it: one v2 mount, or a directory of v1 mounts.
     fn mount_cgroup(&self, tree: &Tree, destination: &str, links: Links, options: &Options) -> Outcome<()> {
         let hierarchies = self.cgroup.hierarchies();
-        let target = self.root().make_dir(destination, links)?;
         if hierarchies.v1.is_empty() {
+            let target = self.root().make_dir(destination, links)?;
             let made = match tree {
                 Tree::Cgroups(trees) => match trees.first() {
                     Some((_, tree)) => tree.try_clone().because(|| "cannot copy a descriptor".to_owned())?,
@@ -515,6 +547,22 @@ impl Context<'_> {
             };
             return finish(made.as_fd(), target.as_fd(), options);
         }
+        if matches!(tree, Tree::None) {
+            let names: Vec<(String, String)> = hierarchies
+                .v1
+                .iter()
+                .map(|v1| {
+                    // A hierarchy without controllers has to say so.
+                    let none = v1.controllers.iter().all(|name| name.contains('='));
+                    (v1.directory_name(), format!("{}{}", if none { "none," } else { "" }, v1.controllers.join(",")))
+                })
+                .chain(hierarchies.v2.iter().map(|_| ("unified".to_owned(), String::new())))
+                .collect();
+            if let Some(directory) = quick::cgroups(self.root(), self.places(), (destination, links), &names, options) {
+                return self.finish_cgroups(directory.as_fd(), options);
+            }
+        }
+        let target = self.root().make_dir(destination, links)?;
         let data = vec![("mode".to_owned(), Some("755".to_owned()))];
         let writable = Options { data, ..Options::default() };
         let directory = new_filesystem("tmpfs", Some("cgroup"), &writable)?;
@@ -545,13 +593,19 @@ impl Context<'_> {
                 place("unified", new_filesystem("cgroup2", Some("cgroup"), &one)?)?;
             }
         }
-        for v1 in hierarchies.v1.iter().filter(|v1| v1.controllers.len() > 1) {
+        self.finish_cgroups(directory.as_fd(), options)
+    }
+
+    /// Links for controllers that share a hierarchy, and the options of the directory.
+    fn finish_cgroups(&self, directory: BorrowedFd<'_>, options: &Options) -> Outcome<()> {
+        for v1 in self.cgroup.hierarchies().v1.iter().filter(|v1| v1.controllers.len() > 1) {
             for name in &v1.controllers {
-                rustix::fs::symlinkat(v1.directory_name(), &directory, name.as_str())
+                rustix::fs::symlinkat(v1.directory_name(), directory, name.as_str())
                     .because(|| format!("cannot make the link `{name}`"))?;
             }
         }
-        apply_attributes(directory.as_fd(), &one).because(|| "cannot set the options of the cgroup mount".to_owned())
+        let one = Options { data: Vec::new(), ..options.clone() };
+        apply_attributes(directory, &one).because(|| "cannot set the options of the cgroup mount".to_owned())
     }
 
     /// Make paths unreadable: an empty read-only directory, or the null device, on top.
@@ -564,8 +618,16 @@ impl Context<'_> {
         }
         let mut null: Option<OwnedFd> = None;
         let mut empty: Option<OwnedFd> = None;
+        let mut files = quick::Cover::default();
+        let mut checked = false;
         for path in &self.config.linux.masked_paths {
             let path = clean(path);
+            let attempt = files.put(self.root(), self.places(), &path, || {
+                quick::null_device(self.root(), self.places(), &mut checked)
+            });
+            if attempt != quick::Attempt::Otherwise {
+                continue;
+            }
             let what = || format!("cannot mask `{path}`");
             let Some(target) = self.existing(&path)? else {
                 continue;
@@ -605,10 +667,11 @@ impl Context<'_> {
     fn null_device(&self) -> Outcome<OwnedFd> {
         let what = || "cannot open `/dev/null` of the container to mask files with".to_owned();
         let null = self.root().open("/dev/null", OFlags::PATH | OFlags::NOFOLLOW, Links::Refuse).because(what)?;
-        let stat = rustix::fs::fstat(&null).because(what)?;
-        let is_null =
-            FileType::from_raw_mode(stat.st_mode).is_char_device() && stat.st_rdev == rustix::fs::makedev(1, 3);
-        if is_null { Ok(null) } else { Err(Failure::new("`/dev/null` of the container is not the null device")) }
+        if is_null_device(null.as_fd()) {
+            Ok(null)
+        } else {
+            Err(Failure::new("`/dev/null` of the container is not the null device"))
+        }
     }
 
     /// Make paths read-only, with everything below.
@@ -618,6 +681,9 @@ impl Context<'_> {
     pub fn make_readonly(&self) -> Outcome<()> {
         for path in &self.config.linux.readonly_paths {
             let path = clean(path);
+            if quick::make_readonly(self.root(), self.places(), &path) != quick::Attempt::Otherwise {
+                continue;
+            }
             let what = || format!("cannot make `{path}` read-only");
             let Some(target) = self.existing(&path)? else {
                 continue;
@@ -666,6 +732,13 @@ impl Context<'_> {
         let target = self.root().make_file(path, Links::Refuse)?;
         attach(tree, target.as_fd()).because(|| format!("cannot mount on `{path}`"))
     }
+}
+
+/// Whether a descriptor is of the null device, and not of something in its place.
+pub fn is_null_device(fd: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstat(fd).is_ok_and(|stat| {
+        FileType::from_raw_mode(stat.st_mode).is_char_device() && stat.st_rdev == rustix::fs::makedev(1, 3)
+    })
 }
 
 /// A detached copy of the mount a descriptor refers to.

@@ -47,7 +47,7 @@ pub fn make(context: &Context<'_>) -> Outcome<()> {
         }
     } else {
         if !bound {
-            let dev = root.make_dir("/dev", Links::Refuse)?;
+            let dev = context.directory("/dev")?;
             for &(name, major, minor) in DEFAULT_DEVICES {
                 let device = Node { kind: FileType::CharacterDevice, major, minor, mode: 0o666, uid: 0, gid: 0 };
                 device.make_or_borrow(context, dev.as_fd(), &format!("/dev/{name}"), name)?;
@@ -61,17 +61,18 @@ pub fn make(context: &Context<'_>) -> Outcome<()> {
     if bound {
         return Ok(());
     }
-    let dev = root.make_dir("/dev", Links::Refuse)?;
+    let dev = context.directory("/dev")?;
     for (name, target) in LINKS {
         link(dev.as_fd(), name, target)?;
     }
     // Anything but our link in this place would be a way to another terminal.
     if own_terminals {
-        match rustix::fs::unlinkat(&dev, "ptmx", AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(error).because(|| "cannot replace `/dev/ptmx`".to_owned()),
-        }
-        link(dev.as_fd(), "ptmx", "pts/ptmx")?;
+        let link = || rustix::fs::symlinkat("pts/ptmx", &dev, "ptmx");
+        let result = match link() {
+            Err(Errno::EXIST) => rustix::fs::unlinkat(&dev, "ptmx", AtFlags::empty()).and_then(|()| link()),
+            result => result,
+        };
+        result.because(|| "cannot replace `/dev/ptmx`".to_owned())?;
     }
     Ok(())
 }

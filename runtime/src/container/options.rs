@@ -263,10 +263,8 @@ mod tests {
             (&["ridmap", "idmap"], "ridmap"),
             (&["idmap=uids=0-1-10#10-11-10;gids=@0-100-10"], "idmap [0-1-10 10-11-10] [@0-100-10]"),
             (&["ridmap=gids=0-1-1;uids=0-2-1"], "ridmap [0-2-1] [0-1-1]"),
-            (
-                &["idmap=uids=0-1-10"],
-                "`idmap=uids=0-1-10` is not of the form `idmap=uids=ID-ID-SIZE#..;gids=ID-ID-SIZE#..`",
-            ),
+            (&["idmap=uids=0-1-10"], "idmap [0-1-10] []"),
+            (&["idmap=uids=0-1"], "`idmap=uids=0-1` is not of the form `idmap=uids=ID-ID-SIZE#..;gids=ID-ID-SIZE#..`"),
             (&["idmap="], "`idmap=` is not of the form `idmap=uids=ID-ID-SIZE#..;gids=ID-ID-SIZE#..`"),
             (&["a\0b"], "`a\\0b` is not an option"),
         ] {

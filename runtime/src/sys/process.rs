@@ -267,6 +267,23 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// Make sure that descriptors 0 to 2 are open, so that no file of ours becomes somebody's standard output. Rust's own
+/// start does the same; this program is entered without it.
+pub fn fill_standard_streams() {
+    let stream = |fd| libc::pollfd { fd, events: 0, revents: 0 };
+    let mut streams = [stream(0), stream(1), stream(2)];
+    // SAFETY: `streams` is writable and has the length given.
+    if unsafe { libc::poll(streams.as_mut_ptr(), 3, 0) } == 0 {
+        return;
+    }
+    for stream in streams.iter().filter(|stream| stream.revents & libc::POLLNVAL != 0) {
+        // SAFETY: a constant C string; the descriptor is meant to stay open. The lowest free number is taken.
+        if unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) } != stream.fd {
+            exit_now(1);
+        }
+    }
+}
+
 /// `setsid(2)`.
 ///
 /// # Errors
