@@ -159,6 +159,17 @@ fn limits_of_resources() {
         {"type": "RLIMIT_NOFILE", "soft": 77, "hard": 99}, {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
     ]);
     assert_eq!(bed.says(), "99\n77\n0\n");
+    bed.config["process"]["rlimits"][0] = json!({"type": "RLIMIT_NOFILE", "soft": 3, "hard": 3});
+    bed.config["process"]["args"] = json!(["/bin/busybox", "true"]);
+    bed.says();
+    // What cannot be given is told by `create`, where engines look for it.
+    let hard = rustix::process::getrlimit(rustix::process::Resource::Nproc).maximum;
+    let Some(more) = hard.map(|hard| hard + 1) else { return };
+    bed.config["process"]["rlimits"][0] = json!({"type": "RLIMIT_NPROC", "soft": 5, "hard": more});
+    let name = id("limits");
+    let ran = bed.run(&["create", &name]);
+    assert!(ran.err.contains(&format!("cannot set RLIMIT_NPROC to 5 (hard {more})")), "{}", ran.err);
+    bed.assert_gone(&name);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use common::{Bed, Ran, finish, id, runs, until};
 use gantry_runtime::config::example;
 use serde_json::{Value, json};
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -494,6 +494,25 @@ fn nothing_of_the_host_is_in_reach() {
     }
     assert_eq!(fs::metadata(bed.path("bundle/data/f")).expect("the file").uid(), RANGE);
     assert_eq!(fs::metadata(rooted.join("secret")).expect("the file").uid(), 0);
+}
+
+/// Hostile: the container's root is the user that owns our program file here.
+#[test]
+fn our_program_is_out_of_reach_during_exec() {
+    let bed =
+        Theirs::new("while :; do for p in /proc/[0-9]*; do readlink $p/exe | grep -v busybox; done; done 2>/dev/null");
+    let runtime = bed.path("runtime");
+    chown(&runtime, Some(USER), Some(USER)).expect("the user's own");
+    let before = fs::read(&runtime).expect("the program");
+    let name = id("exe");
+    bed.ok(&format!("exec \"$0\" run -d --supervise --container-log ../run/log --exit-file ../run/exit {name}"));
+    for _ in 0..30 {
+        bed.ok(&format!("exec \"$0\" exec {name} true"));
+    }
+    bed.ok(&format!("exec \"$0\" delete --force {name}"));
+    until("the exit file is there", || bed.path("run/exit").exists());
+    assert_eq!(fs::read_to_string(bed.path("run/log")).expect("the log"), "", "it saw our program");
+    assert!(fs::read(&runtime).expect("the program") == before, "unchanged");
 }
 
 /// Run the runtime as root of a user namespace made by the user, with or without a mount namespace.
