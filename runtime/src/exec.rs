@@ -351,6 +351,11 @@ impl Child<'_> {
         for door in &self.doors {
             rustix::io::write(door, b"0").map_err(cgroup::refused).in_step("join cgroup")?;
         }
+        let score = self.program.process.oom_score_adj;
+        if let Some(value) = score.filter(|_| !rootless::is_ordinary_user()) {
+            // By the host's procfs, and while we are the host's root.
+            launch::set_score("/proc/self/oom_score_adj", value).in_step("OOM score")?;
+        }
         let others = self.kinds & !libc::CLONE_NEWPID;
         if others != 0 {
             clone::setns(self.init, others)
@@ -367,10 +372,6 @@ impl Child<'_> {
             become_root(self.program.process).in_step("join namespaces")?;
         }
         process::set_session().because(|| "cannot make a session".to_owned()).in_step("session")?;
-        let score = self.program.process.oom_score_adj;
-        if let Some(value) = score.filter(|_| !rootless::is_ordinary_user()) {
-            set_own_oom_score(value).in_step("OOM score")?;
-        }
         if self.program.process.terminal {
             self.open_terminal().in_step("terminal")?;
         }
@@ -386,15 +387,6 @@ impl Child<'_> {
         hand_over(self.channel, &self.terminal, master)?;
         program::take_terminal(&slave)
     }
-}
-
-/// Through a procfs of our own: the container may have mounted anything over its one.
-fn set_own_oom_score(value: i32) -> Outcome<()> {
-    let pid = rustix::process::getpid().as_raw_nonzero();
-    let procfs = crate::container::procfs::Procfs::new()?;
-    procfs
-        .write(&format!("{pid}/oom_score_adj"), &value.to_string())
-        .or_hint("lowering it below the runtime's own takes CAP_SYS_RESOURCE")
 }
 
 #[cfg(test)]

@@ -336,7 +336,7 @@ fn check_for_ordinary_user(config: &Config) -> Outcome<()> {
         .hint("`gantry-runtime spec --rootless` writes a bundle for an ordinary user; or run as root"));
     }
     for (index, mount) in config.mounts.iter().enumerate() {
-        let idmap = |option: &String| option == "idmap" || option == "ridmap";
+        let idmap = |option: &String| matches!(option.split('=').next(), Some("idmap" | "ridmap"));
         if !mount.uid_mappings.is_empty() || mount.options.iter().any(idmap) {
             let text = format!("$.mounts[{index}]: mapping the IDs of a mount takes the rights of the host's root");
             return Err(Failure::new(text).hint("remove `idmap` and the maps of the mount, or run as root"));

@@ -246,7 +246,7 @@ impl Init<'_> {
         if self.config.linux.sysctl.is_empty() {
             return Ok(());
         }
-        let procfs = Procfs::new().or_else(|failure| Procfs::of_host().map_err(|_| failure))?;
+        let procfs = Procfs::any()?;
         for (name, value) in &self.config.linux.sysctl {
             // The files are the host's, the calls the namespace's.
             match name.replace('/', ".").as_str() {
