@@ -18,7 +18,7 @@ use crate::pidfd::Receiver;
 use crate::state::{self, ProcessId, Record, StateDir, Status};
 use crate::sys::{clone, socket, tty};
 use rustix::fs::{Mode, OFlags};
-use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind_recursive, mount_change};
+use rustix::mount::{MountPropagationFlags, mount_bind_recursive, mount_change};
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
@@ -190,10 +190,9 @@ impl Restoring<'_> {
         let config = &self.bundle.config;
         let work = self.restore.images.work()?;
         let work_dir = criu::directory(&work)?;
-        let root = self.dir.file("criu-root");
-        fs::create_dir(&root).because(|| format!("cannot make `{}`", root.display()))?;
-        mount_bind_recursive(&self.record.rootfs, &root)
-            .because(|| format!("cannot mount `{}` for criu", self.record.rootfs.display()))?;
+        let root = &self.record.rootfs;
+        // Over itself, in our mount namespace alone.
+        mount_bind_recursive(root, root).because(|| format!("cannot mount `{}` for criu", root.display()))?;
         let mut options = self
             .restore
             .images
@@ -243,9 +242,6 @@ impl Restoring<'_> {
         let mut master = None;
         let pid =
             call.run(&mut |notification| self.notified(notification, terminal, &mut master)).in_step("restore")?;
-        // Only its name is left then: the mount is in our namespace alone, and the container has its own.
-        let _ = rustix::mount::unmount(&root, UnmountFlags::DETACH);
-        let _ = fs::remove_dir(&root);
         let pid = pid.ok_or_else(|| Failure::new("criu did not say which process it has restored"))?;
         Ok((pid, master))
     }
