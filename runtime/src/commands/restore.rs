@@ -208,11 +208,11 @@ impl Restoring<'_> {
             let (key, value) = (&mount.destination, mount.source.display().to_string());
             options = options.message(option::EXT_MNT, &Message::default().text(1, key).text(2, &value));
         }
-        for v1 in &self.cgroup.hierarchies().v1 {
-            for controller in &v1.controllers {
-                let path = format!("/{}", self.record.cgroup);
-                options = options.message(option::CG_ROOT, &Message::default().text(1, controller).text(2, &path));
-            }
+        // Where it is put, whatever its place was; the one without a name is for the unified hierarchy.
+        let place = format!("/{}", self.record.cgroup);
+        options = options.message(option::CG_ROOT, &Message::default().text(2, &place));
+        for controller in self.cgroup.hierarchies().v1.iter().flat_map(|v1| &v1.controllers) {
+            options = options.message(option::CG_ROOT, &Message::default().text(1, controller).text(2, &place));
         }
         let joined = outside::joined(config)?;
         for (kind, path) in &joined.entered {
@@ -235,7 +235,15 @@ impl Restoring<'_> {
             }
         }
         let doors = self.cgroup.doors(true)?;
-        let prepare = || join(&doors);
+        let no_new_privileges = config.process.as_ref().is_some_and(|process| process.no_new_privileges);
+        let prepare = || {
+            join(&doors)?;
+            // CRIU before 3.18 forgets it; what it makes again inherits it.
+            if no_new_privileges {
+                crate::sys::process::set_no_new_privs().because(|| "cannot set no_new_privs".to_owned())?;
+            }
+            Ok(())
+        };
         let inherit = kept.iter().map(|(name, fd)| (name.clone(), fd.as_fd())).collect();
         let log = work.join("restore.log");
         let call = Call { program, kind: Kind::Restore, options, inherit, log, prepare: &prepare };
