@@ -265,18 +265,6 @@ pub fn check_id(id: &str) -> Outcome<()> {
     Ok(())
 }
 
-/// Check a state root: an ordinary user may have none.
-///
-/// # Errors
-/// There is none.
-pub fn check_root(root: &Path) -> Outcome<()> {
-    if root.as_os_str().is_empty() {
-        return Err(Failure::new("there is no place to keep containers of this user: XDG_RUNTIME_DIR is not set")
-            .hint("set it to a directory of the user, or give one with --root"));
-    }
-    Ok(())
-}
-
 /// Identity of this boot.
 pub fn boot_id() -> String {
     let mut buffer = [0; 64];
