@@ -491,6 +491,8 @@ fn converse(
             }
             Message::NeedHooks => {
                 let line = state.with(Status::Creating, Some(pid)).to_line();
+                // As other runtimes have it, they start in the bundle. Our own paths are all absolute.
+                rustix::process::chdir(&state.bundle).because(|| "cannot enter the bundle".to_owned())?;
                 hooks::run("prestart", &config.hooks.prestart, &line).in_step("runtime hooks")?;
                 hooks::run("createRuntime", &config.hooks.create_runtime, &line).in_step("runtime hooks")?;
                 channel.go()?;

@@ -295,6 +295,8 @@ impl Init<'_> {
         if self.config.hooks.create_container.is_empty() {
             return Ok(());
         }
+        // As other runtimes have it, they start in the root filesystem.
+        rustix::process::fchdir(&self.prepared().root).because(|| "cannot enter the root filesystem".to_owned())?;
         hooks::run("createContainer", &self.config.hooks.create_container, &self.state_as(Status::Creating))
     }
 

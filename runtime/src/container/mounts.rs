@@ -37,6 +37,8 @@ pub const DEFAULT_DEVICES: &[(&str, u32, u32)] =
 pub struct Prepared {
     /// The root filesystem.
     pub root: OwnedFd,
+    /// Its path on the host.
+    path: PathBuf,
     /// Per mount of the configuration.
     trees: Vec<Tree>,
     /// User namespaces whose ID maps filesystems get that the container makes, by the index of the mount.
@@ -125,7 +127,8 @@ impl Prepared {
             .or_hint("`root.path` in config.json is relative to the bundle; does the directory exist?")?;
         let mounts_of = MountsOf::of(config);
         let (trees, maps, devices, seat) = (Vec::new(), Vec::new(), Vec::new(), None);
-        let mut prepared = Self { root, trees, maps, devices, mounts_of, seat, places: Places::default() };
+        let mut prepared =
+            Self { root, path: path.clone(), trees, maps, devices, mounts_of, seat, places: Places::default() };
         if mounts_of == MountsOf::Runtime {
             return Ok(prepared);
         }
@@ -394,8 +397,11 @@ pub fn attach_root(prepared: &Prepared) -> Outcome<()> {
     }
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).because(|| "cannot make the host's mounts private".to_owned())?;
-    rustix::mount::move_mount(&prepared.root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .because(|| "cannot attach the root filesystem".to_owned())
+    // At its own path, where hooks that enter this namespace look for it. Where that cannot be (the path is not open to a
+    // user namespace, or lies on a mount of another one), on the root: it is the same for the container.
+    let place =
+        |path: &Path| rustix::mount::move_mount(&prepared.root, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
+    place(&prepared.path).or_else(|_| place(Path::new("/"))).because(|| "cannot attach the root filesystem".to_owned())
 }
 
 /// Everything a mount step needs to know.
@@ -806,9 +812,12 @@ pub fn new_filesystem(kind: &str, source: Option<&str>, options: &Options) -> Ou
 /// # Errors
 /// The mount calls fail.
 pub fn pivot(prepared: &Prepared, by_moving: bool) -> Outcome<()> {
+    if by_moving && prepared.mounts_of == MountsOf::Container {
+        move_root(prepared)?;
+    }
     rustix::process::fchdir(&prepared.root).because(|| "cannot enter the root filesystem".to_owned())?;
     if by_moving || prepared.mounts_of != MountsOf::Container {
-        // In a namespace of others only our own root may change. And for roots on the initial ramfs, where pivot_root does not work: the tree is on `/` already.
+        // In a namespace of others only our own root may change.
         crate::sys::mount::chroot_here().because(|| "cannot change the root".to_owned())?;
     } else {
         crate::sys::mount::pivot_root_here()
@@ -818,4 +827,32 @@ pub fn pivot(prepared: &Prepared, by_moving: bool) -> Outcome<()> {
             .because(|| "cannot detach the old root".to_owned())?;
     }
     rustix::process::chdir("/").because(|| "cannot enter the new root".to_owned())
+}
+
+/// For hosts on the initial ramfs, where pivot_root does not work: put the tree over `/`.
+///
+/// The host's mounts stay below it, and the kernel lets a user namespace of the container mount a whole procfs or sysfs
+/// when one is there, seen or not. So those go first.
+fn move_root(prepared: &Prepared) -> Outcome<()> {
+    let what = || "cannot read the mount table".to_owned();
+    let table = std::fs::read_to_string("/proc/thread-self/mountinfo").because(what)?;
+    for line in table.lines().rev() {
+        let (mount, filesystem) = line.split_once(" - ").unwrap_or((line, ""));
+        let Some(path) = mount.split(' ').nth(4).map(unescape) else { continue };
+        let whole = matches!(filesystem.split(' ').next(), Some("proc" | "sysfs"));
+        if whole && !Path::new(&path).starts_with(&prepared.path) {
+            rustix::mount::unmount(path.as_str(), rustix::mount::UnmountFlags::DETACH)
+                .because(|| format!("cannot take `{path}` of the host away"))
+                .or_hint("without it the container could see all of the kernel's settings; leave --no-pivot out")?;
+        }
+    }
+    rustix::mount::move_mount(&prepared.root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .because(|| "cannot put the root filesystem over `/`".to_owned())
+}
+
+/// A path of the mount table, where the kernel writes spaces and the like as octal numbers.
+fn unescape(text: &str) -> String {
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .iter()
+        .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }
