@@ -114,7 +114,7 @@ impl Bundle {
     /// # Errors
     /// No `config.json`, or one that cannot be carried out.
     pub fn load(path: &Path) -> Outcome<Self> {
-        let path = fs::canonicalize(path)
+        let path = file::resolve(path)
             .because(|| format!("cannot open bundle `{}`", path.display()))
             .or_hint("--bundle names a directory with a config.json and a root filesystem")?;
         let file = path.join("config.json");
@@ -254,7 +254,9 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
             })
         }
         Side::Parent { pid, pidfd } => {
-            drop((theirs, start, prepared, terminal, manner.stdio, doors));
+            drop((theirs, start, prepared, terminal, manner.stdio));
+            // Closed when this process ends, or settles down as a supervisor.
+            std::mem::forget(doors);
             let pid = match between {
                 false => {
                     undo.pidfd = Some(pidfd);

@@ -87,7 +87,16 @@ impl ContainerLog {
             .because(|| format!("cannot open `{}`", path.display()))
             .or_hint("the directory of --container-log must exist")
             .in_step("container log")?;
-        Ok(Self { path: path.to_owned(), file, bytes, bytes_max, files_max, lost: 0, hold_max: HOLD_MAX, entries: Vec::new() })
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            bytes,
+            bytes_max,
+            files_max,
+            lost: 0,
+            hold_max: HOLD_MAX,
+            entries: Vec::new(),
+        })
     }
 
     /// Number of the open descriptor. It changes with rotation.

@@ -59,7 +59,17 @@ impl Stage {
         stage.bundle("true", &["/program"], 256 << 20)?;
         stage.compile("program.c", include_str!("program.c"), &stage.folder.join("true/rootfs/program"))?;
         let mut example = binaries::cargo();
-        example.args(["run", "--quiet", "--locked", "--release", "-p", "gantry-runtime", "--example", "seccomp_filter", "--"]);
+        example.args([
+            "run",
+            "--quiet",
+            "--locked",
+            "--release",
+            "-p",
+            "gantry-runtime",
+            "--example",
+            "seccomp_filter",
+            "--",
+        ]);
         let filter = process::text(example.arg(stage.folder.join("true/config.json")))?;
         stage.write("filter.h", &format!("static const struct sock_filter filter[] = {{\n{filter}}};\n"))?;
         stage.compile("floor.c", include_str!("floor.c"), &stage.floor)?;
