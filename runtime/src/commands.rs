@@ -1,7 +1,7 @@
 //! What each command does, from parsed values to an exit code.
 
 use crate::args::{self, Command, Global};
-use crate::config::example;
+use crate::config::{Config, example};
 use crate::container::channel::{Channel, Message};
 use crate::container::hooks;
 use crate::container::process::capability_warnings;
@@ -11,6 +11,7 @@ use crate::foreground::{self, Signals};
 use crate::launch::{self, Bundle, Launched, Manner};
 use crate::remove::{remove, saved_config};
 use crate::report;
+use crate::seccomp::notify;
 use crate::state::{Record, StateDir, Status};
 use crate::supervisor::log::{ContainerLog, Stream};
 use crate::supervisor::{self, Settings, Streams};
@@ -72,6 +73,9 @@ fn load(global: &Global, bundle: &Path) -> Outcome<Bundle> {
             report::warning(global, &warning);
         }
     }
+    for warning in bundle.filter.iter().flat_map(|filter| &filter.warnings) {
+        report::warning(global, warning);
+    }
     Ok(bundle)
 }
 
@@ -84,13 +88,24 @@ fn create(global: &Global, options: &launch::Options) -> Outcome<i32> {
 }
 
 /// Let a container's process go on to its program, and wait until it is executed.
-fn let_go(channel: &Channel, signals: &Signals) -> Outcome<()> {
+fn let_go(channel: &Channel, signals: &Signals, config: &Config, process: notify::Process<'_>) -> Outcome<()> {
     channel.go()?;
-    match signals.receive(channel)? {
-        Message::End => Ok(()),
-        Message::Failed(failure) => Err(failure),
-        _ => Err(Failure::new("the container's process sent a message out of order")),
+    loop {
+        match signals.receive(channel)? {
+            Message::End => return Ok(()),
+            Message::Failed(failure) => return Err(failure),
+            Message::Listener(file) => notify::serve(config.linux.seccomp.as_ref(), process, channel, &file)?,
+            _ => return Err(Failure::new("the container's process sent a message out of order")),
+        }
     }
+}
+
+/// Let a container go on that has just been made.
+fn let_launched_go(launched: &Launched, signals: &Signals, config: &Config) -> Outcome<()> {
+    let Launched { dir, record, pidfd, channel, .. } = launched;
+    let pid = record.init.map_or(0, |init| init.pid);
+    let state = dir.state(record).with(Status::Created, Some(pid));
+    let_go(channel, signals, config, notify::Process { pidfd: pidfd.as_fd(), pid, state: &state })
 }
 
 /// Run the hooks that come after the start. Their failure ends the container, as the specification has it.
@@ -116,8 +131,9 @@ fn run_here(global: &Global, options: &launch::Options, detach: bool, keep: bool
     let bundle = load(global, &options.bundle)?;
     let manner = Manner { later: false, keep_terminal: !detach, stdio: None, supervised: false };
     let launched = launch::launch(options, &bundle, manner, &signals)?;
-    let Launched { dir, record, pidfd, terminal, channel, cgroup, .. } = launched;
-    let started = let_go(&channel, &signals).and_then(|()| poststart(&dir, &record, &bundle.config.hooks.poststart));
+    let started = let_launched_go(&launched, &signals, &bundle.config);
+    let Launched { dir, record, pidfd, terminal, cgroup, .. } = launched;
+    let started = started.and_then(|()| poststart(&dir, &record, &bundle.config.hooks.poststart));
     if let Err(failure) = started {
         let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
         let _ = clone::wait(pidfd.as_fd());
@@ -228,7 +244,7 @@ fn supervisor_main(
         outputs.push((Stream::Stdout, master));
     }
     if !later {
-        let started = let_go(&launched.channel, &signals)
+        let started = let_launched_go(&launched, &signals, &bundle.config)
             .and_then(|()| poststart(&launched.dir, &launched.record, &bundle.config.hooks.poststart));
         if let Err(failure) = started {
             undo(&launched, &options.id);
@@ -267,7 +283,13 @@ fn start(global: &Global, id: &str) -> Outcome<i32> {
         remove_socket()?;
         return Err(Failure::new(format!("cannot start container `{id}`: it has been started already")));
     };
-    let result = let_go(&channel, &signals);
+    let result = match record.init.and_then(|init| Some((init.pid, init.open()?))) {
+        Some((pid, pidfd)) => {
+            let state = dir.state(&record).with(Status::Created, Some(pid));
+            let_go(&channel, &signals, &config, notify::Process { pidfd: pidfd.as_fd(), pid, state: &state })
+        }
+        None => Err(Failure::new(format!("cannot start container `{id}`: its process has gone"))),
+    };
     remove_socket()?;
     result?;
     if let Err(failure) = poststart(&dir, &record, &config.hooks.poststart) {

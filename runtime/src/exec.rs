@@ -7,7 +7,7 @@
 
 use crate::cgroup::{self, Cgroup};
 use crate::config::check::check_process;
-use crate::config::{Config, Process};
+use crate::config::{Config, Process, Seccomp};
 use crate::container::channel::{Channel, Message};
 use crate::container::init::{Terminal, hand_over};
 use crate::container::namespaces::{Kind, become_root};
@@ -16,6 +16,7 @@ use crate::error::{Because, Failure, InStep, Outcome};
 use crate::foreground::{self, Signals};
 use crate::launch::{compile_filter, connect_console};
 use crate::remove::saved_config;
+use crate::seccomp::notify;
 use crate::state::{self, StateDir, Status};
 use crate::sys::clone::{self, Side};
 use crate::sys::process;
@@ -168,7 +169,10 @@ pub fn exec(options: &Options) -> Outcome<i32> {
         }
         Side::Parent { pid, pidfd } => {
             drop((theirs, init, terminal, doors));
-            let terminal = await_exec(&ours, &signals).inspect_err(|_| {
+            let state = dir.state(&record);
+            let process = notify::Process { pidfd: pidfd.as_fd(), pid, state: &state };
+            let profile = config.linux.seccomp.as_ref();
+            let terminal = await_exec(&ours, &signals, profile, process).inspect_err(|_| {
                 let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
                 let _ = clone::wait(pidfd.as_fd());
             })?;
@@ -208,11 +212,17 @@ fn clone_into(cgroup: &Cgroup, init_pid: i32) -> Outcome<(Side, Vec<OwnedFd>)> {
 }
 
 /// Wait until the program has been executed; returns the terminal if one came.
-fn await_exec(channel: &Channel, signals: &Signals) -> Outcome<Option<OwnedFd>> {
+fn await_exec(
+    channel: &Channel,
+    signals: &Signals,
+    profile: Option<&Seccomp>,
+    process: notify::Process<'_>,
+) -> Outcome<Option<OwnedFd>> {
     let mut terminal = None;
     loop {
         match signals.receive(channel)? {
             Message::Terminal(master) => terminal = Some(master),
+            Message::Listener(file) => notify::serve(profile, process, channel, &file)?,
             Message::End => return Ok(terminal),
             Message::Failed(failure) => return Err(failure),
             _ => return Err(Failure::new("the process sent a message out of order")),
@@ -256,7 +266,7 @@ impl Child<'_> {
             self.open_terminal().in_step("terminal")?;
         }
         let ready = self.program.prepare().in_step("find program")?;
-        self.program.become_it(&ready)
+        self.program.become_it(&ready, self.channel)
     }
 
     fn open_terminal(&self) -> Outcome<()> {

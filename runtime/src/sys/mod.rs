@@ -8,6 +8,7 @@ pub mod clone;
 pub mod mount;
 pub mod process;
 pub mod seccomp;
+pub mod shared;
 pub mod signal;
 pub mod socket;
 pub mod tty;
