@@ -7,6 +7,7 @@
 
 use crate::cgroup::{self, Cgroup};
 use crate::config::check::check_process;
+use crate::config::read::read;
 use crate::config::{Config, Process, Seccomp};
 use crate::container::channel::{Channel, Message};
 use crate::container::init::{Terminal, hand_over};
@@ -101,7 +102,7 @@ impl SubCgroup {
 fn process_of(options: &Options, config: &Config) -> Outcome<Process> {
     let process = if let Some(file) = &options.process {
         let text = fs::read(file).because(|| format!("cannot read `{}`", file.display()))?;
-        serde_json::from_slice::<Process>(&text).because(|| format!("cannot understand `{}`", file.display()))?
+        read::<Process>(&text, &file.display().to_string())?
     } else {
         let mut process = config.process.clone().unwrap_or_default();
         process.args = options.args.clone();

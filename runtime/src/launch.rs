@@ -87,9 +87,7 @@ pub struct Bundle {
 /// # Errors
 /// It is not JSON of the right shape, or asks for what cannot be done.
 pub fn parse_config(text: &[u8], name: &str) -> Outcome<Config> {
-    let config: Config = serde_json::from_slice(text)
-        .because(|| format!("cannot understand `{name}`"))
-        .or_hint("it must be JSON as the OCI runtime specification defines it")?;
+    let config: Config = config::read::read(text, name)?;
     config::check::check(&config).map_err(|error| {
         let failure = Failure::new(error.to_string());
         match error.hint() {
