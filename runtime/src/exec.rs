@@ -7,7 +7,8 @@
 
 use crate::cgroup::{Cgroup, Doors};
 use crate::config::check::check_process;
-use crate::config::{Config, Process};
+use crate::config::read::read;
+use crate::config::{Config, Process, Seccomp};
 use crate::container::channel::{Channel, Message};
 use crate::container::init::{Terminal, hand_over};
 use crate::container::namespaces::{Kind, MountsOf, become_root};
@@ -18,6 +19,7 @@ use crate::launch::{self, compile_filter, connect_console};
 use crate::pidfd::Receiver;
 use crate::remove::saved_config;
 use crate::rootless;
+use crate::seccomp::notify;
 use crate::state::{self, StateDir, Status};
 use crate::sys::clone::{self, Side};
 use crate::sys::{process, signal};
@@ -100,7 +102,7 @@ impl SubCgroup {
 fn process_of(options: &Options, config: &Config) -> Outcome<Process> {
     let process = if let Some(file) = &options.process {
         let text = fs::read(file).because(|| format!("cannot read `{}`", file.display()))?;
-        serde_json::from_slice::<Process>(&text).because(|| format!("cannot understand `{}`", file.display()))?
+        read::<Process>(&text, &file.display().to_string())?
     } else {
         let mut process = config.process.clone().unwrap_or_default();
         process.args = options.args.clone();
@@ -235,7 +237,10 @@ pub fn exec(options: &Options) -> Outcome<i32> {
         Side::Parent { pid, pidfd } => {
             drop((theirs, init, root, terminal, doors));
             let (pid, pidfd) = if between { launch::identity(&ours, pidfd, &signals)? } else { (pid, pidfd) };
-            let terminal = await_exec(&ours, &signals).inspect_err(|_| {
+            let state = dir.state(&record);
+            let process = notify::Process { pidfd: pidfd.as_fd(), pid, state: &state };
+            let profile = config.linux.seccomp.as_ref();
+            let terminal = await_exec(&ours, &signals, profile, process).inspect_err(|_| {
                 let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
                 let _ = clone::wait(pidfd.as_fd());
             })?;
@@ -323,11 +328,17 @@ fn clone_below(cgroup: &Cgroup, chosen: &[SubCgroup]) -> Outcome<(Side, Doors)> 
 }
 
 /// Wait until the program has been executed; returns the terminal if one came.
-fn await_exec(channel: &Channel, signals: &Signals) -> Outcome<Option<OwnedFd>> {
+fn await_exec(
+    channel: &Channel,
+    signals: &Signals,
+    profile: Option<&Seccomp>,
+    process: notify::Process<'_>,
+) -> Outcome<Option<OwnedFd>> {
     let mut terminal = None;
     loop {
         match signals.receive(channel)? {
             Message::Terminal(master) => terminal = Some(master),
+            Message::Listener(file) => notify::serve(profile, process, channel, &file)?,
             Message::End => return Ok(terminal),
             Message::Failed(failure) => return Err(failure),
             _ => return Err(Failure::new("the process sent a message out of order")),
@@ -377,7 +388,7 @@ impl Child<'_> {
             self.open_terminal().in_step("terminal")?;
         }
         let ready = self.program.prepare().in_step("find program")?;
-        self.program.become_it(&ready)
+        self.program.become_it(&ready, self.channel)
     }
 
     fn open_terminal(&self) -> Outcome<()> {

@@ -90,9 +90,7 @@ pub struct Bundle {
 /// # Errors
 /// It is not JSON of the right shape, or asks for what cannot be done.
 pub fn parse_config(text: &[u8], name: &str) -> Outcome<Config> {
-    let config: Config = serde_json::from_slice(text)
-        .because(|| format!("cannot understand `{name}`"))
-        .or_hint("it must be JSON as the OCI runtime specification defines it")?;
+    let config: Config = config::read::read(text, name)?;
     config::check::check(&config).map_err(|error| {
         let failure = Failure::new(error.to_string());
         match error.hint() {
@@ -106,9 +104,20 @@ pub fn parse_config(text: &[u8], name: &str) -> Outcome<Config> {
 /// Compile the filter of a configuration.
 ///
 /// # Errors
-/// The profile cannot be carried out.
+/// The profile cannot be carried out, or the agent it names is not there.
 pub fn compile_filter(config: &Config) -> Outcome<Option<Filter>> {
-    config.linux.seccomp.as_ref().map(seccomp::compile).transpose().map_err(|error| Failure::new(error.to_string()))
+    let Some(profile) = &config.linux.seccomp else { return Ok(None) };
+    let filter = seccomp::compile(profile).map_err(|error| {
+        let failure = Failure::new(error.to_string());
+        match error.hint() {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    })?;
+    if filter.notifies {
+        seccomp::notify::check(profile).in_step("seccomp agent")?;
+    }
+    Ok(Some(filter))
 }
 
 impl Bundle {

@@ -128,7 +128,7 @@ impl Init<'_> {
             (step.run)(self).map_err(|failure| failure.in_step(step.name))?;
         }
         let ready = self.ready.take().ok_or_else(|| Failure::new("no program was found").in_step("exec"))?;
-        self.program.become_it(&ready)
+        self.program.become_it(&ready, &self.channel)
     }
 
     fn context(&self) -> Context<'_> {
