@@ -5,9 +5,10 @@
 //!   undumpable, cgroup, setns(all others at once), session, terminal, credentials, filter, exec
 //! ```
 
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::{Cgroup, Doors};
 use crate::config::check::check_process;
-use crate::config::{Config, Process};
+use crate::config::read::read;
+use crate::config::{Config, Process, Seccomp};
 use crate::container::channel::{Channel, Message};
 use crate::container::init::{Terminal, hand_over};
 use crate::container::namespaces::{Kind, MountsOf, become_root};
@@ -18,6 +19,7 @@ use crate::launch::{self, compile_filter, connect_console};
 use crate::pidfd::Receiver;
 use crate::remove::saved_config;
 use crate::rootless;
+use crate::seccomp::notify;
 use crate::state::{self, StateDir, Status};
 use crate::sys::clone::{self, Side};
 use crate::sys::{process, signal};
@@ -100,7 +102,7 @@ impl SubCgroup {
 fn process_of(options: &Options, config: &Config) -> Outcome<Process> {
     let process = if let Some(file) = &options.process {
         let text = fs::read(file).because(|| format!("cannot read `{}`", file.display()))?;
-        serde_json::from_slice::<Process>(&text).because(|| format!("cannot understand `{}`", file.display()))?
+        read::<Process>(&text, &file.display().to_string())?
     } else {
         let mut process = config.process.clone().unwrap_or_default();
         process.args = options.args.clone();
@@ -160,8 +162,12 @@ pub fn exec(options: &Options) -> Outcome<i32> {
     let dir = StateDir::new(&options.root, &options.id)?;
     let record = dir.read_complete()?;
     let (status, opened) = dir.look(&record);
+    if status == Status::Paused && !options.ignore_paused {
+        return Err(Failure::new("cannot exec in a paused container (use --ignore-paused to override)")
+            .hint(format!("`gantry-runtime resume {}` lets it go on", options.id)));
+    }
     let init = match (status, record.init) {
-        (Status::Running | Status::Created, Some(init)) => opened.map(|opened| (init.pid, opened)),
+        (Status::Running | Status::Created | Status::Paused, Some(init)) => opened.map(|opened| (init.pid, opened)),
         _ => None,
     };
     let Some((init_pid, init)) = init else {
@@ -231,7 +237,10 @@ pub fn exec(options: &Options) -> Outcome<i32> {
         Side::Parent { pid, pidfd } => {
             drop((theirs, init, root, terminal, doors));
             let (pid, pidfd) = if between { launch::identity(&ours, pidfd, &signals)? } else { (pid, pidfd) };
-            let terminal = await_exec(&ours, &signals).inspect_err(|_| {
+            let state = dir.state(&record);
+            let process = notify::Process { pidfd: pidfd.as_fd(), pid, state: &state };
+            let profile = config.linux.seccomp.as_ref();
+            let terminal = await_exec(&ours, &signals, profile, process).inspect_err(|_| {
                 let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
                 let _ = clone::wait(pidfd.as_fd());
             })?;
@@ -290,22 +299,22 @@ fn kinds(config: &Config) -> i32 {
 
 /// Clone into the container's v2 directory, or beside its first process when the container has made cgroups of its own
 /// and its directory takes no process any more, or, where the kernel refuses both, move there through its file.
-fn clone_into(cgroup: &Cgroup, init_pid: i32) -> Outcome<(Side, Vec<OwnedFd>)> {
+fn clone_into(cgroup: &Cgroup, init_pid: i32) -> Outcome<(Side, Doors)> {
     let birthplace = cgroup.birthplace()?;
-    let mut doors = cgroup.doors(false)?;
+    let mut doors = cgroup.doors()?;
     if let Some(birthplace) = birthplace {
         for place in std::iter::once(birthplace).chain(cgroup.place_of(init_pid)) {
             if let Ok(side) = clone::clone3(0, Some(place.as_fd())) {
                 return Ok((side, doors));
             }
         }
-        doors = cgroup.doors(true)?;
+        cgroup.add_v2_door(&mut doors)?;
     }
     Ok((clone::clone3(0, None).because(|| "cannot make the process".to_owned())?, doors))
 }
 
 /// Clone, to move into chosen cgroups below the container's.
-fn clone_below(cgroup: &Cgroup, chosen: &[SubCgroup]) -> Outcome<(Side, Vec<OwnedFd>)> {
+fn clone_below(cgroup: &Cgroup, chosen: &[SubCgroup]) -> Outcome<(Side, Doors)> {
     let known = |name: &String| cgroup.hierarchies().v1_of(name).is_some();
     if let Some(name) = chosen.iter().flat_map(|choice| &choice.controllers).find(|name| !known(name)) {
         return Err(Failure::new(format!("unknown controller `{name}`"))
@@ -319,11 +328,17 @@ fn clone_below(cgroup: &Cgroup, chosen: &[SubCgroup]) -> Outcome<(Side, Vec<Owne
 }
 
 /// Wait until the program has been executed; returns the terminal if one came.
-fn await_exec(channel: &Channel, signals: &Signals) -> Outcome<Option<OwnedFd>> {
+fn await_exec(
+    channel: &Channel,
+    signals: &Signals,
+    profile: Option<&Seccomp>,
+    process: notify::Process<'_>,
+) -> Outcome<Option<OwnedFd>> {
     let mut terminal = None;
     loop {
         match signals.receive(channel)? {
             Message::Terminal(master) => terminal = Some(master),
+            Message::Listener(file) => notify::serve(profile, process, channel, &file)?,
             Message::End => return Ok(terminal),
             Message::Failed(failure) => return Err(failure),
             _ => return Err(Failure::new("the process sent a message out of order")),
@@ -336,7 +351,7 @@ struct Child<'a> {
     init: BorrowedFd<'a>,
     kinds: i32,
     root: Option<OwnedFd>,
-    doors: Vec<OwnedFd>,
+    doors: Doors,
     terminal: Terminal,
     channel: &'a Channel,
     program: Program<'a>,
@@ -348,9 +363,7 @@ impl Child<'_> {
         process::set_not_dumpable()
             .because(|| "cannot make the process undumpable".to_owned())
             .in_step("self-protection")?;
-        for door in &self.doors {
-            rustix::io::write(door, b"0").map_err(cgroup::refused).in_step("join cgroup")?;
-        }
+        self.doors.enter().in_step("join cgroup")?;
         let score = self.program.process.oom_score_adj;
         if let Some(value) = score.filter(|_| !rootless::is_ordinary_user()) {
             // By the host's procfs, and while we are the host's root.
@@ -376,7 +389,7 @@ impl Child<'_> {
             self.open_terminal().in_step("terminal")?;
         }
         let ready = self.program.prepare().in_step("find program")?;
-        self.program.become_it(&ready)
+        self.program.become_it(&ready, self.channel)
     }
 
     fn open_terminal(&self) -> Outcome<()> {

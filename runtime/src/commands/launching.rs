@@ -1,7 +1,7 @@
 //! What `create` and `run` have in common: options, and the way from a bundle to a running program.
 
 use crate::args::{Global, Opt, UsageError};
-use crate::config::Hook;
+use crate::config::{Hook, Seccomp};
 use crate::container::channel::{Channel, Message};
 use crate::container::hooks;
 use crate::container::process::capability_warnings;
@@ -11,9 +11,11 @@ use crate::launch::{self, Bundle};
 use crate::remove::remove;
 use crate::report;
 use crate::rootless::Rootless;
+use crate::seccomp::notify;
 use crate::state::{Record, StateDir, Status};
 use crate::supervisor;
 use std::marker::PhantomData;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 /// Size at which a container's log is rotated.
@@ -124,7 +126,12 @@ impl Common {
 
     /// For the launch, on this state root.
     pub fn options(&self, global: &Global) -> launch::Options {
-        launch::Options { root: global.root.clone(), rootless: Rootless::from(global.rootless), ..self.launch.clone() }
+        launch::Options {
+            root: global.root.clone(),
+            systemd_cgroup: global.systemd_cgroup,
+            rootless: Rootless::from(global.rootless),
+            ..self.launch.clone()
+        }
     }
 }
 
@@ -140,19 +147,42 @@ pub fn load(global: &Global, bundle: &Path) -> Outcome<Bundle> {
             report::warning(global, &warning);
         }
     }
+    for warning in crate::cgroup::warnings(&bundle.config.linux.resources) {
+        report::warning(global, &warning);
+    }
+    for warning in bundle.filter.iter().flat_map(|filter| &filter.warnings) {
+        report::warning(global, warning);
+    }
     Ok(bundle)
 }
 
 /// Let a container's process go on to its program, and wait until it is executed.
 ///
+/// - `profile`: of its configuration, asked for only when an agent decides about system calls.
+///
 /// # Errors
 /// Why it was not.
-pub fn let_go(channel: &Channel, signals: &Signals) -> Outcome<()> {
+pub fn let_go(
+    channel: &Channel,
+    signals: &Signals,
+    dir: &StateDir,
+    record: &Record,
+    profile: impl Fn() -> Outcome<Option<Seccomp>>,
+) -> Outcome<()> {
     channel.go()?;
-    match signals.receive(channel)? {
-        Message::End => Ok(()),
-        Message::Failed(failure) => Err(failure),
-        _ => Err(Failure::new("the container's process sent a message out of order")),
+    loop {
+        let file = match signals.receive(channel)? {
+            Message::End => return Ok(()),
+            Message::Failed(failure) => return Err(failure),
+            Message::Listener(file) => file,
+            _ => return Err(Failure::new("the container's process sent a message out of order")),
+        };
+        let Some((pid, pidfd)) = record.init.and_then(|init| Some((init.pid, init.open()?))) else {
+            return Err(Failure::new("the container's process has gone"));
+        };
+        let state = dir.state(record).with(Status::Created, Some(pid));
+        let process = notify::Process { pidfd: pidfd.as_fd(), pid, state: &state };
+        notify::serve(profile()?.as_ref(), process, channel, &file)?;
     }
 }
 
