@@ -151,6 +151,11 @@ impl Cgroup {
         self
     }
 
+    /// Whether the container has no directory in any hierarchy.
+    pub fn is_nowhere(&self) -> bool {
+        self.directories().is_empty()
+    }
+
     /// Mount points of the hierarchies that the container is not in.
     pub fn left_out(&self) -> &[PathBuf] {
         &self.left_out
