@@ -5,7 +5,7 @@
 //!   undumpable, cgroup, setns(all others at once), session, terminal, credentials, filter, exec
 //! ```
 
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::{Cgroup, Doors};
 use crate::config::check::check_process;
 use crate::config::{Config, Process};
 use crate::container::channel::{Channel, Message};
@@ -160,8 +160,12 @@ pub fn exec(options: &Options) -> Outcome<i32> {
     let dir = StateDir::new(&options.root, &options.id)?;
     let record = dir.read_complete()?;
     let (status, opened) = dir.look(&record);
+    if status == Status::Paused && !options.ignore_paused {
+        return Err(Failure::new("cannot exec in a paused container (use --ignore-paused to override)")
+            .hint(format!("`gantry-runtime resume {}` lets it go on", options.id)));
+    }
     let init = match (status, record.init) {
-        (Status::Running | Status::Created, Some(init)) => opened.map(|opened| (init.pid, opened)),
+        (Status::Running | Status::Created | Status::Paused, Some(init)) => opened.map(|opened| (init.pid, opened)),
         _ => None,
     };
     let Some((init_pid, init)) = init else {
@@ -290,22 +294,22 @@ fn kinds(config: &Config) -> i32 {
 
 /// Clone into the container's v2 directory, or beside its first process when the container has made cgroups of its own
 /// and its directory takes no process any more, or, where the kernel refuses both, move there through its file.
-fn clone_into(cgroup: &Cgroup, init_pid: i32) -> Outcome<(Side, Vec<OwnedFd>)> {
+fn clone_into(cgroup: &Cgroup, init_pid: i32) -> Outcome<(Side, Doors)> {
     let birthplace = cgroup.birthplace()?;
-    let mut doors = cgroup.doors(false)?;
+    let mut doors = cgroup.doors()?;
     if let Some(birthplace) = birthplace {
         for place in std::iter::once(birthplace).chain(cgroup.place_of(init_pid)) {
             if let Ok(side) = clone::clone3(0, Some(place.as_fd())) {
                 return Ok((side, doors));
             }
         }
-        doors = cgroup.doors(true)?;
+        cgroup.add_v2_door(&mut doors)?;
     }
     Ok((clone::clone3(0, None).because(|| "cannot make the process".to_owned())?, doors))
 }
 
 /// Clone, to move into chosen cgroups below the container's.
-fn clone_below(cgroup: &Cgroup, chosen: &[SubCgroup]) -> Outcome<(Side, Vec<OwnedFd>)> {
+fn clone_below(cgroup: &Cgroup, chosen: &[SubCgroup]) -> Outcome<(Side, Doors)> {
     let known = |name: &String| cgroup.hierarchies().v1_of(name).is_some();
     if let Some(name) = chosen.iter().flat_map(|choice| &choice.controllers).find(|name| !known(name)) {
         return Err(Failure::new(format!("unknown controller `{name}`"))
@@ -336,7 +340,7 @@ struct Child<'a> {
     init: BorrowedFd<'a>,
     kinds: i32,
     root: Option<OwnedFd>,
-    doors: Vec<OwnedFd>,
+    doors: Doors,
     terminal: Terminal,
     channel: &'a Channel,
     program: Program<'a>,
@@ -348,9 +352,7 @@ impl Child<'_> {
         process::set_not_dumpable()
             .because(|| "cannot make the process undumpable".to_owned())
             .in_step("self-protection")?;
-        for door in &self.doors {
-            rustix::io::write(door, b"0").map_err(cgroup::refused).in_step("join cgroup")?;
-        }
+        self.doors.enter().in_step("join cgroup")?;
         let others = self.kinds & !libc::CLONE_NEWPID;
         if others != 0 {
             clone::setns(self.init, others)

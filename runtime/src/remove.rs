@@ -24,32 +24,30 @@ const REMOVE_ATTEMPTS_MAX: u32 = 3;
 pub fn remove(dir: &StateDir, record: Option<&Record>, id: &str) -> Outcome<Vec<String>> {
     let place = record.map_or_else(|| cgroup::place(None, id), |record| record.cgroup.clone());
     let left_out = record.map_or(&[][..], |record| &record.cgroup_left_out);
-    let mut cgroup = Cgroup::at(place).in_step("cgroup")?.without(left_out);
+    let unit = record.and_then(|record| record.unit.clone());
+    let mut cgroup = Cgroup::at(place).in_step("cgroup")?.without(left_out).with_unit(unit);
     if rootless::is_ordinary_user() {
         cgroup = cgroup.without_foreign();
     }
-    // A frozen process does not die.
-    cgroup.thaw();
     if let Some(record) = record {
         if record.init.is_none() && dir.status(record) == Status::Creating {
             // Half-made and its creator is at work: without it nothing new appears.
-            kill_and_wait(&record.creator);
+            kill_and_wait(&record.creator, None);
         }
         if let Some(init) = &record.init {
-            kill_and_wait(init);
+            kill_and_wait(init, Some(&cgroup));
         }
     }
     for attempt in 1.. {
-        cgroup.kill().in_step("kill processes")?;
         if let Some(supervisor) = record.and_then(|record| record.supervisor) {
             // It writes the exit file from the cgroup's figures, and ends by itself.
             wait(&supervisor);
         }
         match cgroup.remove() {
             Ok(()) => break,
-            // A creator that is not recorded yet has put a new process there meanwhile; when that is dead, so is the
-            // attempt to create.
-            Err(_) if attempt < REMOVE_ATTEMPTS_MAX => {}
+            // Processes are left in it, or a creator that is not recorded yet has put a new one there meanwhile; when
+            // that is dead, so is the attempt to create.
+            Err(_) if attempt < REMOVE_ATTEMPTS_MAX => cgroup.kill().in_step("kill processes")?,
             Err(failure) => return Err(failure.in_step("cgroup")),
         }
     }
@@ -58,9 +56,11 @@ pub fn remove(dir: &StateDir, record: Option<&Record>, id: &str) -> Outcome<Vec<
     Ok(warnings)
 }
 
-fn kill_and_wait(process: &ProcessId) {
+fn kill_and_wait(process: &ProcessId, frozen: Option<&Cgroup>) {
     if let Some(pidfd) = process.open() {
         let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
+        // On v1 a frozen process dies when it is let go.
+        frozen.inspect(|cgroup| cgroup.thaw());
         wait(process);
     }
 }

@@ -8,6 +8,8 @@
 //! A process is known by its number and the inode of its pidfd (before Linux 6.9: its start time), on this boot; both
 //! are checked before any signal.
 
+use crate::cgroup::systemd::Unit;
+use crate::cgroup::{Cgroup, freezer};
 use crate::error::{Because, Failure, InStep, Outcome, is_absent};
 use crate::sys::{clone, file};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -46,6 +48,8 @@ pub enum Status {
     Created,
     /// The program runs.
     Running,
+    /// Its processes are stopped where they are.
+    Paused,
     /// The program has ended, or creation was cut short.
     Stopped,
 }
@@ -57,6 +61,7 @@ impl Status {
             Self::Creating => "creating",
             Self::Created => "created",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopped => "stopped",
         }
     }
@@ -207,6 +212,9 @@ pub struct Record {
     pub boot_id: String,
     /// Place below each cgroup mount.
     pub cgroup: String,
+    /// The systemd unit it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<Unit>,
     /// Hierarchies it is not in, by mount point: a rootless runtime may not write there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cgroup_left_out: Vec<PathBuf>,
@@ -242,6 +250,16 @@ impl Record {
             created: self.created.clone(),
             annotations: self.annotations.clone(),
         }
+    }
+}
+
+impl Record {
+    /// The container's cgroup, as it was made.
+    ///
+    /// # Errors
+    /// The host's hierarchies cannot be found out.
+    pub fn own_cgroup(&self) -> Outcome<Cgroup> {
+        Ok(Cgroup::existing(self.cgroup.clone())?.without(&self.cgroup_left_out).with_unit(self.unit.clone()))
     }
 }
 
@@ -428,6 +446,8 @@ impl StateDir {
         };
         let status = if !record.complete {
             Status::Creating
+        } else if freezer::is_frozen(&record.cgroup) {
+            Status::Paused
         } else if self.file(START).exists() {
             Status::Created
         } else {

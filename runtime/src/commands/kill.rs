@@ -2,7 +2,7 @@
 
 use super::open;
 use crate::args::{Command, Global, Operands, Opt, UsageError};
-use crate::cgroup::Cgroup;
+use crate::cgroup::freezer;
 use crate::error::{Because, Failure, Outcome};
 use crate::sys::{clone, signal};
 use std::io;
@@ -37,8 +37,11 @@ impl Command for Kill {
     fn run(&self, global: &Global) -> Outcome<i32> {
         let (dir, record) = open(global, &self.id)?;
         if self.all {
-            let cgroup = Cgroup::at(record.cgroup.clone())?;
+            let cgroup = record.own_cgroup()?;
             cgroup.signal_all(self.signal);
+            if self.signal == libc::SIGKILL {
+                cgroup.thaw();
+            }
             return Ok(0);
         }
         let sent = match record.init.and_then(|init| init.open()) {
@@ -50,7 +53,14 @@ impl Command for Kill {
                 let status = dir.status(&record).name();
                 Err(Failure::new(format!("container not running: `{}` is {status}", self.id)))
             }
-            result => result.because(|| format!("cannot send signal {}", self.signal)).map(|()| 0),
+            result => {
+                result.because(|| format!("cannot send signal {}", self.signal))?;
+                // On v1 a frozen process dies when it is let go.
+                if self.signal == libc::SIGKILL && freezer::is_frozen(&record.cgroup) {
+                    record.own_cgroup()?.thaw();
+                }
+                Ok(0)
+            }
         }
     }
 }

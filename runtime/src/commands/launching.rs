@@ -124,7 +124,12 @@ impl Common {
 
     /// For the launch, on this state root.
     pub fn options(&self, global: &Global) -> launch::Options {
-        launch::Options { root: global.root.clone(), rootless: Rootless::from(global.rootless), ..self.launch.clone() }
+        launch::Options {
+            root: global.root.clone(),
+            systemd_cgroup: global.systemd_cgroup,
+            rootless: Rootless::from(global.rootless),
+            ..self.launch.clone()
+        }
     }
 }
 
@@ -139,6 +144,9 @@ pub fn load(global: &Global, bundle: &Path) -> Outcome<Bundle> {
         for warning in capability_warnings(process, in_user_namespace) {
             report::warning(global, &warning);
         }
+    }
+    for warning in crate::cgroup::warnings(&bundle.config.linux.resources) {
+        report::warning(global, &warning);
     }
     Ok(bundle)
 }

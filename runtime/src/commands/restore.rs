@@ -92,22 +92,24 @@ impl Command for Restore {
         let images_dir = rustix::fs::open(&images, flags, Mode::empty())
             .because(|| format!("cannot open the images in `{}`", images.display()))
             .or_hint("--image-path names the directory that `checkpoint` has written")?;
+        let unit = launch::unit(&options, &bundle.config).in_step("cgroup")?;
         let dir = StateDir::new(&options.root, &options.id)?;
         dir.claim().in_step("claim id")?;
         let mut attempt = Attempt { dir: &dir, cgroup: None };
-        let mut record = launch::intent(&options, &bundle, &manner)?;
+        let mut record = launch::intent(&options, &bundle, &manner, unit.as_ref())?;
         dir.write(&record).in_step("record intent")?;
         let copy = dir.file("config.json");
         fs::write(&copy, &bundle.text)
             .because(|| format!("cannot write `{}`", copy.display()))
             .in_step("record intent")?;
-        let cgroup = Cgroup::at(record.cgroup.clone()).in_step("cgroup")?;
-        cgroup.create().in_step("cgroup")?;
+        let mut cgroup = Cgroup::at(record.cgroup.clone()).in_step("cgroup")?.with_unit(unit);
+        let made = cgroup.create(&bundle.config.linux.resources).in_step("cgroup")?;
         attempt.cgroup = Some(cgroup.clone());
         cgroup.apply(&bundle.config.linux.resources).in_step("limits")?;
         make_mount_points(&bundle.config, &record.rootfs).in_step("mount points")?;
         let work = Restoring { restore: self, bundle: &bundle, dir: &dir, record: &record, cgroup: &cgroup };
         let (pid, master) = work.restore(&program, &images, &images_dir, &terminal)?;
+        drop(made);
         record.init = Some(ProcessId::of(pid)?);
         record.complete = true;
         dir.write(&record).in_step("record process")?;
@@ -234,10 +236,12 @@ impl Restoring<'_> {
                 kept.push((name, copy));
             }
         }
-        let doors = self.cgroup.doors(true)?;
+        let mut doors = self.cgroup.doors()?;
+        self.cgroup.add_v2_door(&mut doors)?;
         let no_new_privileges = config.process.as_ref().is_some_and(|process| process.no_new_privileges);
+        // In the process that becomes CRIU: its children are born in the container's cgroup.
         let prepare = || {
-            join(&doors)?;
+            doors.enter().in_step("join cgroup")?;
             // CRIU before 3.18 forgets it; what it makes again inherits it.
             if no_new_privileges {
                 crate::sys::process::set_no_new_privs().because(|| "cannot set no_new_privs".to_owned())?;
@@ -290,12 +294,4 @@ fn leave_mounts() -> Outcome<()> {
     clone::unshare(libc::CLONE_NEWNS).because(|| "cannot make a mount namespace for criu".to_owned())?;
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
         .because(|| "cannot make the mounts of criu's namespace private".to_owned())
-}
-
-/// In the process that becomes CRIU: its children are born in the container's cgroup.
-fn join(doors: &[OwnedFd]) -> Outcome<()> {
-    for door in doors {
-        rustix::io::write(door, b"0").map_err(crate::cgroup::refused).in_step("join cgroup")?;
-    }
-    Ok(())
 }

@@ -310,7 +310,6 @@ fn check_linux(config: &Config) -> Result<(), ConfigError> {
         (set(&linux.net_devices), "linux.netDevices"),
         (set(&linux.intel_rdt), "linux.intelRdt"),
         (set(&linux.memory_policy), "linux.memoryPolicy"),
-        (set(&linux.resources.rdma), "linux.resources.rdma"),
         (linux.mount_label.as_deref().is_some_and(|label| !label.is_empty()), "linux.mountLabel"),
     ] {
         if present {

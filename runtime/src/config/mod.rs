@@ -298,8 +298,8 @@ config! {
         hugepage_limits: Vec<HugepageLimit>,
         /// Traffic class and priorities.
         network: Option<Network>,
-        /// RDMA devices; refused.
-        rdma: Option<Value>,
+        /// RDMA devices by name.
+        rdma: BTreeMap<String, Rdma>,
         /// cgroup v2 files by name.
         unified: BTreeMap<String, String>,
     }
@@ -419,6 +419,14 @@ config! {
         page_size: String,
         /// Bytes.
         limit: u64,
+    }
+
+    /// Limit for one RDMA device.
+    Rdma {
+        /// Open handles.
+        hca_handles: Option<u32>,
+        /// Objects.
+        hca_objects: Option<u32>,
     }
 
     /// Traffic class and priorities, v1 only.

@@ -10,7 +10,7 @@ use super::namespaces::{Kind, Namespaces, become_root};
 use super::nodes;
 use super::process::{self as program, Program, Ready};
 use super::procfs::{Procfs, parameter_path};
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::{Cgroup, Doors};
 use crate::config::Config;
 use crate::error::{Because, Failure, Outcome};
 use crate::rootless;
@@ -49,8 +49,8 @@ pub struct Init<'a> {
     pub prepared: Option<Prepared>,
     /// The container's cgroup.
     pub cgroup: &'a Cgroup,
-    /// Files to write `0` into, to join it.
-    pub doors: Vec<OwnedFd>,
+    /// The ways into it.
+    pub doors: Doors,
     /// Namespaces to make and join.
     pub namespaces: &'a Namespaces,
     /// To the creator, then to `start`.
@@ -183,9 +183,7 @@ impl Init<'_> {
 
     fn join_cgroup(&mut self) -> Outcome<()> {
         // They are closed by the exec.
-        for door in &self.doors {
-            rustix::io::write(door, b"0").map_err(cgroup::refused)?;
-        }
+        self.doors.enter()?;
         Ok(())
     }
 
