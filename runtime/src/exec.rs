@@ -364,6 +364,11 @@ impl Child<'_> {
             .because(|| "cannot make the process undumpable".to_owned())
             .in_step("self-protection")?;
         self.doors.enter().in_step("join cgroup")?;
+        let score = self.program.process.oom_score_adj;
+        if let Some(value) = score.filter(|_| !rootless::is_ordinary_user()) {
+            // By the host's procfs, and while we are the host's root.
+            launch::set_score("/proc/self/oom_score_adj", value).in_step("OOM score")?;
+        }
         let others = self.kinds & !libc::CLONE_NEWPID;
         if others != 0 {
             clone::setns(self.init, others)
@@ -380,10 +385,6 @@ impl Child<'_> {
             become_root(self.program.process).in_step("join namespaces")?;
         }
         process::set_session().because(|| "cannot make a session".to_owned()).in_step("session")?;
-        let score = self.program.process.oom_score_adj;
-        if let Some(value) = score.filter(|_| !rootless::is_ordinary_user()) {
-            set_own_oom_score(value).in_step("OOM score")?;
-        }
         if self.program.process.terminal {
             self.open_terminal().in_step("terminal")?;
         }
@@ -399,15 +400,6 @@ impl Child<'_> {
         hand_over(self.channel, &self.terminal, master)?;
         program::take_terminal(&slave)
     }
-}
-
-/// Through a procfs of our own: the container may have mounted anything over its one.
-fn set_own_oom_score(value: i32) -> Outcome<()> {
-    let pid = rustix::process::getpid().as_raw_nonzero();
-    let procfs = crate::container::procfs::Procfs::new()?;
-    procfs
-        .write(&format!("{pid}/oom_score_adj"), &value.to_string())
-        .or_hint("lowering it below the runtime's own takes CAP_SYS_RESOURCE")
 }
 
 #[cfg(test)]

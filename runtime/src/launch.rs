@@ -373,7 +373,7 @@ fn check_for_ordinary_user(config: &Config) -> Outcome<()> {
         .hint("`gantry-runtime spec --rootless` writes a bundle for an ordinary user; or run as root"));
     }
     for (index, mount) in config.mounts.iter().enumerate() {
-        let idmap = |option: &String| option == "idmap" || option == "ridmap";
+        let idmap = |option: &String| matches!(option.split('=').next(), Some("idmap" | "ridmap"));
         if !mount.uid_mappings.is_empty() || mount.options.iter().any(idmap) {
             let text = format!("$.mounts[{index}]: mapping the IDs of a mount takes the rights of the host's root");
             return Err(Failure::new(text).hint("remove `idmap` and the maps of the mount, or run as root"));
@@ -529,6 +529,8 @@ fn converse(
             }
             Message::NeedHooks => {
                 let line = state.with(Status::Creating, Some(pid)).to_line();
+                // As other runtimes have it, they start in the bundle. Our own paths are all absolute.
+                rustix::process::chdir(&state.bundle).because(|| "cannot enter the bundle".to_owned())?;
                 hooks::run("prestart", &config.hooks.prestart, &line).in_step("runtime hooks")?;
                 hooks::run("createRuntime", &config.hooks.create_runtime, &line).in_step("runtime hooks")?;
                 channel.go()?;

@@ -248,7 +248,7 @@ impl Init<'_> {
         if self.config.linux.sysctl.is_empty() {
             return Ok(());
         }
-        let procfs = Procfs::new().or_else(|failure| Procfs::of_host().map_err(|_| failure))?;
+        let procfs = Procfs::any()?;
         for (name, value) in &self.config.linux.sysctl {
             // The files are the host's, the calls the namespace's.
             match name.replace('/', ".").as_str() {
@@ -297,6 +297,8 @@ impl Init<'_> {
         if self.config.hooks.create_container.is_empty() {
             return Ok(());
         }
+        // As other runtimes have it, they start in the root filesystem.
+        rustix::process::fchdir(&self.prepared().root).because(|| "cannot enter the root filesystem".to_owned())?;
         hooks::run("createContainer", &self.config.hooks.create_container, &self.state_as(Status::Creating))
     }
 

@@ -9,7 +9,7 @@ use super::channel::Channel;
 use super::mounts::copy_of;
 use super::procfs::Procfs;
 use super::rlimits;
-use crate::config::Process;
+use crate::config::{Process, Rlimit};
 use crate::error::{Because, Failure, InStep, NOT_EXECUTABLE, NOT_FOUND, Outcome};
 use crate::seccomp::{Filter, notify};
 use crate::sys::{process, seccomp, signal, tty};
@@ -41,6 +41,16 @@ pub struct Program<'a> {
     pub keyring: Option<&'a str>,
 }
 
+/// When a resource limit is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    BeforeStart,
+    Last,
+}
+
+/// Open files that we need ourselves from the start to the program: sockets, hooks, descriptors to keep.
+const OPEN_FILES_MIN: u64 = 64;
+
 /// A program found and ready to be executed.
 #[derive(Debug)]
 pub struct Ready {
@@ -66,6 +76,8 @@ impl Program<'_> {
                     .map_err(|failure| failure.code(NOT_EXECUTABLE));
             }
         };
+        rlimits::restore_open_files(self.open_files).in_step("resource limits")?;
+        rlimits::apply(&self.limits(When::BeforeStart)).in_step("resource limits")?;
         let environment = self.environment();
         let search = environment.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or("");
         let path = find_program(self.process.args.first().map_or("", String::as_str), search)?;
@@ -80,6 +92,17 @@ impl Program<'_> {
             environment: c_strings(&environment)?,
             in_cwd,
         })
+    }
+
+    /// The resource limits that are set at a point. Most are set before the start, so that `create` tells which cannot
+    /// be; those that we ourselves might not survive come last.
+    fn limits(&self, when: When) -> Vec<Rlimit> {
+        let last = |limit: &Rlimit| match limit.kind.as_str() {
+            "RLIMIT_AS" | "RLIMIT_DATA" | "RLIMIT_STACK" | "RLIMIT_CPU" | "RLIMIT_FSIZE" => true,
+            "RLIMIT_NOFILE" => limit.soft < OPEN_FILES_MIN,
+            _ => false,
+        };
+        self.process.rlimits.iter().filter(|limit| last(limit) == (when == When::Last)).cloned().collect()
     }
 
     /// The environment, with `HOME` from the container's `/etc/passwd` when the bundle gives none.
@@ -103,8 +126,7 @@ impl Program<'_> {
         if let Some(name) = self.keyring {
             self.join_keyring(name)?;
         }
-        rlimits::restore_open_files(self.open_files).in_step("resource limits")?;
-        rlimits::apply(&process.rlimits).in_step("resource limits")?;
+        rlimits::apply(&self.limits(When::Last)).in_step("resource limits")?;
         if let Some(profile) = process.apparmor_profile.as_deref().filter(|profile| !profile.is_empty()) {
             set_apparmor_profile(profile).in_step("AppArmor")?;
         }
@@ -280,7 +302,7 @@ fn set_groups(groups: &[u32]) -> Outcome<()> {
 }
 
 fn set_apparmor_profile(profile: &str) -> Outcome<()> {
-    let procfs = Procfs::new()?;
+    let procfs = Procfs::any()?;
     let pid = rustix::process::getpid().as_raw_nonzero();
     let value = format!("exec {profile}");
     procfs
