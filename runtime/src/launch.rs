@@ -210,6 +210,7 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     undo.cgroup = Some(cgroup.clone());
     undo.placeholder = made.placeholder;
     cgroup.apply(&config.linux.resources).in_step("limits")?;
+    let aside = cgroup.aside(&config.linux.resources);
 
     // One descriptor per bind mount is held.
     let open_files = if config.mounts.len() > MOUNTS_MANY { rlimits::raise_open_files() } else { None };
@@ -256,6 +257,7 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
                 prepared,
                 cgroup: &cgroup,
                 doors,
+                aside,
                 namespaces: &namespaces,
                 channel: theirs,
                 program,
@@ -272,6 +274,7 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
         Side::Parent { pid, pidfd } => {
             drop((theirs, start, prepared, terminal, manner.stdio));
             doors.leave_open();
+            drop(aside);
             let pid = match between {
                 false => {
                     undo.pidfd = Some(pidfd);

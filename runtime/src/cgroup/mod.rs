@@ -11,6 +11,7 @@
 //! This is on the path of every start and removal: per v1 hierarchy it is one `mkdir`, one `open` of the file to join
 //! by, one write, and one `rmdir` in the end; anything more is done only after the kernel's answer asked for it.
 
+pub mod aside;
 pub mod devices;
 pub mod freezer;
 pub mod hierarchy;

@@ -1,6 +1,7 @@
 //! What `create` and `run` have in common: options, and the way from a bundle to a running program.
 
 use crate::args::{Global, Opt, UsageError};
+use crate::cgroup::Cgroup;
 use crate::config::{Hook, Seccomp};
 use crate::container::channel::{Channel, Message};
 use crate::container::hooks;
@@ -8,7 +9,7 @@ use crate::container::process::capability_warnings;
 use crate::error::{Failure, InStep, Outcome};
 use crate::foreground::Signals;
 use crate::launch::{self, Bundle};
-use crate::remove::remove;
+use crate::remove::remove_ended;
 use crate::report;
 use crate::rootless::Rootless;
 use crate::seccomp::notify;
@@ -51,7 +52,8 @@ impl<C: HasCommon + 'static> CommonOptions<C> {
     /// What a new container needs.
     pub const LAUNCH: &'static [Opt<C>] = &[
         Opt::value("bundle", "DIR", "bundle directory [default: .]", |command: &mut C, value| {
-            value.path().map(|path| command.common().launch.bundle = path)
+            // Resolved when it is opened.
+            value.text().map(|path| command.common().launch.bundle = PathBuf::from(path))
         })
         .short('b'),
         Opt::value("pid-file", "FILE", "write the number of the container's first process here", |command, value| {
@@ -107,8 +109,7 @@ impl Common {
     pub fn finish(&mut self, id: String) -> Result<(), UsageError> {
         self.launch.id = id;
         if self.launch.bundle.as_os_str().is_empty() {
-            self.launch.bundle = std::path::absolute(".")
-                .map_err(|error| UsageError::new(format!("there is no current directory: {error}")))?;
+            self.launch.bundle = PathBuf::from(".");
         }
         self.settings = match (self.supervise, self.container_log.take(), self.exit_file.take()) {
             (true, Some(log), Some(exit_file)) => Some(supervisor::Settings {
@@ -200,8 +201,8 @@ pub fn poststart(dir: &StateDir, record: &Record, bundle_hooks: &[Hook]) -> Outc
 }
 
 /// Remove a container after a failure or at its end, reporting what could not be done.
-pub fn clean_up(global: &Global, dir: &StateDir, record: &Record) {
-    match remove(dir, Some(record), &record.id) {
+pub fn clean_up(global: &Global, dir: &StateDir, record: &Record, cgroup: &Cgroup) {
+    match remove_ended(dir, record, cgroup) {
         Ok(warnings) => warnings.iter().for_each(|text| report::warning(global, text)),
         Err(failure) => report::failure(global, &failure.in_step("clean up")),
     }

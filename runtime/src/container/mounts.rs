@@ -819,14 +819,15 @@ pub fn pivot(prepared: &Prepared, by_moving: bool) -> Outcome<()> {
     if by_moving || prepared.mounts_of != MountsOf::Container {
         // In a namespace of others only our own root may change.
         crate::sys::mount::chroot_here().because(|| "cannot change the root".to_owned())?;
+        rustix::process::chdir("/").because(|| "cannot enter the new root".to_owned())
     } else {
         crate::sys::mount::pivot_root_here()
             .because(|| "pivot_root failed".to_owned())
             .or_hint("if the host runs from an initial ramfs, use --no-pivot")?;
+        // What is taken away is the old root on top; the current directory is the new one.
         rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH)
-            .because(|| "cannot detach the old root".to_owned())?;
+            .because(|| "cannot detach the old root".to_owned())
     }
-    rustix::process::chdir("/").because(|| "cannot enter the new root".to_owned())
 }
 
 /// For hosts on the initial ramfs, where pivot_root does not work: put the tree over `/`.
