@@ -259,7 +259,9 @@ impl Cover {
         };
         match attach_at(view.as_fd(), directory.as_fd(), name) {
             Ok(()) => {
-                self.0.take().map_or((), leave_open);
+                if let Some(fd) = self.0.take() {
+                    leave_open(fd);
+                }
                 Attempt::Done
             }
             Err(Errno::NOENT) => Attempt::Absent,
