@@ -109,9 +109,9 @@ fn mistakes_in_the_bundle() {
             "config.json: $.linux.intelRdt is not supported by this runtime\nhint: remove `linux.intelRdt`",
         ),
         (
-            "seccomp notify",
+            "seccomp notify for everything",
             Box::new(|bed| bed.config["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_NOTIFY"})),
-            "$.linux.seccomp.defaultAction: user-space notification is not supported",
+            "$.linux.seccomp.defaultAction: SCMP_ACT_NOTIFY cannot be used as default action",
         ),
         (
             "a sysctl of the host",

@@ -124,7 +124,7 @@ impl Command for Restore {
         }
         let exit = foreground::attend(pidfd.as_fd(), &signals, master)?;
         if !self.keep {
-            clean_up(global, &dir, &record);
+            clean_up(global, &dir, &record, &cgroup);
         }
         Ok(exit.shell_code())
     }
