@@ -1,0 +1,141 @@
+//! A host of its own for one client and one runtime: made by `sandbox.sh`, filled and read here.
+
+use super::{Did, Step, plain};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Which runtime a sandbox has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Host {
+    Runc,
+    /// Ours; Debian's runc and crun cannot be executed there.
+    Gantry,
+}
+
+impl Host {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Runc => "runc",
+            Self::Gantry => "gantry",
+        }
+    }
+}
+
+/// A sandbox at work. Dropping it ends everything in it and removes what it left.
+pub(crate) struct Sandbox {
+    keeper: Child,
+    work: PathBuf,
+    steps: usize,
+}
+
+/// The longest that one client may take.
+const DEADLINE: Duration = Duration::from_secs(280);
+
+/// Fails with a clear word where a client, or the right to run it, is missing.
+pub(crate) fn require(programs: &[(&str, &str)]) {
+    let lacks = |name: &str| {
+        !["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/libexec/podman"]
+            .iter()
+            .any(|dir| Path::new(dir).join(name).exists())
+    };
+    let common = [("busybox", "busybox-static"), ("runc", "runc"), ("script", "bsdutils"), ("unshare", "util-linux")];
+    let mut packages: Vec<&str> =
+        programs.iter().chain(&common).filter(|(name, _)| lacks(name)).map(|(_, package)| *package).collect();
+    packages.dedup();
+    assert!(
+        packages.is_empty(),
+        "NOT TESTED: this needs Debian's {0}; hint: apt-get install --no-install-recommends {0}",
+        packages.join(" ")
+    );
+    let root = fs::metadata("/proc/self").map(|meta| std::os::unix::fs::MetadataExt::uid(&meta)).unwrap_or(1);
+    assert_eq!(root, 0, "NOT TESTED: clients need root");
+}
+
+impl Sandbox {
+    /// Starts on the steps.
+    pub(crate) fn start(client: &str, host: Host, setup: &str, steps: &[Step]) -> Self {
+        let name = format!("gantry-clients-{}-{client}-{}", std::process::id(), host.name());
+        // Not in a directory that a sandbox hides.
+        let work = std::env::temp_dir().join(&name);
+        fs::create_dir_all(work.join("steps")).expect("a work directory");
+        let write = |path: &str, text: &str| fs::write(work.join(path), text).expect("a file of the sandbox");
+        write("sandbox.sh", include_str!("sandbox.sh"));
+        write("prelude.sh", include_str!("prelude.sh"));
+        write("image.sh", include_str!("image.sh"));
+        write("steps/000", &format!("{}\n. $WORK/prelude.sh\n. $WORK/image.sh\n{setup}", use_runtime(host, &work)));
+        for (number, step) in steps.iter().enumerate() {
+            write(&format!("steps/{:03}", number + 1), step.does);
+        }
+        let keeper = Command::new("setsid") // a test runner that ends this test's process group does not end the keeper
+            .args(["bash", "sandbox.sh", "keeper", &name])
+            .arg(&work)
+            .current_dir(&work)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("util-linux and bash are installed");
+        Self { keeper, work, steps: steps.len() }
+    }
+
+    /// Waits for the last step and answers what they all did.
+    pub(crate) fn finish(self) -> Vec<Did> {
+        let begun = Instant::now();
+        while !self.work.join("done").exists() {
+            if begun.elapsed() > DEADLINE {
+                let last =
+                    (0..=self.steps).rev().find(|number| self.work.join(format!("steps/{number:03}.out")).exists());
+                panic!("not done after {DEADLINE:?}; at step {last:?}; {}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let setup = self.did(0);
+        assert_eq!(
+            setup.as_ref().map(|did| did.code),
+            Some(0),
+            "the sandbox: {}\n{}",
+            setup.map_or(String::new(), |did| did.out),
+            self.log()
+        );
+        (1..=self.steps)
+            .map(|number| self.did(number).unwrap_or_else(|| panic!("step {number} was not run: {}", self.log())))
+            .collect()
+    }
+
+    fn did(&self, number: usize) -> Option<Did> {
+        let read = |end: &str| fs::read(self.work.join(format!("steps/{number:03}.{end}"))).ok();
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        let code = text(read("code")?).trim().to_owned();
+        let (code, took) = code.split_once(' ')?;
+        Some(Did { code: code.parse().ok()?, out: plain(&text(read("out")?)), took: took.to_owned() })
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.work.join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        drop(self.keeper.stdin.take()); // it ends the sandbox, removes all, and ends itself
+        let _ = self.keeper.wait();
+    }
+}
+
+/// Lines that make the runtime the only one of the sandbox.
+fn use_runtime(host: Host, work: &Path) -> String {
+    if host == Host::Runc {
+        return "echo OCI=/usr/sbin/runc >/run/sandbox/env".into();
+    }
+    let refuse = work.join("no-runtime");
+    fs::write(&refuse, "#!/bin/sh\necho \"this is not the runtime under test: $0 $*\" >&2\nexit 99\n").expect("a file");
+    fs::set_permissions(&refuse, fs::Permissions::from_mode(0o755)).expect("its mode");
+    let program = env!("CARGO_BIN_EXE_gantry-runtime");
+    format!(
+        "mkdir /opt/bin; cp {program} /opt/bin/gantry-runtime || exit 1; echo OCI=/opt/bin/gantry-runtime >/run/sandbox/env\n\
+         for other in /usr/sbin/runc /usr/bin/crun; do [ ! -e $other ] || mount --bind $WORK/no-runtime $other || exit 1; done"
+    )
+}
