@@ -157,14 +157,14 @@ fn prepare(config: &Config, mount: &Mount, bundle: &Path, cgroup: &Cgroup, defau
     Ok(Tree::None)
 }
 
-/// Directory name and the container's own directory for each hierarchy; the name is empty on a pure v2 host.
+/// Directory name and the container's own directory for each hierarchy a container sees; the name is empty on a pure v2
+/// host. On a hybrid host that is v1 alone, as with runc: the unified hierarchy has no limits there.
 fn cgroup_directories(cgroup: &Cgroup) -> Vec<(String, PathBuf)> {
     let hierarchies = cgroup.hierarchies();
     let mut list: Vec<(String, PathBuf)> =
         hierarchies.v1.iter().map(|v1| (v1.directory_name(), cgroup.path_in(&v1.mount))).collect();
-    if let Some(v2) = &hierarchies.v2 {
-        let name = if list.is_empty() { String::new() } else { "unified".to_owned() };
-        list.push((name, cgroup.path_in(v2)));
+    if let Some(v2) = hierarchies.v2.as_ref().filter(|_| list.is_empty()) {
+        list.push((String::new(), cgroup.path_in(v2)));
     }
     list
 }
@@ -277,7 +277,7 @@ impl Context<'_> {
         }
         let data = vec![("mode".to_owned(), Some("755".to_owned()))];
         let writable = Options { data, ..Options::default() };
-        let directory = new_filesystem("tmpfs", Some("cgroup"), &writable)?;
+        let directory = new_filesystem("tmpfs", Some("tmpfs"), &writable)?;
         attach(directory.as_fd(), target.as_fd()).because(|| "cannot attach the directory of cgroups".to_owned())?;
         let inside = RootDir(directory.as_fd());
         let one = Options { data: Vec::new(), ..options.clone() };
@@ -300,9 +300,6 @@ impl Context<'_> {
                 let none = none.then(|| ("none".to_owned(), None));
                 let options = Options { data: flags.chain(none).collect(), ..one.clone() };
                 place(&v1.directory_name(), new_filesystem("cgroup", Some("cgroup"), &options)?)?;
-            }
-            if hierarchies.v2.is_some() {
-                place("unified", new_filesystem("cgroup2", Some("cgroup"), &one)?)?;
             }
         }
         for v1 in hierarchies.v1.iter().filter(|v1| v1.controllers.len() > 1) {

@@ -1,6 +1,7 @@
 # The image of all steps: a static busybox. bb.tar is its root filesystem, image.tar an archive as of `docker save`.
 root=/run/sandbox/rootfs
 mkdir -p $root/{bin,etc,tmp,root,proc,sys,dev,mnt,var/tmp} && chmod 1777 $root/tmp || exit 1
+chmod 700 $root/root
 cp "$(command -v busybox)" $root/bin/busybox || exit 1
 for applet in $(busybox --list); do
     [ "$applet" = busybox ] || ln -s busybox "$root/bin/$applet"

@@ -19,11 +19,21 @@ says() {
     "$@" 2>&1 | grep -F -- "$text"
 }
 
-# pty 'COMMAND LINE': on a terminal of 24 x 80, without carriage returns.
+# pty 'COMMAND LINE': on a terminal of 24 x 80; without carriage returns and the echo of the end of the input.
 pty() {
-    script -qefc "stty rows 24 cols 80; $1" /dev/null </dev/null | tr -d '\r'
+    script -qefc "stty rows 24 cols 80; $1" /dev/null </dev/null | tr -d '\r' | sed 's/\^@//g; /^$/d'
     return "${PIPESTATUS[0]}"
 }
+
+# What stands in the output of mount(8), in one order, without sizes and without how this runtime makes what covers a
+# masked directory (a filesystem that can hold nothing) and the directory of cgroups (as the bundle says: read-only).
+mounts() {
+    sed 's/^overlay on .*/overlay/; s/,size=[0-9]*k//; s/,nr_inodes=1$//; s/,nr_inodes=1)/)/' |
+        sed 's/^systemd on /cgroup on /; / on .sys.fs.cgroup type tmpfs/s/(r[ow],/(/' | sort
+}
+
+nc() { busybox nc "$@"; }
+export -f nc
 
 # in_cgroup PID CONTROLLER FILE: what a file of a process's cgroup says, on v1.
 in_cgroup() {

@@ -6,7 +6,7 @@
 # The test holds the keeper's standard input. When that closes, killed test or not, the keeper ends PID 1, and with it
 # every process, mount and device; then it removes what no namespace holds: the cgroups, and the work directory.
 #
-#     sandbox.sh keeper NAME WORK      NAME: of the cgroups; WORK: directory with setup.sh and steps/
+#     sandbox.sh keeper NAME WORK      NAME: of the cgroups; WORK: directory with prelude.sh and steps/
 set -u
 me=$0
 
@@ -105,7 +105,9 @@ steps() {
     for step in "$1"/steps/???; do
         begun=${EPOCHREALTIME/./}
         timeout -k 5 60 bash -c '. "$WORK/prelude.sh"; . "$0"' "$step" >"$step.out" 2>&1
-        echo "$? $(((${EPOCHREALTIME/./} - begun) / 1000))ms" >"$step.code"
+        code=$?
+        echo "$code $(((${EPOCHREALTIME/./} - begun) / 1000))ms" >"$step.code"
+        [ "$code" = 0 ] || [[ ${step##*/} > 001 ]] || break # set-up
     done
 }
 
