@@ -18,7 +18,7 @@ use std::fmt::Write as _;
 /// === NAME
 /// lines for bash, with `prelude.sh`
 /// --- [EXIT CODE] [said|ours]
-/// lines of the output have these texts, in this order
+/// lines of standard output, or else of standard error, have these texts, in this order
 /// ```
 #[derive(Debug, PartialEq, Eq)]
 struct Step<'a> {
@@ -66,6 +66,7 @@ fn row(text: &str) -> Step<'_> {
 struct Did {
     code: i32,
     out: String,
+    err: String,
     took: String,
 }
 
@@ -82,9 +83,13 @@ fn compare(client: &str, programs: &[(&str, &str)], text: &str) {
         let verdicts = verdicts(step, with_runc, with_ours);
         if !verdicts.is_empty() {
             let _ = writeln!(wrong, "\n=== {}: {}\n{}", step.name, verdicts.join("; "), step.does.trim());
-            let _ = writeln!(wrong, "--- runc: exit code {}\n{}", with_runc.code, short(&with_runc.out));
-            let _ = writeln!(wrong, "--- ours: exit code {}\n{}", with_ours.code, short(&with_ours.out));
-            let _ = writeln!(wrong, "--- lines of one only\n{}", difference(&with_runc.out, &with_ours.out));
+            for (name, did) in [("runc", with_runc), ("ours", with_ours)] {
+                let _ = writeln!(wrong, "--- {name}: exit code {}\n{}{}", did.code, short(&did.out), short(&did.err));
+            }
+            let _ = writeln!(wrong, "--- lines of one only");
+            for (runc, ours) in [(&with_runc.out, &with_ours.out), (&with_runc.err, &with_ours.err)] {
+                wrong += &difference(runc, ours);
+            }
         }
     }
     assert!(wrong.is_empty(), "{client}:{wrong}");
@@ -114,20 +119,27 @@ fn verdicts(step: &Step<'_>, runc: &Did, ours: &Did) -> Vec<String> {
         if did.code != step.code {
             wrong.push(format!("{name} ended with {}, not {}", did.code, step.code));
         }
-        if let Some(line) = missing(&did.out, step.says) {
+        if let Some(line) = missing(&did.out, &did.err, step.says) {
             wrong.push(format!("{name} does not say `{line}`"));
         }
     }
-    if step.compared == Compared::All && runc.out != ours.out {
+    if step.compared == Compared::All && (&runc.out, &runc.err) != (&ours.out, &ours.err) {
         wrong.push("the output differs".into());
     }
     wrong
 }
 
-/// The first line of `wanted` that `text` does not have after the ones before it.
-fn missing<'a>(text: &str, wanted: &'a str) -> Option<&'a str> {
-    let mut lines = text.lines();
-    wanted.lines().map(str::trim).find(|want| !want.is_empty() && !lines.any(|line| line.contains(want)))
+/// The first line of `wanted` that neither stream has after the ones before it.
+fn missing<'a>(out: &str, err: &str, wanted: &'a str) -> Option<&'a str> {
+    let (mut out, mut err) = (out.lines(), err.lines());
+    wanted.lines().map(str::trim).find(|want| {
+        let mut ahead = out.clone();
+        if want.is_empty() || ahead.any(|line| line.contains(want)) {
+            out = ahead;
+            return false;
+        }
+        !err.any(|line| line.contains(want))
+    })
 }
 
 /// docker's client says so now and then after the daemon's refusal.
@@ -204,6 +216,6 @@ fn what_differs_in_every_run_is_not_compared() {
     ] {
         assert_eq!(plain(&text), same);
     }
-    assert_eq!(missing("one\ntwo\nthree", "on\nthree"), None);
-    assert_eq!(missing("one\ntwo", "two\none"), Some("one"));
+    assert_eq!(missing("one\ntwo\nthree", "four", "on\nfou\nthree"), None);
+    assert_eq!(missing("one\ntwo", "", "two\none"), Some("one"));
 }

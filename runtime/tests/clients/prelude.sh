@@ -28,7 +28,7 @@ pty() {
 # What stands in the output of mount(8), in one order, without sizes and without how this runtime makes what covers a
 # masked directory (a filesystem that can hold nothing) and the directory of cgroups (as the bundle says: read-only).
 mounts() {
-    sed 's/^overlay on .*/overlay/; s/,size=[0-9]*k//; s/,nr_inodes=1$//; s/,nr_inodes=1)/)/' |
+    sed 's/^overlay on .*/overlay/; s/,size=[0-9]*k//; s/,nr_inodes=1\([,)]\)/\1/' |
         sed 's/^systemd on /cgroup on /; / on .sys.fs.cgroup type tmpfs/s/(r[ow],/(/' | sort
 }
 

@@ -32,7 +32,7 @@ pub(crate) struct Sandbox {
 }
 
 /// The longest that one client may take.
-const DEADLINE: Duration = Duration::from_secs(280);
+const DEADLINE: Duration = Duration::from_secs(540);
 
 /// Fails with a clear word where a client, or the right to run it, is missing.
 pub(crate) fn require(programs: &[(&str, &str)]) {
@@ -97,7 +97,7 @@ impl Sandbox {
         }
         for number in [0, 1] {
             let did = self.did(number).unwrap_or_else(|| panic!("no sandbox: {}", self.log()));
-            assert_eq!(did.code, 0, "set-up of the sandbox: {}{}", did.out, self.log());
+            assert_eq!(did.code, 0, "set-up of the sandbox: {}{}{}", did.out, did.err, self.log());
         }
         let did = |number| self.did(number).unwrap_or_else(|| panic!("step {number} was not run: {}", self.log()));
         (1..=self.steps).map(did).collect()
@@ -108,7 +108,8 @@ impl Sandbox {
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         let code = text(read("code")?).trim().to_owned();
         let (code, took) = code.split_once(' ')?;
-        Some(Did { code: code.parse().ok()?, out: plain(&text(read("out")?)), took: took.to_owned() })
+        let [out, err] = [read("out")?, read("err")?].map(|bytes| plain(&text(bytes)));
+        Some(Did { code: code.parse().ok()?, out, err, took: took.to_owned() })
     }
 
     fn log(&self) -> String {

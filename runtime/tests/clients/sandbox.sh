@@ -100,11 +100,11 @@ inside() {
     wait $!
 }
 
-# Each step is a file NN; what it said and its exit code are beside it.
+# Each step is a file NNN; what it said, and its exit code and time, are beside it.
 steps() {
     for step in "$1"/steps/???; do
         begun=${EPOCHREALTIME/./}
-        timeout -k 5 60 bash -c '. "$WORK/prelude.sh"; . "$0"' "$step" >"$step.out" 2>&1
+        timeout -k 5 60 bash -c '. "$WORK/prelude.sh"; . "$0"' "$step" >"$step.out" 2>"$step.err"
         code=$?
         echo "$code $(((${EPOCHREALTIME/./} - begun) / 1000))ms" >"$step.code"
         [ "$code" = 0 ] || [[ ${step##*/} > 001 ]] || break # set-up
