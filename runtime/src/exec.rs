@@ -10,16 +10,17 @@ use crate::config::check::check_process;
 use crate::config::{Config, Process};
 use crate::container::channel::{Channel, Message};
 use crate::container::init::{Terminal, hand_over};
-use crate::container::namespaces::{Kind, become_root};
+use crate::container::namespaces::{Kind, MountsOf, become_root};
 use crate::container::process::{self as program, Program};
 use crate::error::{Because, Failure, InStep, Outcome};
 use crate::foreground::{self, Signals};
-use crate::launch::{compile_filter, connect_console};
+use crate::launch::{self, compile_filter, connect_console};
 use crate::pidfd::Receiver;
 use crate::remove::saved_config;
+use crate::rootless;
 use crate::state::{self, StateDir, Status};
 use crate::sys::clone::{self, Side};
-use crate::sys::process;
+use crate::sys::{process, signal};
 use rustix::fs::{Mode, OFlags};
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -158,15 +159,13 @@ pub fn exec(options: &Options) -> Outcome<i32> {
     let signals = Signals::hold()?;
     let dir = StateDir::new(&options.root, &options.id)?;
     let record = dir.read_complete()?;
-    let status = dir.status(&record);
+    let (status, opened) = dir.look(&record);
     if status == Status::Paused && !options.ignore_paused {
         return Err(Failure::new("cannot exec in a paused container (use --ignore-paused to override)")
             .hint(format!("`gantry-runtime resume {}` lets it go on", options.id)));
     }
     let init = match (status, record.init) {
-        (Status::Running | Status::Created | Status::Paused, Some(init)) => {
-            init.open().map(|opened| (init.pid, opened))
-        }
+        (Status::Running | Status::Created | Status::Paused, Some(init)) => opened.map(|opened| (init.pid, opened)),
         _ => None,
     };
     let Some((init_pid, init)) = init else {
@@ -188,13 +187,20 @@ pub fn exec(options: &Options) -> Outcome<i32> {
         (None, false, _) => Terminal::None,
     };
     let pidfd_receiver = Receiver::connect(options.pidfd_socket.as_ref())?;
-    let cgroup = Cgroup::at(record.cgroup.clone()).in_step("cgroup")?;
+    let cgroup = Cgroup::at(record.cgroup.clone()).in_step("cgroup")?.without(&record.cgroup_left_out);
     let kinds = kinds(&config);
-    if kinds & libc::CLONE_NEWPID != 0 {
+    // With the rights of its owner only, the user namespace must be joined before the others, and for good.
+    let between = rootless::is_ordinary_user() && kinds & libc::CLONE_NEWUSER != 0;
+    if !between && kinds & libc::CLONE_NEWPID != 0 {
         clone::setns(init.as_fd(), libc::CLONE_NEWPID)
             .because(|| "cannot join the pid namespace".to_owned())
             .in_step("join namespaces")?;
     }
+    let ignored = signal::ignored().in_step("clone")?;
+    let root = match MountsOf::of(&config) {
+        MountsOf::Container => None,
+        _ => Some(root_of(init_pid).in_step("join namespaces")?),
+    };
     let (ours, theirs) = Channel::pair().in_step("clone")?;
     let (side, doors) = match options.cgroups.as_slice() {
         [] => clone_into(&cgroup, init_pid).in_step("clone")?,
@@ -203,14 +209,22 @@ pub fn exec(options: &Options) -> Outcome<i32> {
     match side {
         Side::Child => {
             drop(ours);
+            if between {
+                go_between(init.as_fd(), kinds, &process, &theirs);
+                if theirs.wait_for_go().is_err() {
+                    process::exit_now(1);
+                }
+            }
             let program = Program {
                 process: &process,
                 filter: filter.as_ref(),
                 preserve_fds: options.preserve_fds,
                 open_files: None,
+                ignored,
                 keyring: None,
             };
-            let child = Child { init: init.as_fd(), kinds, doors, terminal, channel: &theirs, program };
+            let kinds = if between { 0 } else { kinds };
+            let child = Child { init: init.as_fd(), kinds, root, doors, terminal, channel: &theirs, program };
             let failure = match child.run() {
                 Ok(never) => match never {},
                 Err(failure) => failure,
@@ -219,7 +233,8 @@ pub fn exec(options: &Options) -> Outcome<i32> {
             process::exit_now(1)
         }
         Side::Parent { pid, pidfd } => {
-            drop((theirs, init, terminal, doors));
+            drop((theirs, init, root, terminal, doors));
+            let (pid, pidfd) = if between { launch::identity(&ours, pidfd, &signals)? } else { (pid, pidfd) };
             let terminal = await_exec(&ours, &signals).inspect_err(|_| {
                 let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
                 let _ = clone::wait(pidfd.as_fd());
@@ -232,6 +247,39 @@ pub fn exec(options: &Options) -> Outcome<i32> {
                 return Ok(0);
             }
             foreground::attend(pidfd.as_fd(), &signals, terminal).map(clone::Exit::shell_code)
+        }
+    }
+}
+
+/// The root directory of a container that shares its mount namespace with others.
+fn root_of(init_pid: i32) -> Outcome<OwnedFd> {
+    let path = format!("/proc/{init_pid}/root");
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path.as_str(), flags, Mode::empty()).because(|| format!("cannot open `{path}`"))
+}
+
+/// In the process between: join, make the new process as our sibling, tell who it is, and end. Returns in the new
+/// process only.
+fn go_between(init: BorrowedFd<'_>, kinds: i32, process: &Process, channel: &Channel) {
+    let join = || -> Outcome<i32> {
+        if let Some(value) = process.oom_score_adj {
+            // The last moment at which this user may: in the container's user namespace the file is root's.
+            launch::set_score("/proc/self/oom_score_adj", value)?;
+        }
+        process::set_not_dumpable().because(|| "cannot make the process undumpable".to_owned())?;
+        clone::setns(init, kinds).because(|| "cannot join the namespaces".to_owned())?;
+        become_root(process)?;
+        clone::clone3_sibling(0).because(|| "cannot make the process".to_owned())
+    };
+    match join() {
+        Ok(0) => {}
+        Ok(pid) => {
+            let _ = channel.send(&Message::Identity(pid));
+            process::exit_now(0)
+        }
+        Err(failure) => {
+            let _ = channel.send(&Message::Failed(failure.in_step("join namespaces")));
+            process::exit_now(1)
         }
     }
 }
@@ -291,6 +339,7 @@ fn await_exec(channel: &Channel, signals: &Signals) -> Outcome<Option<OwnedFd>> 
 struct Child<'a> {
     init: BorrowedFd<'a>,
     kinds: i32,
+    root: Option<OwnedFd>,
     doors: Doors,
     terminal: Terminal,
     channel: &'a Channel,
@@ -310,11 +359,18 @@ impl Child<'_> {
                 .because(|| "cannot join the namespaces".to_owned())
                 .in_step("join namespaces")?;
         }
+        if let Some(root) = &self.root {
+            rustix::process::fchdir(root)
+                .and_then(|()| rustix::process::chroot("."))
+                .because(|| "cannot change the root".to_owned())
+                .in_step("join namespaces")?;
+        }
         if self.kinds & libc::CLONE_NEWUSER != 0 {
-            become_root().in_step("join namespaces")?;
+            become_root(self.program.process).in_step("join namespaces")?;
         }
         process::set_session().because(|| "cannot make a session".to_owned()).in_step("session")?;
-        if let Some(value) = self.program.process.oom_score_adj {
+        let score = self.program.process.oom_score_adj;
+        if let Some(value) = score.filter(|_| !rootless::is_ordinary_user()) {
             set_own_oom_score(value).in_step("OOM score")?;
         }
         if self.program.process.terminal {

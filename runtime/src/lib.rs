@@ -21,6 +21,7 @@ pub mod launch;
 pub mod pidfd;
 pub mod remove;
 pub mod report;
+pub mod rootless;
 pub mod seccomp;
 pub mod state;
 pub mod supervisor;

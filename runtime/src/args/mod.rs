@@ -16,9 +16,6 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 pub use value::Value;
 
-/// Where root's states are kept.
-const DEFAULT_ROOT: &str = "/run/gantry-runtime";
-
 /// A line that cannot be understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
@@ -271,16 +268,6 @@ pub struct Global {
     pub criu: Option<PathBuf>,
 }
 
-/// Where states are kept unless `--root` says otherwise: an ordinary user has a directory of their own.
-fn default_root() -> PathBuf {
-    match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(own) if !own.is_empty() && !rustix::process::geteuid().is_root() => {
-            PathBuf::from(own).join("gantry-runtime")
-        }
-        _ => PathBuf::from(DEFAULT_ROOT),
-    }
-}
-
 /// Options before every command; they are understood after it too, unless it has one of the same name.
 const GLOBAL_OPTIONS: &[&[Opt<Global>]] = &[&[
     Opt::value("root", "DIR", "where states are kept [default: /run/gantry-runtime]", |global, value| {
@@ -335,7 +322,7 @@ struct Line {
 /// Parse a command line, without the name of the program. The global options are there in any case, as far as the line
 /// was understood: an error goes to the log they name.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> (Global, Result<Parsed, UsageError>) {
-    let global = Global { root: default_root(), ..Global::default() };
+    let global = Global { root: crate::rootless::state_root().unwrap_or_default(), ..Global::default() };
     let parser = lexopt::Parser::from_args(arguments);
     let mut line = Line { parser, global, command: None, operands: VecDeque::new() };
     let parsed = line

@@ -80,6 +80,7 @@ pub fn is_frozen(path: &str) -> bool {
 impl Cgroup {
     pub(super) fn freezer(&self) -> Option<Freezer> {
         match self.hierarchies.v1_of("freezer") {
+            Some(v1) if self.is_left_out(&v1.mount) => None,
             Some(v1) => Some(Freezer::V1(v1.mount.join(&self.path))),
             None => self.v2_directory().map(Freezer::V2),
         }

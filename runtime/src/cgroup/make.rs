@@ -2,7 +2,7 @@
 
 use super::hierarchy::{read, words};
 use super::{Directory, write_file};
-use crate::error::{Because, Failure, Outcome, is_absent};
+use crate::error::is_absent;
 use rustix::fs::{Mode, OFlags};
 use std::fs;
 use std::io;
@@ -21,14 +21,13 @@ pub(super) fn door(directory: &Path, file: &str) -> io::Result<OwnedFd> {
 }
 
 /// Make a directory and its parents; true when it was there before.
-pub(super) fn make(directory: &Directory) -> Outcome<bool> {
-    let what = || format!("cannot make cgroup `{}`", directory.path.display());
+pub(super) fn make(directory: &Directory) -> io::Result<bool> {
     // The common case: the parent is there.
     let mut existed = match rustix::fs::mkdir(&directory.path, Mode::from(0o755)) {
         Ok(()) => Some(false),
         Err(rustix::io::Errno::EXIST) => Some(true),
         Err(rustix::io::Errno::NOENT) => None,
-        Err(error) => return Err(error).because(what),
+        Err(error) => return Err(error.into()),
     };
     // A parent may vanish between two steps when somebody tidies up: start over.
     for _ in 0..16 {
@@ -37,14 +36,14 @@ pub(super) fn make(directory: &Directory) -> Outcome<bool> {
         }
         existed = match make_with_parents(directory) {
             Err(error) if is_absent(&error) => None,
-            result => Some(result.because(what)?),
+            result => Some(result?),
         };
     }
     let Some(existed) = existed else {
-        return Err(Failure::new(format!("{}: its parent keeps vanishing", what())));
+        return Err(io::Error::new(io::ErrorKind::NotFound, "its parent keeps vanishing"));
     };
     if directory.v1.as_ref().is_some_and(|v1| v1.has("cpuset")) {
-        fill_cpuset(directory).because(|| format!("cannot hand CPUs down to `{}`", directory.path.display()))?;
+        fill_cpuset(directory)?;
     }
     Ok(existed)
 }

@@ -23,6 +23,7 @@ pub mod update;
 
 use crate::config::Resources;
 use crate::error::{Because, Failure, InStep, Outcome, is_absent};
+use crate::rootless;
 use crate::sys::{bpf, clone};
 use hierarchy::{Hierarchies, V1, read};
 use make::{Removed, processes_below};
@@ -62,6 +63,8 @@ pub struct Cgroup {
     hierarchies: Hierarchies,
     /// Below each mount point, without a leading slash.
     path: String,
+    /// Mount points of hierarchies that the container is not in, because a rootless runtime may not write there.
+    left_out: Vec<PathBuf>,
     /// The systemd unit it belongs to.
     unit: Option<systemd::Unit>,
 }
@@ -86,7 +89,7 @@ impl Doors {
 }
 
 /// A cgroup that has just been made.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Made {
     /// To be entered by the container's first process.
     pub doors: Doors,
@@ -123,7 +126,7 @@ impl Cgroup {
     /// # Errors
     /// The host's hierarchies cannot be found out.
     pub fn at(path: String) -> Outcome<Self> {
-        Ok(Self { hierarchies: Hierarchies::observe()?, path, unit: None })
+        Ok(Self { hierarchies: Hierarchies::observe()?, path, left_out: Vec::new(), unit: None })
     }
 
     /// The cgroup at `path` of a container that is there, with every mount point checked.
@@ -132,6 +135,39 @@ impl Cgroup {
     /// As [`Cgroup::at`].
     pub fn existing(path: String) -> Outcome<Self> {
         Ok(Self::at(path)?.located())
+    }
+
+    /// The same without some hierarchies, by mount point.
+    pub fn without(self, left_out: &[PathBuf]) -> Self {
+        Self { left_out: left_out.to_vec(), ..self }
+    }
+
+    /// The same without directories that are there and not ours: an ordinary user may not take them for its own.
+    pub fn without_foreign(mut self) -> Self {
+        let foreign = |directory: &Directory| directory.path.exists() && !is_writable(&directory.path);
+        let mounts: Vec<PathBuf> =
+            self.directories().into_iter().filter(foreign).map(|directory| directory.mount).collect();
+        self.left_out.extend(mounts);
+        self
+    }
+
+    /// Mount points of the hierarchies that the container is not in.
+    pub fn left_out(&self) -> &[PathBuf] {
+        &self.left_out
+    }
+
+    /// The same in another place.
+    pub fn moved_to(self, path: String) -> Self {
+        Self { path, left_out: Vec::new(), ..self }
+    }
+
+    /// Below each mount point.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    fn is_left_out(&self, mount: &Path) -> bool {
+        self.left_out.iter().any(|other| other == mount)
     }
 
     /// The same, as the cgroup of a systemd unit.
@@ -154,6 +190,26 @@ impl Cgroup {
         mount.join(&self.path)
     }
 
+    /// The directory below a mount point that a container without a cgroup namespace sees: its own, or that of this
+    /// process in a hierarchy that the container is not moved in.
+    pub fn seen_in(&self, mount: &Path, v1: Option<&hierarchy::V1>) -> PathBuf {
+        if !self.is_left_out(mount) {
+            return self.path_in(mount);
+        }
+        let membership = read("/proc/self/cgroup").unwrap_or_default();
+        let own = membership.lines().find_map(|line| {
+            let (names, path) = line.split_once(':')?.1.split_once(':')?;
+            let same = match v1 {
+                Some(v1) => v1.controllers.iter().map(String::as_str).eq(names.split(',')),
+                None => names.is_empty(),
+            };
+            same.then(|| path.trim_start_matches('/').to_owned())
+        });
+        // Above the root of our own cgroup namespace there is nothing to show.
+        let own = own.filter(|path| !path.split('/').any(|part| part == ".."));
+        mount.join(own.unwrap_or_default())
+    }
+
     fn directories(&self) -> Vec<Directory> {
         let directory = |mount: &Path, v1: Option<&V1>| Directory {
             mount: mount.to_owned(),
@@ -161,11 +217,14 @@ impl Cgroup {
             v1: v1.cloned(),
         };
         let v1 = self.hierarchies.v1.iter().map(|found| directory(&found.mount, Some(found)));
-        v1.chain(self.hierarchies.v2.iter().map(|mount| directory(mount, None))).collect()
+        v1.chain(self.hierarchies.v2.iter().map(|mount| directory(mount, None)))
+            .filter(|directory| !self.is_left_out(&directory.mount))
+            .collect()
     }
 
     fn v2_directory(&self) -> Option<PathBuf> {
-        self.hierarchies.v2.as_ref().map(|mount| mount.join(&self.path))
+        let mount = self.hierarchies.v2.as_ref().filter(|mount| !self.is_left_out(mount));
+        mount.map(|mount| mount.join(&self.path))
     }
 
     /// Make the directories, through systemd when it belongs to a unit, and open the files to join by.
@@ -177,16 +236,8 @@ impl Cgroup {
             Some(unit) => Some(unit.start(resources, &self.hierarchies)?),
             None => None,
         };
-        let doors = match self.make_all(placeholder.is_some()) {
-            Ok(Some(doors)) => doors,
-            Ok(None) => {
-                // A hierarchy is not where it usually is.
-                *self = self.located();
-                match self.make_all(placeholder.is_some())? {
-                    Some(doors) => doors,
-                    None => return Err(Failure::new("the cgroup hierarchies are mounted in a way nobody understands")),
-                }
-            }
+        let doors = match self.make_wherever(placeholder.is_some(), false) {
+            Ok(doors) => doors,
             Err(failure) => {
                 drop(placeholder);
                 if let Some(unit) = &self.unit {
@@ -199,15 +250,48 @@ impl Cgroup {
         Ok(Made { doors, placeholder })
     }
 
+    /// Make the directories that a rootless runtime may make, leaving out the other hierarchies; `None` when none is
+    /// left.
+    ///
+    /// # Errors
+    /// As [`Cgroup::create`], but for the lack of permission.
+    pub fn create_where_allowed(&mut self) -> Outcome<Option<Made>> {
+        let doors = self.make_wherever(false, true)?;
+        let any = !self.directories().is_empty();
+        Ok(any.then_some(Made { doors, placeholder: None }))
+    }
+
+    /// Make every directory, looking for the hierarchies when one is not where it usually is.
+    fn make_wherever(&mut self, shared: bool, tolerant: bool) -> Outcome<Doors> {
+        if let Some(doors) = self.make_all(shared, tolerant)? {
+            return Ok(doors);
+        }
+        *self = self.located();
+        self.make_all(shared, tolerant)?
+            .ok_or_else(|| Failure::new("the cgroup hierarchies are mounted in a way nobody understands"))
+    }
+
     /// Make every directory; `None` when one turned out not to be a cgroup.
-    fn make_all(&self, shared: bool) -> Outcome<Option<Doors>> {
+    ///
+    /// - `shared`: they may be there with processes.
+    /// - `tolerant`: leave out those that we may not make.
+    fn make_all(&mut self, shared: bool, tolerant: bool) -> Outcome<Option<Doors>> {
         let mut made = Vec::new();
+        let mut left_out = Vec::new();
         let mut doors = Vec::with_capacity(self.hierarchies.v1.len() + 1);
         let mut one = |directory: &Directory| -> Outcome<bool> {
             let existed = match make::make(directory) {
                 Err(_) if directory.v1.is_some() && !directory.mount.is_dir() => return Ok(false),
-                result => result?,
+                Err(error) if tolerant && is_refusal(&error) => {
+                    left_out.push(directory.mount.clone());
+                    return Ok(true);
+                }
+                result => result.because(|| format!("cannot make cgroup `{}`", directory.path.display()))?,
             };
+            if existed && tolerant && !is_writable(&directory.path) {
+                left_out.push(directory.mount.clone());
+                return Ok(true);
+            }
             if !existed {
                 made.push(directory.path.clone());
             }
@@ -232,7 +316,10 @@ impl Cgroup {
             }
         }
         match result {
-            Ok(true) => Ok(Some(Doors(doors))),
+            Ok(true) => {
+                self.left_out.extend(left_out);
+                Ok(Some(Doors(doors)))
+            }
             other => {
                 for path in made.iter().rev() {
                     let _ = rustix::fs::rmdir(path);
@@ -304,6 +391,7 @@ impl Cgroup {
 
     fn directory_of(&self, controller: &str) -> Option<PathBuf> {
         match self.hierarchies.v1_of(controller) {
+            Some(hierarchy) if self.is_left_out(&hierarchy.mount) => None,
             Some(hierarchy) => Some(hierarchy.mount.join(&self.path)),
             None => self.v2_directory(),
         }
@@ -334,6 +422,9 @@ impl Cgroup {
     /// Say what a failed write means.
     fn explain(&self, write: &table::Write, result: io::Result<()>) -> Outcome<()> {
         let Err(error) = result else { return Ok(()) };
+        if self.directory_of(write.controller).is_none() && !self.left_out.is_empty() {
+            return Err(no_permission(write));
+        }
         let directory = self.directory_of(write.controller).unwrap_or_default();
         let file = directory.join(&write.file);
         if error.raw_os_error() == Some(libc::EBUSY) && write.file == "memory.limit_in_bytes" {
@@ -372,6 +463,10 @@ impl Cgroup {
     fn apply_devices(&self, resources: &Resources) -> Outcome<()> {
         let rules = devices::rules(&resources.devices).map_err(|error| Failure::new(error.to_string()))?;
         if let Some(hierarchy) = self.hierarchies.v1_of("devices") {
+            if self.is_left_out(&hierarchy.mount) {
+                // Whoever may not write there can make no device either; the container has those it is given.
+                return Ok(());
+            }
             let directory = hierarchy.mount.join(&self.path);
             let writes = devices::v1_writes(&rules).map_err(|error| Failure::new(error.to_string()))?;
             let mut open: Option<(&str, OwnedFd)> = None;
@@ -389,10 +484,17 @@ impl Cgroup {
         let Some(program) = devices::program(&rules) else {
             return Ok(());
         };
+        if !self.left_out.is_empty() && self.v2_directory().is_none() {
+            return Ok(());
+        }
         let directory =
             self.v2_directory().ok_or_else(|| Failure::new("no cgroup hierarchy can restrict access to devices"))?;
         let cgroup = open_directory(&directory).because(|| format!("cannot open `{}`", directory.display()))?;
-        let loaded = bpf::load_device_program(&program).because(|| "cannot load the device filter".to_owned())?;
+        let loaded = match bpf::load_device_program(&program) {
+            // As above.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && rootless::is_rootless() => return Ok(()),
+            result => result.because(|| "cannot load the device filter".to_owned())?,
+        };
         bpf::attach_device_program(cgroup.as_fd(), loaded.as_fd())
             .because(|| format!("cannot attach the device filter to `{}`", directory.display()))
     }
@@ -419,9 +521,12 @@ impl Cgroup {
     /// # Errors
     /// A file cannot be opened.
     pub fn doors(&self) -> Outcome<Doors> {
-        let open = |v1: &V1| make::door(&v1.mount.join(&self.path), "tasks");
-        let doors: io::Result<Vec<OwnedFd>> = match self.hierarchies.v1.iter().map(open).collect() {
-            Err(error) if is_absent(&error) => self.hierarchies.located().v1.iter().map(open).collect(),
+        let open = |this: &Self| -> io::Result<Vec<OwnedFd>> {
+            let v1 = this.hierarchies.v1.iter().filter(|v1| !this.is_left_out(&v1.mount));
+            v1.map(|v1| make::door(&v1.mount.join(&this.path), "tasks")).collect()
+        };
+        let doors = match open(self) {
+            Err(error) if is_absent(&error) => open(&self.located()),
             result => result,
         };
         doors.map(Doors).because(|| format!("cannot join cgroup `/{}`", self.path))
@@ -537,7 +642,7 @@ impl Cgroup {
                 .because(|| format!("cannot remove cgroup `{}`", path.display()))
                 .or_hint("a process is still in it: `gantry-runtime delete --force ID`")
         };
-        for v1 in &self.hierarchies.v1 {
+        for v1 in self.hierarchies.v1.iter().filter(|v1| !self.is_left_out(&v1.mount)) {
             if remove(&v1.mount.join(&self.path))? == Removed::Absent {
                 all = Removed::Absent;
             }
@@ -569,6 +674,22 @@ impl Cgroup {
             None => Account::default(),
         }
     }
+}
+
+/// Whether a rootless runtime may do without: the kernel or a read-only mount refuses.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::EROFS))
+}
+
+fn is_writable(path: &Path) -> bool {
+    rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok()
+}
+
+/// A limit of a container that has no cgroup where it would be set; in words that callers of runc look for.
+fn no_permission(write: &table::Write) -> Failure {
+    let text = "rootless needs no limits + no cgrouppath when no permission is granted for cgroups";
+    Failure::new(format!("cannot set `linux.resources.{}`: {text}", write.key))
+        .hint("let a cgroup with this controller be delegated to the user, or remove the limit")
 }
 
 /// A cgroup that did not take a process, with the remedy for the reasons the kernel's answer stands for.

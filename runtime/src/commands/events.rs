@@ -60,7 +60,7 @@ impl Command for Events {
         let Some(init) = init else {
             return Err(Failure::new(format!("container with id {} is not running", self.id)));
         };
-        let cgroup = Cgroup::existing(record.cgroup)?;
+        let cgroup = record.own_cgroup()?;
         if self.stats {
             self.print_stats(&cgroup)?;
             return Ok(0);

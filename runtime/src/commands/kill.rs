@@ -2,7 +2,7 @@
 
 use super::open;
 use crate::args::{Command, Global, Operands, Opt, UsageError};
-use crate::cgroup::{Cgroup, freezer};
+use crate::cgroup::freezer;
 use crate::error::{Because, Failure, Outcome};
 use crate::sys::{clone, signal};
 use std::io;
@@ -37,7 +37,7 @@ impl Command for Kill {
     fn run(&self, global: &Global) -> Outcome<i32> {
         let (dir, record) = open(global, &self.id)?;
         if self.all {
-            let cgroup = Cgroup::existing(record.cgroup)?;
+            let cgroup = record.own_cgroup()?;
             cgroup.signal_all(self.signal);
             if self.signal == libc::SIGKILL {
                 cgroup.thaw();
@@ -57,7 +57,7 @@ impl Command for Kill {
                 result.because(|| format!("cannot send signal {}", self.signal))?;
                 // On v1 a frozen process dies when it is let go.
                 if self.signal == libc::SIGKILL && freezer::is_frozen(&record.cgroup) {
-                    Cgroup::existing(record.cgroup)?.thaw();
+                    record.own_cgroup()?.thaw();
                 }
                 Ok(0)
             }

@@ -10,6 +10,7 @@ use crate::foreground::Signals;
 use crate::launch::{self, Bundle};
 use crate::remove::remove;
 use crate::report;
+use crate::rootless::Rootless;
 use crate::state::{Record, StateDir, Status};
 use crate::supervisor;
 use std::marker::PhantomData;
@@ -123,7 +124,12 @@ impl Common {
 
     /// For the launch, on this state root.
     pub fn options(&self, global: &Global) -> launch::Options {
-        launch::Options { root: global.root.clone(), systemd_cgroup: global.systemd_cgroup, ..self.launch.clone() }
+        launch::Options {
+            root: global.root.clone(),
+            systemd_cgroup: global.systemd_cgroup,
+            rootless: Rootless::from(global.rootless),
+            ..self.launch.clone()
+        }
     }
 }
 

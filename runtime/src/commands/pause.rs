@@ -2,7 +2,6 @@
 
 use super::open;
 use crate::args::{Command, Global, Operands, Opt, UsageError};
-use crate::cgroup::Cgroup;
 use crate::error::{Failure, InStep, Outcome};
 use crate::state::Status;
 
@@ -27,7 +26,7 @@ impl Command for Pause {
         let (dir, record) = open(global, &self.id)?;
         match dir.status(&record) {
             Status::Running | Status::Created => {
-                Cgroup::existing(record.cgroup)?.freeze().in_step("pause")?;
+                record.own_cgroup()?.freeze().in_step("pause")?;
                 Ok(0)
             }
             status => Err(Failure::new("container not running").hint(format!("`{}` is {}", self.id, status.name()))),
@@ -58,7 +57,7 @@ impl Command for Resume {
         if status != Status::Paused {
             return Err(Failure::new("container not paused").hint(format!("`{}` is {}", self.id, status.name())));
         }
-        let cgroup = Cgroup::existing(record.cgroup)?;
+        let cgroup = record.own_cgroup()?;
         cgroup.thaw();
         if cgroup.is_frozen() {
             return Err(Failure::new(format!("cannot resume `{}`", self.id))

@@ -2,7 +2,6 @@
 
 use super::open;
 use crate::args::{Command, Global, Operands, Opt, UsageError};
-use crate::cgroup::Cgroup;
 use crate::error::{Because, Failure, InStep, Outcome};
 use std::io::Write;
 use std::process::Stdio;
@@ -35,7 +34,7 @@ impl Command for Ps {
 
     fn run(&self, global: &Global) -> Outcome<i32> {
         let (_, record) = open(global, &self.id)?;
-        let pids = Cgroup::existing(record.cgroup)?.processes();
+        let pids = record.own_cgroup()?.processes();
         let text = if self.json {
             // As Go prints an empty list.
             let numbers: Vec<String> = pids.iter().map(i32::to_string).collect();

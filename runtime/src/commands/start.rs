@@ -48,7 +48,7 @@ fn start(global: &Global, id: &str) -> Outcome<i32> {
             Failure::new(format!("{what}: `{id}`")).hint("only a created container can be started, and only once")
         );
     }
-    let (_, config) = saved_config(&dir)?;
+    let hooks = if record.poststart { saved_config(&dir)?.1.hooks.poststart } else { Vec::new() };
     let remove_socket = || match fs::remove_file(dir.file("start.sock")) {
         Err(error) if !is_absent(&error) => Err(error).because(|| "cannot remove the start socket".to_owned()),
         _ => Ok(()),
@@ -60,7 +60,7 @@ fn start(global: &Global, id: &str) -> Outcome<i32> {
     let result = let_go(&channel, &signals);
     remove_socket()?;
     result?;
-    if let Err(failure) = poststart(&dir, &record, &config.hooks.poststart) {
+    if let Err(failure) = poststart(&dir, &record, &hooks) {
         if let Some(pidfd) = record.init.and_then(|init| init.open()) {
             let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
         }

@@ -2,7 +2,6 @@
 
 use super::open;
 use crate::args::{Command, Global, Operands, Opt, UsageError, Value};
-use crate::cgroup::Cgroup;
 use crate::cgroup::update::merge;
 use crate::config::{BlockIo, Cpu, Memory, Pids, Resources};
 use crate::error::{Because, Failure, InStep, Outcome};
@@ -111,7 +110,7 @@ impl Command for Update {
         let change = self.change()?;
         self.check_allocation()?;
         let update = merge(&current(&dir)?, &change);
-        let cgroup = Cgroup::existing(record.cgroup)?.with_unit(record.unit);
+        let cgroup = record.own_cgroup()?;
         cgroup.update(&update).in_step("update")?;
         let bytes = serde_json::to_vec(&update.all).because(|| "cannot encode the limits".to_owned())?;
         write_atomically(&dir.file(FILE), &bytes, false)?;

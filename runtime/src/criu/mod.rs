@@ -133,7 +133,7 @@ impl Call<'_> {
         for (number, fd) in kept.iter().enumerate() {
             process::dup_to(fd.as_fd(), SOCKET + number as i32).because(what)?;
         }
-        signal::reset_handlers();
+        signal::stop_ignoring(signal::ignored()?);
         signal::set_mask(&signal::SignalSet::empty()).because(what)?;
         let text = |bytes: &[u8]| CString::new(bytes).because(|| "a zero byte in an argument".to_owned());
         let program = text(self.program.as_os_str().as_bytes())?;

@@ -2,7 +2,7 @@
 
 use super::{Did, Step, plain};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -34,24 +34,26 @@ pub(crate) struct Sandbox {
 /// The longest that one client may take.
 const DEADLINE: Duration = Duration::from_secs(540);
 
-/// Fails with a clear word where a client, or the right to run it, is missing.
-pub(crate) fn require(programs: &[(&str, &str)]) {
-    let lacks = |name: &str| {
-        !["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/libexec/podman"]
-            .iter()
-            .any(|dir| Path::new(dir).join(name).exists())
-    };
+/// Whether the client is there, and may be run; in CI it has to be.
+pub(crate) fn is_ready(programs: &[(&str, &str)]) -> bool {
+    let folders = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+    let lacks = |name: &str| !folders.iter().any(|folder| Path::new(folder).join(name).exists());
     let common = [("busybox", "busybox-static"), ("runc", "runc"), ("script", "bsdutils"), ("unshare", "util-linux")];
     let mut packages: Vec<&str> =
         programs.iter().chain(&common).filter(|(name, _)| lacks(name)).map(|(_, package)| *package).collect();
     packages.dedup();
-    assert!(
-        packages.is_empty(),
-        "NOT TESTED: this needs Debian's {0}; hint: apt-get install --no-install-recommends {0}",
-        packages.join(" ")
-    );
-    let root = fs::metadata("/proc/self").map(|meta| std::os::unix::fs::MetadataExt::uid(&meta)).unwrap_or(1);
-    assert_eq!(root, 0, "NOT TESTED: clients need root");
+    let why = if !packages.is_empty() {
+        let packages = packages.join(" ");
+        format!("Debian's {packages} missing; hint: apt-get install --no-install-recommends {packages}")
+    } else if fs::metadata("/proc/self").map_or(1, |meta| meta.uid()) != 0 {
+        "not root".to_owned()
+    } else {
+        return true;
+    };
+    let in_ci = std::env::var_os("CI").is_some_and(|value| value != "false");
+    assert!(!in_ci, "NOT TESTED: {why}");
+    eprintln!("NOT TESTED: {why}");
+    false
 }
 
 impl Sandbox {
