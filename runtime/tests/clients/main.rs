@@ -9,6 +9,8 @@ mod sandbox;
 
 use sandbox::{Host, Sandbox};
 use std::fmt::Write as _;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// One row of a client's table.
 ///
@@ -197,6 +199,36 @@ fn docker_works_as_with_runc() {
 #[test]
 fn containerd_works_as_with_runc() {
     compare("containerd", CONTAINERD, include_str!("containerd.steps"));
+}
+
+#[test]
+fn nothing_outlives_a_test_that_is_killed() {
+    if !sandbox::is_ready(&[]) {
+        return;
+    }
+    let seconds = format!("1{}", std::process::id());
+    let script = format!(
+        "mkdir -p /sys/fs/cgroup/*/inner; mount -t tmpfs tmpfs /mnt; setsid sleep {seconds} & \
+         setsid sh -c 'trap \"\" TERM HUP; sleep {seconds}' & wait"
+    );
+    let steps = [row(&format!("set up\n{script}\n---"))];
+    let sandbox = Sandbox::start("killed", Host::Gantry, &steps);
+    let (name, work) = (sandbox.name().to_owned(), sandbox.work().to_owned());
+    let processes =
+        || Command::new("pgrep").args(["-fc", &format!("^sleep {seconds}")]).output().expect("pgrep").stdout;
+    let groups = || {
+        let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+        hierarchies.filter(|hierarchy| hierarchy.path().join(&name).exists()).count()
+    };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while processes() != b"2\n" {
+        assert!(Instant::now() < deadline, "the sandbox is not at work: {}", sandbox.log());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(groups() > 0 || std::path::Path::new("/sys/fs/cgroup").join(&name).exists());
+    drop(sandbox); // closes the pipe, which is all that the end of this process would do
+    assert_eq!((processes(), groups(), work.exists()), (b"0\n".to_vec(), 0, false));
+    assert!(!std::path::Path::new("/sys/fs/cgroup").join(&name).exists());
 }
 
 #[test]

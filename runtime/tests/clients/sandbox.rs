@@ -114,7 +114,18 @@ impl Sandbox {
         Some(Did { code: code.parse().ok()?, out, err, took: took.to_owned() })
     }
 
-    fn log(&self) -> String {
+    /// Name of its cgroups.
+    pub(crate) fn name(&self) -> &str {
+        self.work.file_name().and_then(|name| name.to_str()).expect("a name of ours")
+    }
+
+    /// Where its files are.
+    pub(crate) fn work(&self) -> &Path {
+        &self.work
+    }
+
+    /// What went wrong outside of the steps.
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.work.join("log")).unwrap_or_default()
     }
 }
