@@ -300,7 +300,10 @@ impl Cgroup {
             (_, Some((io, _))) => stats.blkio = io_v2(&io.text("io.stat")),
             _ => {}
         }
-        if let Some((hugetlb, version)) = figures("hugetlb") {
+        // On hybrid hosts runc looks at v1 only, where the limits of all others are.
+        if let Some((hugetlb, version)) = figures("hugetlb")
+            && (version == Version::V1 || self.hierarchies.is_pure_v2())
+        {
             stats.hugetlb = hugetlb_of(&hugetlb, version);
         }
         stats
@@ -500,7 +503,7 @@ fn hugetlb_of(figures: &Figures, version: Version) -> BTreeMap<String, Hugetlb> 
         };
         (size, usage)
     };
-    // On hybrid hosts the controller may be there without being handed down.
+    // The controller may be there without being handed down.
     let file = if version == Version::V1 { "usage_in_bytes" } else { "current" };
     let counted = |size: &String| figures.0.join(format!("hugetlb.{size}.{file}")).exists();
     hugepage_sizes().into_iter().filter(counted).map(one).collect()
