@@ -211,8 +211,8 @@ fn nothing_outlives_a_test_that_is_killed() {
         "mkdir -p /sys/fs/cgroup/*/inner; mount -t tmpfs tmpfs /mnt; setsid sleep {seconds} & \
          setsid sh -c 'trap \"\" TERM HUP; sleep {seconds}' & wait"
     );
-    let steps = [row(&format!("set up\n{script}\n---"))];
-    let sandbox = Sandbox::start("killed", Host::Gantry, &steps);
+    let text = format!("set up\n{script}\n---");
+    let sandbox = Sandbox::start("killed", Host::Gantry, &[row(&text)]);
     let (name, work) = (sandbox.name().to_owned(), sandbox.work().to_owned());
     let processes =
         || Command::new("pgrep").args(["-fc", &format!("^sleep {seconds}")]).output().expect("pgrep").stdout;
