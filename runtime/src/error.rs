@@ -40,12 +40,22 @@ impl fmt::Display for Failure {
         if !self.step.is_empty() {
             write!(f, "{}: ", self.step)?;
         }
-        f.write_str(&self.what)?;
+        f.write_str(&on_one_line(&self.what))?;
         match &self.cause {
-            Some(cause) => write!(f, ": {cause}"),
+            Some(cause) => write!(f, ": {}", on_one_line(cause)),
             None => Ok(()),
         }
     }
+}
+
+/// An error is one line, whatever a bundle has in its names: nothing in it may look like another message, or move the
+/// cursor of a terminal.
+pub fn on_one_line(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let escape = |letter: char| if letter.is_control() { letter.escape_default().to_string() } else { letter.into() };
+    Cow::Owned(text.chars().map(escape).collect())
 }
 
 impl Failure {

@@ -7,7 +7,8 @@
 
 use crate::cgroup::{Cgroup, Doors};
 use crate::config::check::check_process;
-use crate::config::{Config, Process};
+use crate::config::read::read;
+use crate::config::{Config, Process, Seccomp};
 use crate::container::channel::{Channel, Message};
 use crate::container::init::{Terminal, hand_over};
 use crate::container::namespaces::{Kind, MountsOf, become_root};
@@ -18,6 +19,7 @@ use crate::launch::{self, compile_filter, connect_console};
 use crate::pidfd::Receiver;
 use crate::remove::saved_config;
 use crate::rootless;
+use crate::seccomp::notify;
 use crate::state::{self, StateDir, Status};
 use crate::sys::clone::{self, Side};
 use crate::sys::{process, signal};
@@ -100,7 +102,7 @@ impl SubCgroup {
 fn process_of(options: &Options, config: &Config) -> Outcome<Process> {
     let process = if let Some(file) = &options.process {
         let text = fs::read(file).because(|| format!("cannot read `{}`", file.display()))?;
-        serde_json::from_slice::<Process>(&text).because(|| format!("cannot understand `{}`", file.display()))?
+        read::<Process>(&text, &file.display().to_string())?
     } else {
         let mut process = config.process.clone().unwrap_or_default();
         process.args = options.args.clone();
@@ -235,7 +237,10 @@ pub fn exec(options: &Options) -> Outcome<i32> {
         Side::Parent { pid, pidfd } => {
             drop((theirs, init, root, terminal, doors));
             let (pid, pidfd) = if between { launch::identity(&ours, pidfd, &signals)? } else { (pid, pidfd) };
-            let terminal = await_exec(&ours, &signals).inspect_err(|_| {
+            let state = dir.state(&record);
+            let process = notify::Process { pidfd: pidfd.as_fd(), pid, state: &state };
+            let profile = config.linux.seccomp.as_ref();
+            let terminal = await_exec(&ours, &signals, profile, process).inspect_err(|_| {
                 let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
                 let _ = clone::wait(pidfd.as_fd());
             })?;
@@ -323,11 +328,17 @@ fn clone_below(cgroup: &Cgroup, chosen: &[SubCgroup]) -> Outcome<(Side, Doors)> 
 }
 
 /// Wait until the program has been executed; returns the terminal if one came.
-fn await_exec(channel: &Channel, signals: &Signals) -> Outcome<Option<OwnedFd>> {
+fn await_exec(
+    channel: &Channel,
+    signals: &Signals,
+    profile: Option<&Seccomp>,
+    process: notify::Process<'_>,
+) -> Outcome<Option<OwnedFd>> {
     let mut terminal = None;
     loop {
         match signals.receive(channel)? {
             Message::Terminal(master) => terminal = Some(master),
+            Message::Listener(file) => notify::serve(profile, process, channel, &file)?,
             Message::End => return Ok(terminal),
             Message::Failed(failure) => return Err(failure),
             _ => return Err(Failure::new("the process sent a message out of order")),
@@ -353,6 +364,11 @@ impl Child<'_> {
             .because(|| "cannot make the process undumpable".to_owned())
             .in_step("self-protection")?;
         self.doors.enter().in_step("join cgroup")?;
+        let score = self.program.process.oom_score_adj;
+        if let Some(value) = score.filter(|_| !rootless::is_ordinary_user()) {
+            // By the host's procfs, and while we are the host's root.
+            launch::set_score("/proc/self/oom_score_adj", value).in_step("OOM score")?;
+        }
         let others = self.kinds & !libc::CLONE_NEWPID;
         if others != 0 {
             clone::setns(self.init, others)
@@ -369,15 +385,11 @@ impl Child<'_> {
             become_root(self.program.process).in_step("join namespaces")?;
         }
         process::set_session().because(|| "cannot make a session".to_owned()).in_step("session")?;
-        let score = self.program.process.oom_score_adj;
-        if let Some(value) = score.filter(|_| !rootless::is_ordinary_user()) {
-            set_own_oom_score(value).in_step("OOM score")?;
-        }
         if self.program.process.terminal {
             self.open_terminal().in_step("terminal")?;
         }
         let ready = self.program.prepare().in_step("find program")?;
-        self.program.become_it(&ready)
+        self.program.become_it(&ready, self.channel)
     }
 
     fn open_terminal(&self) -> Outcome<()> {
@@ -388,15 +400,6 @@ impl Child<'_> {
         hand_over(self.channel, &self.terminal, master)?;
         program::take_terminal(&slave)
     }
-}
-
-/// Through a procfs of our own: the container may have mounted anything over its one.
-fn set_own_oom_score(value: i32) -> Outcome<()> {
-    let pid = rustix::process::getpid().as_raw_nonzero();
-    let procfs = crate::container::procfs::Procfs::new()?;
-    procfs
-        .write(&format!("{pid}/oom_score_adj"), &value.to_string())
-        .or_hint("lowering it below the runtime's own takes CAP_SYS_RESOURCE")
 }
 
 #[cfg(test)]

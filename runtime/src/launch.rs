@@ -90,9 +90,7 @@ pub struct Bundle {
 /// # Errors
 /// It is not JSON of the right shape, or asks for what cannot be done.
 pub fn parse_config(text: &[u8], name: &str) -> Outcome<Config> {
-    let config: Config = serde_json::from_slice(text)
-        .because(|| format!("cannot understand `{name}`"))
-        .or_hint("it must be JSON as the OCI runtime specification defines it")?;
+    let config: Config = config::read::read(text, name)?;
     config::check::check(&config).map_err(|error| {
         let failure = Failure::new(error.to_string());
         match error.hint() {
@@ -106,9 +104,20 @@ pub fn parse_config(text: &[u8], name: &str) -> Outcome<Config> {
 /// Compile the filter of a configuration.
 ///
 /// # Errors
-/// The profile cannot be carried out.
+/// The profile cannot be carried out, or the agent it names is not there.
 pub fn compile_filter(config: &Config) -> Outcome<Option<Filter>> {
-    config.linux.seccomp.as_ref().map(seccomp::compile).transpose().map_err(|error| Failure::new(error.to_string()))
+    let Some(profile) = &config.linux.seccomp else { return Ok(None) };
+    let filter = seccomp::compile(profile).map_err(|error| {
+        let failure = Failure::new(error.to_string());
+        match error.hint() {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    })?;
+    if filter.notifies {
+        seccomp::notify::check(profile).in_step("seccomp agent")?;
+    }
+    Ok(Some(filter))
 }
 
 impl Bundle {
@@ -117,7 +126,7 @@ impl Bundle {
     /// # Errors
     /// No `config.json`, or one that cannot be carried out.
     pub fn load(path: &Path) -> Outcome<Self> {
-        let path = fs::canonicalize(path)
+        let path = file::resolve(path)
             .because(|| format!("cannot open bundle `{}`", path.display()))
             .or_hint("--bundle names a directory with a config.json and a root filesystem")?;
         let file = path.join("config.json");
@@ -201,6 +210,7 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     undo.cgroup = Some(cgroup.clone());
     undo.placeholder = made.placeholder;
     cgroup.apply(&config.linux.resources).in_step("limits")?;
+    let aside = cgroup.aside(&config.linux.resources);
 
     // One descriptor per bind mount is held.
     let open_files = if config.mounts.len() > MOUNTS_MANY { rlimits::raise_open_files() } else { None };
@@ -247,6 +257,7 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
                 prepared,
                 cgroup: &cgroup,
                 doors,
+                aside,
                 namespaces: &namespaces,
                 channel: theirs,
                 program,
@@ -263,6 +274,7 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
         Side::Parent { pid, pidfd } => {
             drop((theirs, start, prepared, terminal, manner.stdio));
             doors.leave_open();
+            drop(aside);
             let pid = match between {
                 false => {
                     undo.pidfd = Some(pidfd);
@@ -361,7 +373,7 @@ fn check_for_ordinary_user(config: &Config) -> Outcome<()> {
         .hint("`gantry-runtime spec --rootless` writes a bundle for an ordinary user; or run as root"));
     }
     for (index, mount) in config.mounts.iter().enumerate() {
-        let idmap = |option: &String| option == "idmap" || option == "ridmap";
+        let idmap = |option: &String| matches!(option.split('=').next(), Some("idmap" | "ridmap"));
         if !mount.uid_mappings.is_empty() || mount.options.iter().any(idmap) {
             let text = format!("$.mounts[{index}]: mapping the IDs of a mount takes the rights of the host's root");
             return Err(Failure::new(text).hint("remove `idmap` and the maps of the mount, or run as root"));
@@ -517,6 +529,8 @@ fn converse(
             }
             Message::NeedHooks => {
                 let line = state.with(Status::Creating, Some(pid)).to_line();
+                // As other runtimes have it, they start in the bundle. Our own paths are all absolute.
+                rustix::process::chdir(&state.bundle).because(|| "cannot enter the bundle".to_owned())?;
                 hooks::run("prestart", &config.hooks.prestart, &line).in_step("runtime hooks")?;
                 hooks::run("createRuntime", &config.hooks.create_runtime, &line).in_step("runtime hooks")?;
                 channel.go()?;

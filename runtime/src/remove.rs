@@ -56,6 +56,20 @@ pub fn remove(dir: &StateDir, record: Option<&Record>, id: &str) -> Outcome<Vec<
     Ok(warnings)
 }
 
+/// The same for a container whose first process has been reaped, with the cgroup it was made with: most often nothing
+/// is left to look for.
+///
+/// # Errors
+/// As [`remove`].
+pub fn remove_ended(dir: &StateDir, record: &Record, cgroup: &Cgroup) -> Outcome<Vec<String>> {
+    if cgroup.remove().is_err() {
+        return remove(dir, Some(record), &record.id);
+    }
+    let warnings = run_hooks(dir, Some(record));
+    dir.remove()?;
+    Ok(warnings)
+}
+
 fn kill_and_wait(process: &ProcessId, frozen: Option<&Cgroup>) {
     if let Some(pidfd) = process.open() {
         let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 /// One line on standard error. A reader that has gone is no reason to stop.
 fn show(text: &str) {
+    let text = crate::error::on_one_line(text);
     let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
 }
 

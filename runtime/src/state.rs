@@ -20,6 +20,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -75,11 +76,11 @@ pub struct State {
     pub oci_version: String,
     /// Container.
     pub id: String,
-    /// Where it is in its life.
-    pub status: Status,
-    /// Its first process.
+    /// Its first process. Before the status, as runc has it: some read by position.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid: Option<i32>,
+    /// Where it is in its life.
+    pub status: Status,
     /// Its bundle.
     pub bundle: PathBuf,
     /// Its root filesystem.
@@ -146,6 +147,12 @@ fn stat(pid: i32) -> io::Result<Stat> {
     }
 }
 
+/// Whether pidfds have inode numbers of their own; asked once.
+fn has_pidfs(pidfd: BorrowedFd<'_>) -> bool {
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    *FOUND.get_or_init(|| rustix::fs::fstatfs(pidfd).is_ok_and(|found| found.f_type as u64 == PIDFS_MAGIC))
+}
+
 fn inode(pidfd: BorrowedFd<'_>) -> Option<u64> {
     Some(rustix::fs::fstat(pidfd).ok()?.st_ino)
 }
@@ -165,7 +172,7 @@ impl ProcessId {
     /// # Errors
     /// `/proc` is not mounted and the kernel is old.
     pub fn held(pid: i32, pidfd: BorrowedFd<'_>) -> Outcome<Self> {
-        let unique = rustix::fs::fstatfs(pidfd).is_ok_and(|found| found.f_type as u64 == PIDFS_MAGIC);
+        let unique = has_pidfs(pidfd);
         if unique && let Some(inode) = inode(pidfd) {
             return Ok(Self { pid, inode, start_time: 0 });
         }

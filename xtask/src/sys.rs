@@ -83,6 +83,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::zombie_processes)] // it is waited for, by the function under test
     fn a_child_is_waited_for_with_what_it_used() {
         let child = std::process::Command::new("sh").args(["-c", "exit 3"]).spawn().unwrap();
         let used = wait(child.id()).unwrap();

@@ -11,6 +11,7 @@
 //! This is on the path of every start and removal: per v1 hierarchy it is one `mkdir`, one `open` of the file to join
 //! by, one write, and one `rmdir` in the end; anything more is done only after the kernel's answer asked for it.
 
+pub mod aside;
 pub mod devices;
 pub mod freezer;
 pub mod hierarchy;
@@ -149,6 +150,11 @@ impl Cgroup {
             self.directories().into_iter().filter(foreign).map(|directory| directory.mount).collect();
         self.left_out.extend(mounts);
         self
+    }
+
+    /// Whether the container has no directory in any hierarchy.
+    pub fn is_nowhere(&self) -> bool {
+        self.directories().is_empty()
     }
 
     /// Mount points of the hierarchies that the container is not in.

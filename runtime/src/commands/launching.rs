@@ -1,19 +1,22 @@
 //! What `create` and `run` have in common: options, and the way from a bundle to a running program.
 
 use crate::args::{Global, Opt, UsageError};
-use crate::config::Hook;
+use crate::cgroup::Cgroup;
+use crate::config::{Hook, Seccomp};
 use crate::container::channel::{Channel, Message};
 use crate::container::hooks;
 use crate::container::process::capability_warnings;
 use crate::error::{Failure, InStep, Outcome};
 use crate::foreground::Signals;
 use crate::launch::{self, Bundle};
-use crate::remove::remove;
+use crate::remove::remove_ended;
 use crate::report;
 use crate::rootless::Rootless;
+use crate::seccomp::notify;
 use crate::state::{Record, StateDir, Status};
 use crate::supervisor;
 use std::marker::PhantomData;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 /// Size at which a container's log is rotated.
@@ -49,7 +52,8 @@ impl<C: HasCommon + 'static> CommonOptions<C> {
     /// What a new container needs.
     pub const LAUNCH: &'static [Opt<C>] = &[
         Opt::value("bundle", "DIR", "bundle directory [default: .]", |command: &mut C, value| {
-            value.path().map(|path| command.common().launch.bundle = path)
+            // Resolved when it is opened.
+            value.text().map(|path| command.common().launch.bundle = PathBuf::from(path))
         })
         .short('b'),
         Opt::value("pid-file", "FILE", "write the number of the container's first process here", |command, value| {
@@ -105,8 +109,7 @@ impl Common {
     pub fn finish(&mut self, id: String) -> Result<(), UsageError> {
         self.launch.id = id;
         if self.launch.bundle.as_os_str().is_empty() {
-            self.launch.bundle = std::path::absolute(".")
-                .map_err(|error| UsageError::new(format!("there is no current directory: {error}")))?;
+            self.launch.bundle = PathBuf::from(".");
         }
         self.settings = match (self.supervise, self.container_log.take(), self.exit_file.take()) {
             (true, Some(log), Some(exit_file)) => Some(supervisor::Settings {
@@ -148,19 +151,39 @@ pub fn load(global: &Global, bundle: &Path) -> Outcome<Bundle> {
     for warning in crate::cgroup::warnings(&bundle.config.linux.resources) {
         report::warning(global, &warning);
     }
+    for warning in bundle.filter.iter().flat_map(|filter| &filter.warnings) {
+        report::warning(global, warning);
+    }
     Ok(bundle)
 }
 
 /// Let a container's process go on to its program, and wait until it is executed.
 ///
+/// - `profile`: of its configuration, asked for only when an agent decides about system calls.
+///
 /// # Errors
 /// Why it was not.
-pub fn let_go(channel: &Channel, signals: &Signals) -> Outcome<()> {
+pub fn let_go(
+    channel: &Channel,
+    signals: &Signals,
+    dir: &StateDir,
+    record: &Record,
+    profile: impl Fn() -> Outcome<Option<Seccomp>>,
+) -> Outcome<()> {
     channel.go()?;
-    match signals.receive(channel)? {
-        Message::End => Ok(()),
-        Message::Failed(failure) => Err(failure),
-        _ => Err(Failure::new("the container's process sent a message out of order")),
+    loop {
+        let file = match signals.receive(channel)? {
+            Message::End => return Ok(()),
+            Message::Failed(failure) => return Err(failure),
+            Message::Listener(file) => file,
+            _ => return Err(Failure::new("the container's process sent a message out of order")),
+        };
+        let Some((pid, pidfd)) = record.init.and_then(|init| Some((init.pid, init.open()?))) else {
+            return Err(Failure::new("the container's process has gone"));
+        };
+        let state = dir.state(record).with(Status::Created, Some(pid));
+        let process = notify::Process { pidfd: pidfd.as_fd(), pid, state: &state };
+        notify::serve(profile()?.as_ref(), process, channel, &file)?;
     }
 }
 
@@ -178,8 +201,8 @@ pub fn poststart(dir: &StateDir, record: &Record, bundle_hooks: &[Hook]) -> Outc
 }
 
 /// Remove a container after a failure or at its end, reporting what could not be done.
-pub fn clean_up(global: &Global, dir: &StateDir, record: &Record) {
-    match remove(dir, Some(record), &record.id) {
+pub fn clean_up(global: &Global, dir: &StateDir, record: &Record, cgroup: &Cgroup) {
+    match remove_ended(dir, record, cgroup) {
         Ok(warnings) => warnings.iter().for_each(|text| report::warning(global, text)),
         Err(failure) => report::failure(global, &failure.in_step("clean up")),
     }

@@ -18,7 +18,7 @@ use crate::pidfd::Receiver;
 use crate::state::{self, ProcessId, Record, StateDir, Status};
 use crate::sys::{clone, socket, tty};
 use rustix::fs::{Mode, OFlags};
-use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind_recursive, mount_change};
+use rustix::mount::{MountPropagationFlags, mount_bind_recursive, mount_change};
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
@@ -124,7 +124,7 @@ impl Command for Restore {
         }
         let exit = foreground::attend(pidfd.as_fd(), &signals, master)?;
         if !self.keep {
-            clean_up(global, &dir, &record);
+            clean_up(global, &dir, &record, &cgroup);
         }
         Ok(exit.shell_code())
     }
@@ -192,10 +192,9 @@ impl Restoring<'_> {
         let config = &self.bundle.config;
         let work = self.restore.images.work()?;
         let work_dir = criu::directory(&work)?;
-        let root = self.dir.file("criu-root");
-        fs::create_dir(&root).because(|| format!("cannot make `{}`", root.display()))?;
-        mount_bind_recursive(&self.record.rootfs, &root)
-            .because(|| format!("cannot mount `{}` for criu", self.record.rootfs.display()))?;
+        let root = &self.record.rootfs;
+        // Over itself, in our mount namespace alone.
+        mount_bind_recursive(root, root).because(|| format!("cannot mount `{}` for criu", root.display()))?;
         let mut options = self
             .restore
             .images
@@ -211,11 +210,11 @@ impl Restoring<'_> {
             let (key, value) = (&mount.destination, mount.source.display().to_string());
             options = options.message(option::EXT_MNT, &Message::default().text(1, key).text(2, &value));
         }
-        for v1 in &self.cgroup.hierarchies().v1 {
-            for controller in &v1.controllers {
-                let path = format!("/{}", self.record.cgroup);
-                options = options.message(option::CG_ROOT, &Message::default().text(1, controller).text(2, &path));
-            }
+        // Where it is put, whatever its place was; the one without a name is for the unified hierarchy.
+        let place = format!("/{}", self.record.cgroup);
+        options = options.message(option::CG_ROOT, &Message::default().text(2, &place));
+        for controller in self.cgroup.hierarchies().v1.iter().flat_map(|v1| &v1.controllers) {
+            options = options.message(option::CG_ROOT, &Message::default().text(1, controller).text(2, &place));
         }
         let joined = outside::joined(config)?;
         for (kind, path) in &joined.entered {
@@ -239,17 +238,22 @@ impl Restoring<'_> {
         }
         let mut doors = self.cgroup.doors()?;
         self.cgroup.add_v2_door(&mut doors)?;
+        let no_new_privileges = config.process.as_ref().is_some_and(|process| process.no_new_privileges);
         // In the process that becomes CRIU: its children are born in the container's cgroup.
-        let prepare = || doors.enter().in_step("join cgroup");
+        let prepare = || {
+            doors.enter().in_step("join cgroup")?;
+            // CRIU before 3.18 forgets it; what it makes again inherits it.
+            if no_new_privileges {
+                crate::sys::process::set_no_new_privs().because(|| "cannot set no_new_privs".to_owned())?;
+            }
+            Ok(())
+        };
         let inherit = kept.iter().map(|(name, fd)| (name.clone(), fd.as_fd())).collect();
         let log = work.join("restore.log");
         let call = Call { program, kind: Kind::Restore, options, inherit, log, prepare: &prepare };
         let mut master = None;
         let pid =
             call.run(&mut |notification| self.notified(notification, terminal, &mut master)).in_step("restore")?;
-        // Only its name is left then: the mount is in our namespace alone, and the container has its own.
-        let _ = rustix::mount::unmount(&root, UnmountFlags::DETACH);
-        let _ = fs::remove_dir(&root);
         let pid = pid.ok_or_else(|| Failure::new("criu did not say which process it has restored"))?;
         Ok((pid, master))
     }

@@ -57,7 +57,7 @@ fn start(global: &Global, id: &str) -> Outcome<i32> {
         remove_socket()?;
         return Err(Failure::new(format!("cannot start an already running container: `{id}`")));
     };
-    let result = let_go(&channel, &signals);
+    let result = let_go(&channel, &signals, &dir, &record, || Ok(saved_config(&dir)?.1.linux.seccomp));
     remove_socket()?;
     result?;
     if let Err(failure) = poststart(&dir, &record, &hooks) {

@@ -191,7 +191,7 @@ fn check_mount_map(
             return Err(invalid(format!("{path}.{key}"), "is missing, an ID-mapped mount needs both maps"));
         }
     }
-    if uids.is_empty() && config.namespace("user").is_none() {
+    if uids.is_empty() && options.own_map.is_none() && config.namespace("user").is_none() {
         let problem = "asks for an ID map, but neither the mount nor a user namespace has one";
         return Err(invalid(format!("{path}.options"), problem));
     }

@@ -11,6 +11,8 @@
 //!   Terminal + fd  ──────────►          only when the parent keeps the terminal
 //!   Created        ──────────►
 //!                  ◄────────── Go       run only: start now
+//!   Listener + fd  ──────────►          only with a seccomp agent; see `seccomp::notify`
+//!                  ◄────────── Go
 //!   end of file    ──────────►          the program has been executed
 //!   Failed(..)     ──────────►          at any point
 //! ```
@@ -30,6 +32,8 @@ pub enum Message {
     NeedHooks,
     /// The master side of the terminal.
     Terminal(OwnedFd),
+    /// The listener of the filter, or the memory through which it will be offered.
+    Listener(OwnedFd),
     /// All is ready but the program.
     Created,
     /// A step failed.
@@ -70,6 +74,7 @@ impl Channel {
             Message::NeedMaps => b"M".to_vec(),
             Message::NeedHooks => b"H".to_vec(),
             Message::Terminal(_) => b"T".to_vec(),
+            Message::Listener(_) => b"L".to_vec(),
             Message::Created => b"C".to_vec(),
             Message::Failed(failure) => {
                 let mut bytes = [&b"E"[..], &failure.encode()].concat();
@@ -79,7 +84,7 @@ impl Channel {
             Message::End => return Ok(()),
         };
         let fd = match message {
-            Message::Terminal(fd) => Some(fd.as_fd()),
+            Message::Terminal(fd) | Message::Listener(fd) => Some(fd.as_fd()),
             _ => None,
         };
         socket::send(self.fd(), &bytes, fd).because(|| "the runtime process has gone".to_owned())
@@ -105,6 +110,7 @@ impl Channel {
             (Some(b'M'), _) => Message::NeedMaps,
             (Some(b'H'), _) => Message::NeedHooks,
             (Some(b'T'), Some(fd)) => Message::Terminal(fd),
+            (Some(b'L'), Some(fd)) => Message::Listener(fd),
             (Some(b'C'), _) => Message::Created,
             (Some(b'E'), _) => Message::Failed(Failure::decode(&bytes[1..])),
             _ => Message::Failed(Failure::new("the container's process sent a message nobody knows")),

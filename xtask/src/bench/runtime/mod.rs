@@ -81,10 +81,13 @@ fn sample(command: &mut Command, samples: &mut Samples) -> Result<()> {
     Ok(())
 }
 
+/// Makes a command, each time with an id of its own.
+type Make = Box<dyn Fn() -> Command>;
+
 /// One whole run: of ours, of a peer, or of the floor.
-fn runs(stage: &Stage) -> Result<Vec<(&'static str, Box<dyn Fn() -> Command>)>> {
+fn runs(stage: &Stage) -> Result<Vec<(&'static str, Make)>> {
     let bundle = stage.bundle("true", &["/program"], 256 << 20)?;
-    let mut list: Vec<(&'static str, Box<dyn Fn() -> Command>)> = Vec::new();
+    let mut list: Vec<(&'static str, Make)> = Vec::new();
     for runtime in stage.runtimes() {
         let bundle = bundle.clone();
         list.push((
@@ -111,11 +114,7 @@ fn runs(stage: &Stage) -> Result<Vec<(&'static str, Box<dyn Fn() -> Command>)>> 
 /// Runs all in turns.
 ///
 /// - `pause`: before each run.
-fn in_turns(
-    list: &[(&'static str, Box<dyn Fn() -> Command>)],
-    rounds: usize,
-    pause: Duration,
-) -> Result<Vec<(&'static str, Samples)>> {
+fn in_turns(list: &[(&'static str, Make)], rounds: usize, pause: Duration) -> Result<Vec<(&'static str, Samples)>> {
     let mut samples: Vec<(&'static str, Samples)> = list.iter().map(|(name, _)| (*name, Samples::default())).collect();
     // The first round fills caches and does not count.
     for round in 0..=rounds {
@@ -224,7 +223,7 @@ fn lowest_memory_limit(stage: &Stage, report: &mut Report) -> Result<f64> {
 }
 
 /// System calls of one run, with those of the program that runs in it.
-fn system_calls(stage: &Stage, list: &[(&'static str, Box<dyn Fn() -> Command>)], report: &mut Report) -> Result<f64> {
+fn system_calls(stage: &Stage, list: &[(&'static str, Make)], report: &mut Report) -> Result<f64> {
     let table = stage.folder.join("strace");
     let mut ours = f64::NAN;
     for (name, command) in list {
