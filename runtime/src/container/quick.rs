@@ -201,16 +201,15 @@ pub fn cgroups(
 ) -> Option<Rc<OwnedFd>> {
     let (flags, _) = plain(&Options { data: Vec::new(), ..options.clone() })?;
     let writable = Options { data: vec![("mode".to_owned(), Some("755".to_owned()))], ..Options::default() };
-    if !mount(root, places, ("tmpfs", Some("cgroup")), (destination, links), &writable) {
+    if !mount(root, places, ("tmpfs", Some("tmpfs")), (destination, links), &writable) {
         return None;
     }
     let directory = places.get(root, destination)?;
     places.enter(destination, &directory).ok()?;
     for (name, controllers) in hierarchies {
-        let kind = if controllers.is_empty() { "cgroup2" } else { "cgroup" };
         let data = CString::new(controllers.as_str()).ok()?;
         rustix::fs::mkdirat(&directory, name.as_str(), Mode::from_raw_mode(0o755)).ok()?;
-        rustix::mount::mount("cgroup", name.as_str(), kind, flags, data.as_c_str()).ok()?;
+        rustix::mount::mount("cgroup", name.as_str(), "cgroup", flags, data.as_c_str()).ok()?;
     }
     Some(directory)
 }
