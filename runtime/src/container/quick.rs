@@ -259,7 +259,9 @@ impl Cover {
         };
         match attach_at(view.as_fd(), directory.as_fd(), name) {
             Ok(()) => {
-                self.0.take().map_or((), leave_open);
+                if let Some(view) = self.0.take() {
+                    leave_open(view);
+                }
                 Attempt::Done
             }
             Err(Errno::NOENT) => Attempt::Absent,
