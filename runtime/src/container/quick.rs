@@ -201,15 +201,16 @@ pub fn cgroups(
 ) -> Option<Rc<OwnedFd>> {
     let (flags, _) = plain(&Options { data: Vec::new(), ..options.clone() })?;
     let writable = Options { data: vec![("mode".to_owned(), Some("755".to_owned()))], ..Options::default() };
-    if !mount(root, places, ("tmpfs", Some("tmpfs")), (destination, links), &writable) {
+    if !mount(root, places, ("tmpfs", Some("cgroup")), (destination, links), &writable) {
         return None;
     }
     let directory = places.get(root, destination)?;
     places.enter(destination, &directory).ok()?;
     for (name, controllers) in hierarchies {
+        let kind = if controllers.is_empty() { "cgroup2" } else { "cgroup" };
         let data = CString::new(controllers.as_str()).ok()?;
         rustix::fs::mkdirat(&directory, name.as_str(), Mode::from_raw_mode(0o755)).ok()?;
-        rustix::mount::mount("cgroup", name.as_str(), "cgroup", flags, data.as_c_str()).ok()?;
+        rustix::mount::mount("cgroup", name.as_str(), kind, flags, data.as_c_str()).ok()?;
     }
     Some(directory)
 }
@@ -258,8 +259,8 @@ impl Cover {
         };
         match attach_at(view.as_fd(), directory.as_fd(), name) {
             Ok(()) => {
-                if let Some(held) = self.0.take() {
-                    leave_open(held);
+                if let Some(view) = self.0.take() {
+                    leave_open(view);
                 }
                 Attempt::Done
             }
