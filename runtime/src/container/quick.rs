@@ -259,8 +259,8 @@ impl Cover {
         };
         match attach_at(view.as_fd(), directory.as_fd(), name) {
             Ok(()) => {
-                if let Some(fd) = self.0.take() {
-                    leave_open(fd);
+                if let Some(view) = self.0.take() {
+                    leave_open(view);
                 }
                 Attempt::Done
             }
