@@ -76,11 +76,11 @@ pub struct State {
     pub oci_version: String,
     /// Container.
     pub id: String,
-    /// Where it is in its life.
-    pub status: Status,
-    /// Its first process.
+    /// Its first process. Before the status, as runc has it: some read by position.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid: Option<i32>,
+    /// Where it is in its life.
+    pub status: Status,
     /// Its bundle.
     pub bundle: PathBuf,
     /// Its root filesystem.

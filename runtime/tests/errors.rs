@@ -199,6 +199,7 @@ fn spec_writes_what_run_takes() {
     let text = fs::read_to_string(bed.bundle().join("config.json")).expect("the configuration");
     let config: Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!(config["process"]["args"], json!(["sh"]));
+    assert_eq!(config["process"]["user"], json!({"uid": 0, "gid": 0}), "what is edited most is there");
     assert_eq!(bed.command(&["spec"]).output().expect("spec").status.code(), Some(1), "it is not overwritten");
 }
 

@@ -12,13 +12,15 @@ use std::process::{Command, Stdio};
 const ROOT: &str = "/sys/fs/cgroup";
 
 /// Files that count what happens rather than say what is allowed, and those that differ by intent: ours clones cpusets
-/// below its own parent.
+/// below its own parent, and turns shares into weights on the scale that runc has since 2025.
 fn is_figure(name: &str) -> bool {
     let exact = [
         "tasks",
         "cgroup.procs",
         "cgroup.threads",
         "cgroup.clone_children",
+        "cpu.weight",
+        "cpu.weight.nice",
         "cgroup.stat",
         "cpu.stat",
         "cpu.stat.local",

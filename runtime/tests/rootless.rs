@@ -232,6 +232,12 @@ fn a_whole_life() {
         assert!(runs(other));
         let ran = bed.run(&format!("exec \"$0\" delete {name}"));
         assert!(ran.err.contains("not stopped"), "{}", ran.err);
+        // Process 1 ignores what it does not handle, the other one does not.
+        bed.ok(&format!("exec \"$0\" kill --all {name} TERM"));
+        until("the other has ended", || !runs(other));
+        assert!(status(&name).contains("\"running\""));
+        bed.ok(&format!("exec \"$0\" exec -d --pid-file other {name} sleep 1000"));
+        let other: i32 = fs::read_to_string(bed.path("bundle/other")).expect("a pid").parse().expect("a number");
         bed.ok(&format!("exec \"$0\" kill {name} KILL"));
         until("it is stopped", || status(&name).contains("\"stopped\""));
         assert!(!runs(other), "goes with the container");

@@ -78,7 +78,10 @@ impl Hierarchies {
     pub fn located(&self) -> Self {
         let mut table = None;
         let locate = |v1: &V1| {
-            let elsewhere = |table: &mut Option<String>| find(mount_table(table), Some(&v1.controllers));
+            // A mount may be hidden under another one.
+            let elsewhere = |table: &mut Option<String>| {
+                mounts_of(mount_table(table), Some(&v1.controllers)).find(|mount| magic(mount) == Some(V1_MAGIC))
+            };
             let mount =
                 if magic(&v1.mount) == Some(V1_MAGIC) { Some(v1.mount.clone()) } else { elsewhere(&mut table) }?;
             Some(V1 { mount, controllers: v1.controllers.clone() })
@@ -161,9 +164,9 @@ fn mount_table(table: &mut Option<String>) -> &str {
     })
 }
 
-/// Find the mount of a v1 hierarchy, or of the unified one for `None`.
-fn find(mountinfo: &str, controllers: Option<&[String]>) -> Option<PathBuf> {
-    mountinfo.lines().find_map(|line| {
+/// Mounts of a v1 hierarchy, or of the unified one for `None`.
+fn mounts_of(mountinfo: &str, controllers: Option<&[String]>) -> impl Iterator<Item = PathBuf> {
+    mountinfo.lines().filter_map(move |line| {
         let (front, back) = line.split_once(" - ")?;
         let mount = front.split(' ').nth(4)?;
         let mut back = back.split(' ');
@@ -240,8 +243,9 @@ mod tests {
             2 1 0:2 / /cg\\040v1/cpu rw,nosuid shared:4 - cgroup cgroup rw,cpu,cpuacct\n\
             3 1 0:3 / /cg2 rw - cgroup2 none rw,nsdelegate\n";
         let names = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
-        assert_eq!(find(table, Some(&names(&["cpu", "cpuacct"]))), Some(PathBuf::from("/cg v1/cpu")));
-        assert_eq!(find(table, Some(&names(&["memory"]))), None);
-        assert_eq!(find(table, None), Some(PathBuf::from("/cg2")));
+        let found = |names: Option<&[String]>| mounts_of(table, names).collect::<Vec<_>>();
+        assert_eq!(found(Some(&names(&["cpu", "cpuacct"]))), [PathBuf::from("/cg v1/cpu")]);
+        assert_eq!(found(Some(&names(&["memory"]))), [] as [PathBuf; 0]);
+        assert_eq!(found(None), [PathBuf::from("/cg2")]);
     }
 }

@@ -152,6 +152,11 @@ impl Cgroup {
         self
     }
 
+    /// Whether the container has no directory in any hierarchy.
+    pub fn is_nowhere(&self) -> bool {
+        self.directories().is_empty()
+    }
+
     /// Mount points of the hierarchies that the container is not in.
     pub fn left_out(&self) -> &[PathBuf] {
         &self.left_out
@@ -621,12 +626,14 @@ impl Cgroup {
     /// # Errors
     /// One stays busy or cannot be removed.
     pub fn remove(&self) -> Outcome<()> {
-        if let Some(unit) = &self.unit {
-            // systemd would ask them to end, and wait.
-            self.kill()?;
-            unit.stop()?;
-        }
-        if self.remove_directories()? == Removed::Absent && !self.hierarchies.is_pure_v2() {
+        let stopped = match &self.unit {
+            // systemd would ask its processes to end, and wait.
+            Some(unit) => self.kill().and_then(|()| unit.stop()),
+            None => Ok(()),
+        };
+        // A systemd that cannot be asked any more does not keep a container: once its cgroup is gone, so is the scope.
+        let removed = self.remove_directories().map_err(|failure| stopped.err().unwrap_or(failure))?;
+        if removed == Removed::Absent && !self.hierarchies.is_pure_v2() {
             let located = self.located();
             if located.hierarchies.v1 != self.hierarchies.v1 {
                 located.remove_directories()?;

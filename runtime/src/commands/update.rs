@@ -10,9 +10,13 @@ use crate::report;
 use crate::state::{StateDir, Status, write_atomically};
 use std::fs;
 use std::io::Read;
+use std::path::Path;
 
 /// What holds after updates, in the state directory; `config.json` stays what the container was created with.
 const FILE: &str = "resources.json";
+
+/// Where classes of cache and bandwidth are.
+const RESCTRL: &str = "/sys/fs/resctrl";
 
 /// `update`.
 #[derive(Debug, Default)]
@@ -112,6 +116,7 @@ impl Command for Update {
         let update = merge(&current(&dir)?, &change);
         let cgroup = record.own_cgroup()?;
         cgroup.update(&update).in_step("update")?;
+        self.allocate(&dir, &cgroup.processes())?;
         let bytes = serde_json::to_vec(&update.all).because(|| "cannot encode the limits".to_owned())?;
         write_atomically(&dir.file(FILE), &bytes, false)?;
         Ok(0)
@@ -154,21 +159,47 @@ impl Update {
             .or_hint("it must be JSON like `linux.resources` in config.json")
     }
 
+    /// What is asked for by name of the resource; an empty text asks for nothing.
+    fn allocations(&self) -> impl Iterator<Item = (&'static str, &'static str, &str)> {
+        let both = [
+            ("L3", "Intel RDT/CAT: l3 cache schema is not enabled", &self.l3_cache),
+            ("MB", "Intel RDT/MBA: memory bandwidth schema is not enabled", &self.memory_bandwidth),
+        ];
+        both.into_iter().filter_map(|(name, text, value)| {
+            Some((name, text, value.as_deref()?)).filter(|(.., value)| !value.is_empty())
+        })
+    }
+
     /// Cache and bandwidth are allocated by hardware that few hosts have.
     fn check_allocation(&self) -> Outcome<()> {
-        for (given, info, text) in [
-            (&self.l3_cache, "L3", "Intel RDT/CAT: l3 cache schema is not enabled"),
-            (&self.memory_bandwidth, "MB", "Intel RDT/MBA: memory bandwidth schema is not enabled"),
-        ] {
-            if given.as_deref().is_some_and(|text| !text.is_empty())
-                && !std::path::Path::new("/sys/fs/resctrl/info").join(info).is_dir()
-            {
-                return Err(
-                    Failure::new(text).hint("it needs hardware support, and resctrl mounted at /sys/fs/resctrl")
-                );
+        match self.allocations().find(|(name, ..)| !Path::new(RESCTRL).join("info").join(name).is_dir()) {
+            None => Ok(()),
+            Some((_, text, _)) => {
+                Err(Failure::new(text).hint("it needs hardware support, and resctrl mounted at /sys/fs/resctrl"))
             }
         }
-        Ok(())
+    }
+
+    /// Write the shares of the container's class, made for it when there is none.
+    fn allocate(&self, dir: &StateDir, pids: &[i32]) -> Outcome<()> {
+        if self.allocations().next().is_none() {
+            return Ok(());
+        }
+        let (text, _) = saved_config(dir)?;
+        let config: serde_json::Value =
+            serde_json::from_slice(&text).because(|| "cannot understand `config.json`".to_owned())?;
+        let named = config.pointer("/linux/intelRdt/closID").and_then(serde_json::Value::as_str);
+        let class =
+            Path::new(RESCTRL).join(named.filter(|name| !name.is_empty()).unwrap_or(&self.id).trim_matches('/'));
+        let write = |file: &str, value: &str| {
+            let file = class.join(file);
+            fs::write(&file, value).because(|| format!("cannot write `{value}` to `{}`", file.display()))
+        };
+        if !class.is_dir() {
+            fs::create_dir(&class).because(|| format!("cannot make class `{}`", class.display()))?;
+            pids.iter().try_for_each(|pid| write("tasks", &pid.to_string()))?;
+        }
+        self.allocations().try_for_each(|(_, _, schema)| write("schemata", &format!("{schema}\n")))
     }
 }
 

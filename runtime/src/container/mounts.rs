@@ -363,15 +363,15 @@ fn open_failed(error: Errno, source: &Path, recursive: bool) -> Failure {
     Failure { cause: Some(error.to_string()), ..failure }
 }
 
-/// Directory name and the container's own directory for each hierarchy; the name is empty on a pure v2 host. In a
-/// hierarchy that the container has no directory in, it is where the runtime is.
+/// Directory name and the container's own directory for each hierarchy that a container sees; the name is empty on a
+/// pure v2 host. A hybrid host shows v1 alone, as with runc: the unified hierarchy has no limits there. In a hierarchy
+/// that the container has no directory in, it is where the runtime is.
 fn cgroup_directories(cgroup: &Cgroup) -> Vec<(String, PathBuf)> {
     let hierarchies = cgroup.hierarchies();
     let mut list: Vec<(String, PathBuf)> =
         hierarchies.v1.iter().map(|v1| (v1.directory_name(), cgroup.seen_in(&v1.mount, Some(v1)))).collect();
-    if let Some(v2) = &hierarchies.v2 {
-        let name = if list.is_empty() { String::new() } else { "unified".to_owned() };
-        list.push((name, cgroup.seen_in(v2, None)));
+    if let Some(v2) = hierarchies.v2.as_ref().filter(|_| list.is_empty()) {
+        list.push((String::new(), cgroup.seen_in(v2, None)));
     }
     list
 }
@@ -449,13 +449,16 @@ impl Context<'_> {
     }
 
     fn mount(&self, mount: &Mount, tree: &Tree, map: Option<&OwnedFd>) -> Outcome<()> {
-        let options = parse(mount)?;
+        let mut options = parse(mount)?;
         let destination = clean(&mount.destination);
         let links = Links::for_path(&destination);
         if options.remount {
             return self.remount(&destination, links, &options);
         }
         let kind = mount.kind.as_deref().unwrap_or("");
+        if kind == "tmpfs" && matches!(tree, Tree::None) {
+            self.keep_mode(&destination, links, &mut options)?;
+        }
         if matches!(tree, Tree::None)
             && map.is_none()
             && quick::mount(
@@ -494,6 +497,19 @@ impl Context<'_> {
                 finish(made.as_fd(), target.as_fd(), &options)
             }
         }
+    }
+
+    /// A filesystem in memory on a directory of the image has that directory's mode, unless the bundle says another.
+    fn keep_mode(&self, destination: &str, links: Links, options: &mut Options) -> Outcome<()> {
+        if options.copy_up || options.data.iter().any(|(key, _)| key == "mode") {
+            return Ok(());
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        if let Ok(directory) = self.root().open(destination, flags, links) {
+            let stat = rustix::fs::fstat(&directory).because(|| format!("cannot look at `{destination}`"))?;
+            options.data.push(("mode".to_owned(), Some(format!("{:o}", stat.st_mode & 0o7777))));
+        }
+        Ok(())
     }
 
     /// The host's own mount of a filesystem that shows a namespace: what a user namespace can have when that
@@ -562,7 +578,6 @@ impl Context<'_> {
                     let none = v1.controllers.iter().all(|name| name.contains('='));
                     (v1.directory_name(), format!("{}{}", if none { "none," } else { "" }, v1.controllers.join(",")))
                 })
-                .chain(hierarchies.v2.iter().map(|_| ("unified".to_owned(), String::new())))
                 .collect();
             if let Some(directory) = quick::cgroups(self.root(), self.places(), (destination, links), &names, options) {
                 return self.finish_cgroups(directory.as_fd(), options);
@@ -571,7 +586,7 @@ impl Context<'_> {
         let target = self.root().make_dir(destination, links)?;
         let data = vec![("mode".to_owned(), Some("755".to_owned()))];
         let writable = Options { data, ..Options::default() };
-        let directory = new_filesystem("tmpfs", Some("cgroup"), &writable)?;
+        let directory = new_filesystem("tmpfs", Some("tmpfs"), &writable)?;
         attach(directory.as_fd(), target.as_fd()).because(|| "cannot attach the directory of cgroups".to_owned())?;
         let inside = RootDir(directory.as_fd());
         let one = Options { data: Vec::new(), ..options.clone() };
@@ -594,9 +609,6 @@ impl Context<'_> {
                 let none = none.then(|| ("none".to_owned(), None));
                 let options = Options { data: flags.chain(none).collect(), ..one.clone() };
                 place(&v1.directory_name(), new_filesystem("cgroup", Some("cgroup"), &options)?)?;
-            }
-            if hierarchies.v2.is_some() {
-                place("unified", new_filesystem("cgroup2", Some("cgroup"), &one)?)?;
             }
         }
         self.finish_cgroups(directory.as_fd(), options)
@@ -759,12 +771,14 @@ pub fn copy_of(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
 fn finish(tree: BorrowedFd<'_>, target: BorrowedFd<'_>, options: &Options) -> Outcome<()> {
     apply_attributes(tree, options).because(|| "cannot set the options".to_owned())?;
     let done = attach(tree, target);
-    // The kernel says no more than this when a file is mounted on a directory or the other way round.
-    let kinds = matches!(done, Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOTDIR));
-    done.because(|| "cannot attach".to_owned()).map_err(|failure| match kinds {
-        true => failure.hint("a directory is mounted on a directory, a file on a file"),
-        false => failure,
-    })
+    let is_dir = |fd| rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir());
+    match done {
+        // The kernel has no more to say than that this is invalid.
+        Err(Errno::INVAL | Errno::NOTDIR) if is_dir(tree) != is_dir(target) => Err(Errno::NOTDIR)
+            .because(|| "cannot attach".to_owned())
+            .or_hint("a directory is mounted on a directory, a file on a file"),
+        other => other.because(|| "cannot attach".to_owned()),
+    }
 }
 
 fn apply_attributes(tree: BorrowedFd<'_>, options: &Options) -> std::io::Result<()> {
