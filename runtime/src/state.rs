@@ -379,7 +379,7 @@ impl StateDir {
     /// It cannot be written.
     pub fn write_config(&self, text: &[u8]) -> Outcome<()> {
         let path = self.file(CONFIG);
-        file::create(&path, text).because(|| format!("cannot write `{}`", path.display()))
+        file::create_and_leave(&path, text).because(|| format!("cannot write `{}`", path.display()))
     }
 
     /// Write what `state.json` is to be, beside it.
@@ -389,7 +389,7 @@ impl StateDir {
     pub fn draft(&self, record: &Record) -> Outcome<()> {
         let bytes = serde_json::to_vec(record).because(|| "cannot encode the state".to_owned())?;
         let path = self.file(DRAFT);
-        file::create(&path, &bytes).because(|| format!("cannot write `{}`", path.display()))
+        file::create_and_leave(&path, &bytes).because(|| format!("cannot write `{}`", path.display()))
     }
 
     /// Let the draft take the place of `state.json`.

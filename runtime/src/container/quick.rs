@@ -11,12 +11,12 @@
 use super::mounts;
 use super::options::Options;
 use super::path::{Links, RootDir};
-use crate::sys::mount::{MountAttr, mount_setattr};
+use crate::sys::mount::{MountAttr, mount_setattr_at};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags};
 use std::cell::RefCell;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
@@ -289,19 +289,23 @@ pub fn make_readonly(root: RootDir<'_>, places: &Places, path: &str) -> Attempt 
     let Some((directory, name)) = inside(root, places, path) else {
         return Attempt::Otherwise;
     };
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_RECURSIVE
-        | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
-    let tree = match rustix::mount::open_tree(&directory, name, flags) {
-        Ok(tree) => tree,
+    let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+    let Ok(name) = CString::new(name) else {
+        return Attempt::Otherwise;
+    };
+    let bind = MountFlags::BIND | MountFlags::REC;
+    let bound = places
+        .enter(parent, &directory)
+        .and_then(|()| rustix::mount::mount(name.as_c_str(), name.as_c_str(), c"", bind, None::<&CStr>));
+    match bound {
+        Ok(()) => {}
         Err(Errno::NOENT) => return Attempt::Absent,
         Err(_) => return Attempt::Otherwise,
-    };
+    }
     let attr = MountAttr { set: super::options::READ_ONLY, ..MountAttr::default() };
-    let done =
-        mount_setattr(tree.as_fd(), true, &attr).is_ok() && attach_at(tree.as_fd(), directory.as_fd(), name).is_ok();
-    if done { Attempt::Done } else { Attempt::Otherwise }
+    let done = mount_setattr_at(directory.as_fd(), &name, &attr);
+    // Should this fail, the general way puts another mount on top.
+    if done.is_ok() { Attempt::Done } else { Attempt::Otherwise }
 }
 
 /// A view of the null device that `nodes` has made, if `/dev` is a filesystem of ours.

@@ -4,7 +4,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +20,17 @@ pub fn read_into(path: &Path, buffer: &mut [u8]) -> io::Result<usize> {
             result => return Ok(result?),
         }
     }
+}
+
+/// Make a new file, and leave it to the end of this process, or its next program, to close it.
+///
+/// # Errors
+/// As [`create`].
+pub fn create_and_leave(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let fd = open_new(path)?;
+    write_all(&fd, bytes)?;
+    std::mem::forget(fd);
+    Ok(())
 }
 
 /// Read a regular file whole.
@@ -61,9 +72,12 @@ pub fn resolve(path: &Path) -> io::Result<PathBuf> {
 /// # Errors
 /// It is there already, or cannot be made or written.
 pub fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_all(open_new(path)?, bytes)
+}
+
+fn open_new(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let fd = rustix::fs::open(path, flags, Mode::from_raw_mode(0o600))?;
-    write_all(&fd, bytes)
+    Ok(rustix::fs::open(path, flags, Mode::from_raw_mode(0o600))?)
 }
 
 fn write_all(fd: impl std::os::fd::AsFd, mut bytes: &[u8]) -> io::Result<()> {

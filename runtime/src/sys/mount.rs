@@ -40,6 +40,26 @@ pub fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attr: &MountAttr) -
     .map(drop)
 }
 
+/// The same on the mount at a name in a directory, with all mounts below it; a link is not followed.
+///
+/// # Errors
+/// As [`mount_setattr`].
+pub fn mount_setattr_at(directory: BorrowedFd<'_>, name: &CStr, attr: &MountAttr) -> io::Result<()> {
+    let flags = libc::AT_RECURSIVE | libc::AT_SYMLINK_NOFOLLOW;
+    // SAFETY: `name` is a C string and `attr` is readable for the size given; both live across the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            directory.as_raw_fd(),
+            name.as_ptr(),
+            flags,
+            std::ptr::from_ref(attr),
+            size_of::<MountAttr>(),
+        )
+    })
+    .map(drop)
+}
+
 /// `pivot_root(".", ".")`: the current directory becomes the root, the old root is stacked on top of it.
 ///
 /// # Errors
@@ -93,5 +113,8 @@ pub fn loopback_up() -> io::Result<()> {
     request.ifr_name[1] = b'o' as libc::c_char;
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     // SAFETY: SIOCSIFFLAGS reads one ifreq, which `request` is.
-    check_int(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request) }).map(drop)
+    check_int(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request) })?;
+    // The exec that follows closes it for nothing.
+    std::mem::forget(socket);
+    Ok(())
 }
