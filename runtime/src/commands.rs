@@ -1,7 +1,7 @@
 //! What each command does, from parsed values to an exit code.
 
 use crate::args::{self, Command, Global};
-use crate::config::example;
+use crate::config::{SPEC_VERSION, check, example};
 use crate::container::channel::{Channel, Message};
 use crate::container::hooks;
 use crate::container::process::capability_warnings;
@@ -35,7 +35,7 @@ pub fn run(global: &Global, command: Command) -> Outcome<i32> {
             Ok(0)
         }
         Command::Version => {
-            println!("gantry-runtime version {}\nspec: 1.2.0", env!("CARGO_PKG_VERSION"));
+            println!("gantry-runtime version {}\nspec: {}", env!("CARGO_PKG_VERSION"), SPEC_VERSION);
             Ok(0)
         }
         Command::Spec { bundle } => spec(&bundle),
@@ -66,6 +66,9 @@ fn spec(bundle: &Path) -> Outcome<i32> {
 /// Load a bundle and say what it asks for in vain.
 fn load(global: &Global, bundle: &Path) -> Outcome<Bundle> {
     let bundle = Bundle::load(bundle)?;
+    for warning in check::warnings(&bundle.config) {
+        report::warning(global, &warning);
+    }
     let in_user_namespace = bundle.config.namespace("user").is_some();
     if let Some(process) = &bundle.config.process {
         for warning in capability_warnings(process, in_user_namespace) {

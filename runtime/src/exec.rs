@@ -10,8 +10,10 @@ use crate::config::check::check_process;
 use crate::config::{Config, Process};
 use crate::container::channel::{Channel, Message};
 use crate::container::init::{Terminal, hand_over};
+use crate::container::labels;
 use crate::container::namespaces::{Kind, become_root};
 use crate::container::process::{self as program, Program};
+use crate::container::{resctrl, scheduling};
 use crate::error::{Because, Failure, InStep, Outcome};
 use crate::foreground::{self, Signals};
 use crate::launch::{compile_filter, connect_console};
@@ -94,6 +96,7 @@ fn process_of(options: &Options, config: &Config) -> Outcome<Process> {
         }
     }
     check_process(&process, "process").map_err(|error| Failure::new(error.to_string()))?;
+    labels::check_host_process(&process)?;
     Ok(process)
 }
 
@@ -147,7 +150,9 @@ pub fn exec(options: &Options) -> Outcome<i32> {
             .in_step("join namespaces")?;
     }
     let (ours, theirs) = Channel::pair().in_step("clone")?;
-    let (side, doors) = clone_into(&cgroup, init_pid).in_step("clone")?;
+    let resctrl = resctrl::of(&config, &options.id).in_step("resctrl")?;
+    scheduling::apply_initial_affinity(&process)?;
+    let (side, mut doors) = clone_into(&cgroup, init_pid).in_step("clone")?;
     match side {
         Side::Child => {
             drop(ours);
@@ -158,7 +163,17 @@ pub fn exec(options: &Options) -> Outcome<i32> {
                 open_files: None,
                 keyring: None,
             };
-            let child = Child { init: init.as_fd(), kinds, doors, terminal, channel: &theirs, program };
+            if let Some(group) = &resctrl {
+                match group.doors() {
+                    Ok(more) => doors.extend(more),
+                    Err(failure) => {
+                        let _ = theirs.send(&Message::Failed(failure.in_step("resctrl")));
+                        process::exit_now(1)
+                    }
+                }
+            }
+            let memory_policy = config.linux.memory_policy.as_ref();
+            let child = Child { init: init.as_fd(), kinds, memory_policy, doors, terminal, channel: &theirs, program };
             let failure = match child.run() {
                 Ok(never) => match never {},
                 Err(failure) => failure,
@@ -224,6 +239,7 @@ fn await_exec(channel: &Channel, signals: &Signals) -> Outcome<Option<OwnedFd>> 
 struct Child<'a> {
     init: BorrowedFd<'a>,
     kinds: i32,
+    memory_policy: Option<&'a crate::config::MemoryPolicy>,
     doors: Vec<OwnedFd>,
     terminal: Terminal,
     channel: &'a Channel,
@@ -239,6 +255,8 @@ impl Child<'_> {
         for door in &self.doors {
             rustix::io::write(door, b"0").map_err(cgroup::refused).in_step("join cgroup")?;
         }
+        scheduling::apply_final_affinity(self.program.process)?;
+        scheduling::apply_memory_policy(self.memory_policy)?;
         let others = self.kinds & !libc::CLONE_NEWPID;
         if others != 0 {
             clone::setns(self.init, others)

@@ -21,7 +21,7 @@ fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount
 pub fn config(terminal: bool) -> Config {
     let keep = strings(&["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]);
     Config {
-        oci_version: "1.2.0".to_owned(),
+        oci_version: super::SPEC_VERSION.to_owned(),
         process: Some(Process {
             terminal,
             user: User::default(),

@@ -8,6 +8,7 @@
 //! Bind sources are opened before the clone, so a user namespace needs no right to walk to them, and no path of the
 //! host is used after entering the container's namespace.
 
+use super::labels;
 use super::options::{self, Bind, Options, Propagation, READ_ONLY};
 use super::path::{Links, RootDir, clean};
 use crate::cgroup::Cgroup;
@@ -58,6 +59,15 @@ fn open_tree(dir: BorrowedFd<'_>, path: &Path, recursive: bool) -> Result<OwnedF
     rustix::mount::open_tree(dir, path, flags)
 }
 
+/// The root filesystem with all that is mounted in it; its last part may be no link.
+fn open_root(path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE
+        | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+    rustix::mount::open_tree(CWD, path, flags)
+}
+
 fn set_propagation(tree: BorrowedFd<'_>, propagation: Propagation) -> std::io::Result<()> {
     let attr = MountAttr { propagation: propagation.kind, ..MountAttr::default() };
     mount_setattr(tree, propagation.recursive, &attr)
@@ -86,14 +96,11 @@ impl Prepared {
     /// A source is missing or cannot be cloned.
     pub fn open(config: &Config, bundle: &Path, cgroup: &Cgroup) -> Outcome<Self> {
         let path = root_path(config, bundle);
-        let root = open_tree(CWD, &path, true)
+        let root = open_root(&path)
             .because(|| format!("cannot open root filesystem `{}`", path.display()))
             .or_hint("`root.path` in config.json is relative to the bundle; does the directory exist?")?;
         let default = default_propagation(config);
         set_propagation(root.as_fd(), default).because(|| "cannot set the propagation of the root".to_owned())?;
-        // The mounts made in it must reach no other namespace until they are all there.
-        let private = Propagation { kind: libc::MS_PRIVATE, recursive: false };
-        set_propagation(root.as_fd(), private).because(|| "cannot set the propagation of the root".to_owned())?;
         let mut trees = Vec::with_capacity(config.mounts.len());
         for (index, mount) in config.mounts.iter().enumerate() {
             trees.push(prepare(config, mount, bundle, cgroup, default).map_err(|failure| at(failure, index, mount))?);
@@ -134,8 +141,7 @@ fn prepare(config: &Config, mount: &Mount, bundle: &Path, cgroup: &Cgroup, defau
     }
     if let Some(bind) = is_bind(mount, &options) {
         let source = bundle.join(mount.source.as_deref().unwrap_or(""));
-        let recursive = bind == Bind::Recursive || !options.recursive_attr.eq(&MountAttr::default());
-        let tree = open_tree(CWD, &source, recursive)
+        let tree = open_tree(CWD, &source, bind == Bind::Recursive)
             .because(|| format!("cannot open bind source `{}`", source.display()))
             .or_hint("the source of a bind mount must exist on this host")?;
         if options.propagations.is_empty() || default.kind != libc::MS_SLAVE {
@@ -175,16 +181,26 @@ fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
     rustix::mount::move_mount(tree, "", target, "", flags)
 }
 
-/// Put the new root on top of the old one; the caller then works by its descriptor and pivots into it.
+/// Put the new root on top of the old one, or for hooks where they look for it: on the bundle's root filesystem. The
+/// caller then works by its descriptor and pivots into it.
 ///
 /// # Errors
-/// The mount calls fail.
-pub fn attach_root(prepared: &Prepared) -> Outcome<()> {
+/// The mount calls fail, or the root filesystem has been replaced meanwhile.
+pub fn attach_root(prepared: &Prepared, place: Option<&Path>) -> Outcome<()> {
     let all = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let old = rustix::fs::open("/", flags, Mode::empty()).because(|| "cannot open `/`".to_owned())?;
     mount_setattr(old.as_fd(), true, &all).because(|| "cannot make the host's mounts private".to_owned())?;
-    attach(prepared.root.as_fd(), old.as_fd()).because(|| "cannot attach the root filesystem".to_owned())
+    let Some(place) = place else {
+        return attach(prepared.root.as_fd(), old.as_fd()).because(|| "cannot attach the root filesystem".to_owned());
+    };
+    let what = || format!("cannot attach the root filesystem on `{}`", place.display());
+    let target = rustix::fs::open(place, flags | OFlags::NOFOLLOW, Mode::empty()).because(what)?;
+    let (found, wanted) = (rustix::fs::fstat(&target).because(what)?, rustix::fs::fstat(&prepared.root).because(what)?);
+    if (found.st_dev, found.st_ino) != (wanted.st_dev, wanted.st_ino) {
+        return Err(Failure::new(format!("{}: it is another directory now", what())));
+    }
+    attach(prepared.root.as_fd(), target.as_fd()).because(what)
 }
 
 /// Everything a mount step needs to know.
@@ -224,7 +240,7 @@ impl Context<'_> {
         match (tree, mount.kind.as_deref().unwrap_or("")) {
             (Tree::Bind(tree), _) => {
                 let target = self.bind_target(tree.as_fd(), &destination, links)?;
-                if options.data.iter().any(|(key, _)| !matches!(key.as_str(), "sync" | "silent")) {
+                if !options.data.is_empty() {
                     let words: Vec<&str> = options.data.iter().map(|(key, _)| key.as_str()).collect();
                     return Err(Failure::new(format!("`{}` is not an option of a bind mount", words.join(","))));
                 }
@@ -232,10 +248,20 @@ impl Context<'_> {
             }
             (_, "cgroup" | "cgroup2") => self.mount_cgroup(tree, &destination, links, &options),
             (_, kind) => {
+                let mut options = options;
+                labels::add_mount_label(self.config, kind, &mut options);
                 let target = self.root().make_dir(&destination, links)?;
-                let made = new_filesystem(kind, mount.source.as_deref(), &options)?;
-                if options.copy_up {
+                let made = if options.copy_up {
+                    // Read-only comes after the copying.
+                    let attr = MountAttr { set: options.attr.set & !READ_ONLY, ..options.attr };
+                    let made = new_filesystem(kind, mount.source.as_deref(), &Options { attr, ..options.clone() })?;
                     super::copy_up::copy(self.root(), &destination, made.as_fd())?;
+                    made
+                } else {
+                    new_filesystem(kind, mount.source.as_deref(), &options)?
+                };
+                if kind == "mqueue" {
+                    labels::label_file(self.config, made.as_fd())?;
                 }
                 finish(made.as_fd(), target.as_fd(), &options)
             }
@@ -254,11 +280,19 @@ impl Context<'_> {
 
     fn remount(&self, destination: &str, links: Links, options: &Options) -> Outcome<()> {
         let what = || "cannot change the mount".to_owned();
-        if !options.data.is_empty() {
-            return Err(Failure::new("a remount can change attributes and propagation only"));
-        }
         let target = self.root().open(destination, OFlags::PATH, links).because(what)?;
-        apply_attributes(target.as_fd(), options).because(what)
+        if options.bind.is_none() && !(options.data.is_empty() && options.superblock.is_empty()) {
+            reconfigure(target.as_fd(), options)?;
+        } else if !options.data.is_empty() {
+            let words: Vec<&str> = options.data.iter().map(|(key, _)| key.as_str()).collect();
+            return Err(Failure::new(format!("`{}` is not an option of a bind mount", words.join(","))));
+        }
+        let not_a_mount = |error: &std::io::Error| error.raw_os_error() == Some(libc::EINVAL);
+        apply_attributes(target.as_fd(), options).map_err(|error| match not_a_mount(&error) {
+            true => Failure { cause: Some(error.to_string()), ..Failure::new(what()) }
+                .hint("`remount` needs a mount to change: an earlier entry with the same destination"),
+            false => Failure { cause: Some(error.to_string()), ..Failure::new(what()) },
+        })
     }
 
     /// The cgroup filesystem as the container may see it: one v2 mount, or a directory of v1 mounts.
@@ -276,7 +310,8 @@ impl Context<'_> {
             return finish(made.as_fd(), target.as_fd(), options);
         }
         let data = vec![("mode".to_owned(), Some("755".to_owned()))];
-        let writable = Options { data, ..Options::default() };
+        let mut writable = Options { data, ..Options::default() };
+        labels::add_mount_label(self.config, "tmpfs", &mut writable);
         let directory = new_filesystem("tmpfs", Some("cgroup"), &writable)?;
         attach(directory.as_fd(), target.as_fd()).because(|| "cannot attach the directory of cgroups".to_owned())?;
         let inside = RootDir(directory.as_fd());
@@ -348,7 +383,8 @@ impl Context<'_> {
                         // The filesystem itself, so that remounting the mount does not help.
                         data.push(("ro".to_owned(), None));
                         let attr = MountAttr { set: READ_ONLY, ..MountAttr::default() };
-                        let options = Options { data, attr, ..Options::default() };
+                        let mut options = Options { data, attr, ..Options::default() };
+                        labels::add_mount_label(self.config, "tmpfs", &mut options);
                         new_filesystem("tmpfs", Some("tmpfs"), &options)?
                     }
                 }
@@ -455,6 +491,32 @@ fn apply_attributes(tree: BorrowedFd<'_>, options: &Options) -> std::io::Result<
     options.propagations.iter().try_for_each(|propagation| set_propagation(tree, *propagation))
 }
 
+/// Tell the options of a filesystem to the kernel.
+fn configure(context: BorrowedFd<'_>, options: &Options, kind: &str) -> Outcome<()> {
+    for word in &options.superblock {
+        rustix::mount::fsconfig_set_flag(context, *word).because(|| format!("{kind} refuses the option `{word}`"))?;
+    }
+    for (key, value) in &options.data {
+        match value {
+            Some(value) => rustix::mount::fsconfig_set_string(context, key.as_str(), value.as_str())
+                .because(|| format!("{kind} refuses the option `{key}={value}`"))?,
+            None => rustix::mount::fsconfig_set_flag(context, key.as_str())
+                .because(|| format!("{kind} refuses the option `{key}`"))?,
+        }
+    }
+    Ok(())
+}
+
+/// Change the options of the filesystem that is mounted at a descriptor.
+fn reconfigure(target: BorrowedFd<'_>, options: &Options) -> Outcome<()> {
+    let flags = rustix::mount::FsPickFlags::FSPICK_CLOEXEC | rustix::mount::FsPickFlags::FSPICK_EMPTY_PATH;
+    let context = rustix::mount::fspick(target, "", flags)
+        .because(|| "cannot change the filesystem".to_owned())
+        .or_hint("`remount` needs a mount to change: an earlier entry with the same destination")?;
+    configure(context.as_fd(), options, "the filesystem")?;
+    rustix::mount::fsconfig_reconfigure(&context).because(|| "cannot change the filesystem".to_owned())
+}
+
 /// A new filesystem, not attached anywhere.
 ///
 /// # Errors
@@ -471,14 +533,7 @@ pub fn new_filesystem(kind: &str, source: Option<&str>, options: &Options) -> Ou
             rustix::mount::fsconfig_set_flag(&context, "ro").because(|| format!("{kind} refuses the option `ro`"))?;
         }
     }
-    for (key, value) in &options.data {
-        match value {
-            Some(value) => rustix::mount::fsconfig_set_string(&context, key.as_str(), value.as_str())
-                .because(|| format!("{kind} refuses the option `{key}={value}`"))?,
-            None => rustix::mount::fsconfig_set_flag(&context, key.as_str())
-                .because(|| format!("{kind} refuses the option `{key}`"))?,
-        }
-    }
+    configure(context.as_fd(), options, kind)?;
     rustix::mount::fsconfig_create(&context).because(|| format!("cannot make a filesystem of type `{kind}`"))?;
     let flags = MountAttrFlags::from_bits_retain(options.attr.set as u32);
     rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags)
@@ -487,12 +542,21 @@ pub fn new_filesystem(kind: &str, source: Option<&str>, options: &Options) -> Ou
 
 /// Leave the old root for the new one.
 ///
+/// - `by_moving`: by chroot rather than pivot_root.
+/// - `at_place`: [`attach_root`] was given a place.
+///
 /// # Errors
 /// The mount calls fail.
-pub fn pivot(prepared: &Prepared, by_moving: bool) -> Outcome<()> {
+pub fn pivot(prepared: &Prepared, by_moving: bool, at_place: bool) -> Outcome<()> {
     rustix::process::fchdir(&prepared.root).because(|| "cannot enter the root filesystem".to_owned())?;
     if by_moving {
-        // For roots on the initial ramfs, where pivot_root does not work: the tree is on `/` already.
+        // For roots on the initial ramfs, where pivot_root does not work. The tree is on `/` already, unless hooks
+        // wanted it elsewhere.
+        if at_place {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let old = rustix::fs::open("/", flags, Mode::empty()).because(|| "cannot open `/`".to_owned())?;
+            attach(prepared.root.as_fd(), old.as_fd()).because(|| "cannot move the root filesystem".to_owned())?;
+        }
         crate::sys::mount::chroot_here().because(|| "cannot change the root".to_owned())?;
     } else {
         crate::sys::mount::pivot_root_here()

@@ -5,9 +5,10 @@
 //! privilege), descriptors closed just before the exec.
 
 use super::capabilities::{self, Sets};
+use super::labels;
 use super::mounts::copy_of;
-use super::procfs::Procfs;
 use super::rlimits;
+use super::scheduling;
 use crate::config::Process;
 use crate::error::{Because, Failure, InStep, NOT_EXECUTABLE, NOT_FOUND, Outcome};
 use crate::seccomp::Filter;
@@ -95,14 +96,13 @@ impl Program<'_> {
     /// A step of isolation fails, or the program cannot be executed.
     pub fn become_it(&self, ready: &Ready) -> Outcome<std::convert::Infallible> {
         let process = self.process;
+        labels::apply(process)?;
         if let Some(name) = self.keyring {
             self.join_keyring(name)?;
         }
         rlimits::restore_open_files(self.open_files).in_step("resource limits")?;
         rlimits::apply(&process.rlimits).in_step("resource limits")?;
-        if let Some(profile) = process.apparmor_profile.as_deref().filter(|profile| !profile.is_empty()) {
-            set_apparmor_profile(profile).in_step("AppArmor")?;
-        }
+        scheduling::apply(process)?;
         self.give_stdio();
         // Without no_new_privs, loading a filter takes CAP_SYS_ADMIN, which is about to go.
         let filter_early = !process.no_new_privileges;
@@ -150,6 +150,23 @@ impl Program<'_> {
             hint: Some(hint.to_owned()),
             code: NOT_EXECUTABLE,
         })
+    }
+
+    /// In the process of a hook that the image provides: no more rights than the program will have.
+    ///
+    /// # Errors
+    /// A step of isolation fails.
+    pub fn restrict(&self) -> Outcome<()> {
+        let filter_early = !self.process.no_new_privileges;
+        if filter_early {
+            self.load_filter()?;
+        }
+        self.set_credentials().in_step("credentials")?;
+        if !filter_early {
+            process::set_no_new_privs().because(|| "cannot set no_new_privs".to_owned())?;
+            self.load_filter()?;
+        }
+        Ok(())
     }
 
     fn load_filter(&self) -> Outcome<()> {
@@ -233,16 +250,6 @@ fn set_groups(groups: &[u32]) -> Outcome<()> {
         }
         result => result.because(|| format!("cannot join groups {groups:?}")),
     }
-}
-
-fn set_apparmor_profile(profile: &str) -> Outcome<()> {
-    let procfs = Procfs::new()?;
-    let pid = rustix::process::getpid().as_raw_nonzero();
-    let value = format!("exec {profile}");
-    procfs
-        .write(&format!("{pid}/attr/apparmor/exec"), &value)
-        .or_else(|_| procfs.write(&format!("{pid}/attr/exec"), &value))
-        .or_hint("the profile must be loaded on the host; see `aa-status`")
 }
 
 /// An I/O error in the plain words of other runtimes, which callers look for.

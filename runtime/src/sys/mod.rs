@@ -7,6 +7,7 @@ pub mod bpf;
 pub mod clone;
 pub mod mount;
 pub mod process;
+pub mod sched;
 pub mod seccomp;
 pub mod signal;
 pub mod socket;
