@@ -102,7 +102,7 @@ const STEPS: &[Step] = &[
     Step { name: "container hooks", run: |init| init.container_hooks() },
     Step { name: "working directory", run: |init| init.make_working_directory() },
     Step { name: "pivot root", run: |init| init.pivot() },
-    Step { name: "seal root", run: |init| init.context().seal_root() },
+    Step { name: "seal root", run: |init| init.context().seal() },
     Step { name: "personality", run: |init| init.set_personality() },
     Step {
         name: "memory policy",

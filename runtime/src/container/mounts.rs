@@ -18,6 +18,7 @@ use crate::sys::mount::{MountAttr, mount_setattr};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
+use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -32,6 +33,8 @@ pub struct Prepared {
     pub root: OwnedFd,
     /// Per mount of the configuration.
     trees: Vec<Tree>,
+    /// Mounts that become read-only when all is in them: see [`Context::seal`].
+    late: RefCell<Vec<OwnedFd>>,
     /// Host device files, where making them is not allowed (user namespaces): path in the container, tree.
     pub devices: Vec<(String, OwnedFd)>,
 }
@@ -115,7 +118,7 @@ impl Prepared {
                 devices.push(host_device(&device.path)?);
             }
         }
-        Ok(Self { root, trees, devices })
+        Ok(Self { root, trees, late: RefCell::default(), devices })
     }
 }
 
@@ -231,39 +234,56 @@ impl Context<'_> {
     }
 
     fn mount(&self, mount: &Mount, tree: &Tree) -> Outcome<()> {
-        let options = parse(mount)?;
+        let mut options = parse(mount)?;
         let destination = clean(&mount.destination);
         let links = Links::for_path(&destination);
+        // Later mounts need places in a tmpfs, and device files and links are made in `/dev`.
+        let late =
+            options.attr.set & READ_ONLY != 0 && (destination == "/dev" || mount.kind.as_deref() == Some("tmpfs"));
+        if late {
+            options.attr.set &= !READ_ONLY;
+        }
+        let mounted = self.mount_as(mount, tree, &destination, links, options)?;
+        if late {
+            self.prepared.late.borrow_mut().push(match mounted {
+                Some(mounted) => mounted,
+                None => self.root().open(&destination, OFlags::PATH, links).because(|| "cannot open it".to_owned())?,
+            });
+        }
+        Ok(())
+    }
+
+    /// Returns the mount, if it was made here.
+    fn mount_as(
+        &self,
+        mount: &Mount,
+        tree: &Tree,
+        destination: &str,
+        links: Links,
+        mut options: Options,
+    ) -> Outcome<Option<OwnedFd>> {
         if options.remount {
-            return self.remount(&destination, links, &options);
+            return self.remount(destination, links, &options).map(|()| None);
         }
         match (tree, mount.kind.as_deref().unwrap_or("")) {
             (Tree::Bind(tree), _) => {
-                let target = self.bind_target(tree.as_fd(), &destination, links)?;
-                if !options.data.is_empty() {
-                    let words: Vec<&str> = options.data.iter().map(|(key, _)| key.as_str()).collect();
-                    return Err(Failure::new(format!("`{}` is not an option of a bind mount", words.join(","))));
-                }
-                finish(tree.as_fd(), target.as_fd(), &options)
+                let target = self.bind_target(tree.as_fd(), destination, links)?;
+                refuse_data(&options)?;
+                finish(tree.as_fd(), target.as_fd(), &options).map(|()| None)
             }
-            (_, "cgroup" | "cgroup2") => self.mount_cgroup(tree, &destination, links, &options),
+            (_, "cgroup" | "cgroup2") => self.mount_cgroup(tree, destination, links, &options).map(|()| None),
             (_, kind) => {
-                let mut options = options;
                 labels::add_mount_label(self.config, kind, &mut options);
-                let target = self.root().make_dir(&destination, links)?;
-                let made = if options.copy_up {
-                    // Read-only comes after the copying.
-                    let attr = MountAttr { set: options.attr.set & !READ_ONLY, ..options.attr };
-                    let made = new_filesystem(kind, mount.source.as_deref(), &Options { attr, ..options.clone() })?;
-                    super::copy_up::copy(self.root(), &destination, made.as_fd())?;
-                    made
-                } else {
-                    new_filesystem(kind, mount.source.as_deref(), &options)?
-                };
+                let target = self.root().make_dir(destination, links)?;
+                let made = new_filesystem(kind, mount.source.as_deref(), &options)?;
+                if options.copy_up {
+                    super::copy_up::copy(self.root(), destination, made.as_fd())?;
+                }
                 if kind == "mqueue" {
                     labels::label_file(self.config, made.as_fd())?;
                 }
-                finish(made.as_fd(), target.as_fd(), &options)
+                finish(made.as_fd(), target.as_fd(), &options)?;
+                Ok(Some(made))
             }
         }
     }
@@ -283,9 +303,8 @@ impl Context<'_> {
         let target = self.root().open(destination, OFlags::PATH, links).because(what)?;
         if options.bind.is_none() && !(options.data.is_empty() && options.superblock.is_empty()) {
             reconfigure(target.as_fd(), options)?;
-        } else if !options.data.is_empty() {
-            let words: Vec<&str> = options.data.iter().map(|(key, _)| key.as_str()).collect();
-            return Err(Failure::new(format!("`{}` is not an option of a bind mount", words.join(","))));
+        } else {
+            refuse_data(options)?;
         }
         let not_a_mount = |error: &std::io::Error| error.raw_os_error() == Some(libc::EINVAL);
         apply_attributes(target.as_fd(), options).map_err(|error| match not_a_mount(&error) {
@@ -434,12 +453,16 @@ impl Context<'_> {
         }
     }
 
-    /// The root's own attributes, once all is in place.
+    /// What has to wait until all is in place: read-only mounts that others are in, and the root's own attributes.
     ///
     /// # Errors
     /// The mount calls fail.
-    pub fn seal_root(&self) -> Outcome<()> {
+    pub fn seal(&self) -> Outcome<()> {
         let root = self.prepared.root.as_fd();
+        for mount in self.prepared.late.take() {
+            let attr = MountAttr { set: READ_ONLY, ..MountAttr::default() };
+            mount_setattr(mount.as_fd(), false, &attr).because(|| "cannot make a mount read-only".to_owned())?;
+        }
         if self.config.root.as_ref().is_some_and(|root| root.readonly) {
             let attr = MountAttr { set: READ_ONLY, ..MountAttr::default() };
             mount_setattr(root, false, &attr).because(|| "cannot make the root read-only".to_owned())?;
@@ -467,6 +490,15 @@ impl Context<'_> {
 /// Those of `open_tree(2)`.
 pub fn copy_of(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     open_tree(fd, Path::new(""), false)
+}
+
+/// What a filesystem understands cannot be told to a bind mount.
+fn refuse_data(options: &Options) -> Outcome<()> {
+    if options.data.is_empty() {
+        return Ok(());
+    }
+    let words: Vec<&str> = options.data.iter().map(|(key, _)| key.as_str()).collect();
+    Err(Failure::new(format!("`{}` is not an option of a bind mount", words.join(","))))
 }
 
 /// Set attributes and propagation, then attach.

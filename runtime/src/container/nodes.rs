@@ -23,8 +23,9 @@ const LINKS: &[(&str, &str)] = &[
 pub fn make(context: &Context<'_>) -> Outcome<()> {
     let config = context.config;
     let bound = config.mounts.iter().any(|mount| {
-        clean(&mount.destination) == "/dev"
-            && (mount.kind.as_deref() == Some("bind") || mount.options.iter().any(|o| o == "bind" || o == "rbind"))
+        let has = |word: &str| mount.options.iter().any(|option| option == word);
+        let bind = mount.kind.as_deref() == Some("bind") || has("bind") || has("rbind");
+        bind && !has("remount") && clean(&mount.destination) == "/dev"
     });
     let root = RootDir(context.prepared.root.as_fd());
     if !context.prepared.devices.is_empty() {
