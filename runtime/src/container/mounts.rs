@@ -12,7 +12,7 @@ use super::labels;
 use super::options::{self, Bind, Options, Propagation, READ_ONLY};
 use super::path::{Links, RootDir, clean};
 use crate::cgroup::Cgroup;
-use crate::config::{Config, Mount};
+use crate::config::{Config, Device, Mount};
 use crate::error::{Because, Failure, InStep, Outcome};
 use crate::sys::mount::{MountAttr, mount_setattr};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
@@ -112,19 +112,29 @@ impl Prepared {
         if config.namespace("user").is_some() {
             for (name, _, _) in DEFAULT_DEVICES {
                 let path = format!("/dev/{name}");
-                devices.push(host_device(&path)?);
+                devices.push(host_device(&path, None)?);
             }
-            for device in &config.linux.devices {
-                devices.push(host_device(&device.path)?);
+            for device in config.linux.devices.iter().filter(|device| device.kind != "p") {
+                devices.push(host_device(&device.path, Some(device))?);
             }
         }
         Ok(Self { root, trees, late: RefCell::default(), devices })
     }
 }
 
-fn host_device(path: &str) -> Outcome<(String, OwnedFd)> {
+/// A device file of the host, which must be the one that the bundle means.
+fn host_device(path: &str, wanted: Option<&Device>) -> Outcome<(String, OwnedFd)> {
     let tree = open_tree(CWD, Path::new(path), false)
         .because(|| format!("cannot open device `{path}` of the host, which a user namespace may not make"))?;
+    if let Some(wanted) = wanted {
+        let stat = rustix::fs::fstat(&tree).because(|| format!("cannot look at device `{path}` of the host"))?;
+        let kind = if wanted.kind == "b" { FileType::BlockDevice } else { FileType::CharacterDevice };
+        let number = rustix::fs::makedev(wanted.major.unwrap_or(0), wanted.minor.unwrap_or(0));
+        if FileType::from_raw_mode(stat.st_mode) != kind || stat.st_rdev != number {
+            let what = format!("`{path}` of the host, which a user namespace needs, is not the device of the bundle");
+            return Err(Failure::new(what));
+        }
+    }
     Ok((path.to_owned(), tree))
 }
 

@@ -28,21 +28,20 @@ pub fn make(context: &Context<'_>) -> Outcome<()> {
         bind && !has("remount") && clean(&mount.destination) == "/dev"
     });
     let root = RootDir(context.prepared.root.as_fd());
-    if !context.prepared.devices.is_empty() {
-        if !bound {
-            for (path, tree) in &context.prepared.devices {
-                context.cover(tree.as_fd(), path)?;
-            }
+    let elsewhere = |path: &str| !bound || !clean(path).starts_with("/dev/");
+    if context.prepared.devices.is_empty() && !bound {
+        let dev = root.make_dir("/dev", Links::Refuse)?;
+        for &(name, major, minor) in DEFAULT_DEVICES {
+            let device = Node { kind: FileType::CharacterDevice, major, minor, mode: 0o666, uid: 0, gid: 0 };
+            device.make(dev.as_fd(), name)?;
         }
-    } else {
-        if !bound {
-            let dev = root.make_dir("/dev", Links::Refuse)?;
-            for &(name, major, minor) in DEFAULT_DEVICES {
-                let device = Node { kind: FileType::CharacterDevice, major, minor, mode: 0o666, uid: 0, gid: 0 };
-                device.make(dev.as_fd(), name)?;
-            }
-        }
-        for device in &config.linux.devices {
+    }
+    for (path, tree) in context.prepared.devices.iter().filter(|(path, _)| elsewhere(path)) {
+        context.cover(tree.as_fd(), path)?;
+    }
+    for device in config.linux.devices.iter().filter(|device| elsewhere(&device.path)) {
+        // Pipes can be made anywhere, also where the host's devices had to do.
+        if context.prepared.devices.is_empty() || device.kind == "p" {
             let (dir, name) = root.parent(&device.path, Links::for_path(&clean(&device.path)))?;
             Node::from(device).make(dir.as_fd(), &name)?;
         }
