@@ -4,6 +4,7 @@ use crate::cgroup::{self, Cgroup};
 use crate::config::Config;
 use crate::container::{hooks, resctrl};
 use crate::error::{Because, InStep, Outcome};
+use crate::rootless;
 use crate::state::{ProcessId, Record, StateDir, Status};
 use crate::sys::clone;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -22,7 +23,11 @@ const REMOVE_ATTEMPTS_MAX: u32 = 3;
 /// A process hangs in the kernel, or a directory cannot be removed.
 pub fn remove(dir: &StateDir, record: Option<&Record>, id: &str) -> Outcome<Vec<String>> {
     let place = record.map_or_else(|| cgroup::place(None, id), |record| record.cgroup.clone());
-    let cgroup = Cgroup::at(place).in_step("cgroup")?;
+    let left_out = record.map_or(&[][..], |record| &record.cgroup_left_out);
+    let mut cgroup = Cgroup::at(place).in_step("cgroup")?.without(left_out);
+    if rootless::is_ordinary_user() {
+        cgroup = cgroup.without_foreign();
+    }
     // A frozen process does not die.
     cgroup.thaw();
     if let Some(record) = record {
@@ -72,7 +77,7 @@ fn wait(process: &ProcessId) {
 }
 
 fn run_hooks(dir: &StateDir, record: Option<&Record>) -> Vec<String> {
-    let Some(record) = record else {
+    let Some(record) = record.filter(|record| record.poststop) else {
         return Vec::new();
     };
     let Ok(text) = fs::read(dir.file("config.json")) else {

@@ -133,7 +133,7 @@ fn exec_runs_on_the_cpus_it_is_told() {
         let process = json!({"args": seen, "cwd": "/", "execCPUAffinity": affinity});
         std::fs::write(bed.path("process.json"), process.to_string()).expect("a file");
         let ran = bed.run(&["exec", "-p", &bed.path("process.json").display().to_string(), &name]);
-        assert!(ran.code == 1 && ran.err.contains(want), "{affinity}: {ran:?}");
+        assert!(ran.code != 0 && ran.err.contains(want), "{affinity}: {ran:?}");
     }
     bed.ok(&["delete", "--force", &name]);
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// The newest version of the specification that this runtime carries out.
+/// Version of the specification that is carried out; also what `spec` writes.
 pub const SPEC_VERSION: &str = "1.3.0";
 
 /// Go writes an absent list as `null`; take it as empty.
@@ -590,6 +590,20 @@ config! {
         value_two: u64,
         /// `SCMP_CMP_*`.
         op: String,
+    }
+}
+
+impl Hooks {
+    /// Every list with its key, in the order in which they run.
+    pub fn each(&self) -> [(&'static str, &[Hook]); 6] {
+        [
+            ("prestart", &self.prestart),
+            ("createRuntime", &self.create_runtime),
+            ("createContainer", &self.create_container),
+            ("startContainer", &self.start_container),
+            ("poststart", &self.poststart),
+            ("poststop", &self.poststop),
+        ]
     }
 }
 

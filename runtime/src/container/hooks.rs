@@ -130,7 +130,8 @@ impl Program {
         }
         before()?;
         process::close_on_exec_from(3).because(what)?;
-        signal::reset_handlers();
+        // All of them: a hook should not have to know what the caller of its runtime ignores.
+        signal::stop_ignoring(u64::MAX);
         signal::set_mask(&signal::SignalSet::empty()).because(what)?;
         Err(process::execve(&self.path, &self.arguments, &self.environment)).because(what)
     }

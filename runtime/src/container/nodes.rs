@@ -1,6 +1,6 @@
 //! Device files and links below `/dev`.
 
-use super::mounts::{Context, DEFAULT_DEVICES};
+use super::mounts::{Context, DEFAULT_DEVICES, host_device};
 use super::path::{Links, RootDir, clean};
 use crate::config::Device;
 use crate::error::{Because, Failure, Outcome};
@@ -27,39 +27,46 @@ pub fn make(context: &Context<'_>) -> Outcome<()> {
         let bind = mount.kind.as_deref() == Some("bind") || has("bind") || has("rbind");
         bind && !has("remount") && clean(&mount.destination) == "/dev"
     });
+    if !context.prepared.may_mount() && config.namespace("user").is_some() {
+        // Neither made nor bound: what the root filesystem has is all there can be.
+        return Ok(());
+    }
     let root = RootDir(context.prepared.root.as_fd());
     let elsewhere = |path: &str| !bound || !clean(path).starts_with("/dev/");
     if context.prepared.devices.is_empty() && !bound {
-        let dev = root.make_dir("/dev", Links::Refuse)?;
+        let dev = context.directory("/dev")?;
         for &(name, major, minor) in DEFAULT_DEVICES {
             let device = Node { kind: FileType::CharacterDevice, major, minor, mode: 0o666, uid: 0, gid: 0 };
-            device.make(dev.as_fd(), name)?;
+            device.make_or_borrow(context, dev.as_fd(), &format!("/dev/{name}"), name)?;
         }
     }
     for (path, tree) in context.prepared.devices.iter().filter(|(path, _)| elsewhere(path)) {
         context.cover(tree.as_fd(), path)?;
     }
     for device in config.linux.devices.iter().filter(|device| elsewhere(&device.path)) {
-        // Pipes can be made anywhere, also where the host's devices had to do.
-        if context.prepared.devices.is_empty() || device.kind == "p" {
-            let (dir, name) = root.parent(&device.path, Links::for_path(&clean(&device.path)))?;
+        let (dir, name) = root.parent(&device.path, Links::for_path(&clean(&device.path)))?;
+        if context.prepared.devices.is_empty() {
+            Node::from(device).make_or_borrow(context, dir.as_fd(), &clean(&device.path), &name)?;
+        } else if device.kind == "p" {
+            // Pipes have no number and can be made anywhere, also where the host's devices had to do.
             Node::from(device).make(dir.as_fd(), &name)?;
         }
     }
     if bound {
         return Ok(());
     }
-    let dev = root.make_dir("/dev", Links::Refuse)?;
+    let dev = context.directory("/dev")?;
     for (name, target) in LINKS {
         link(dev.as_fd(), name, target)?;
     }
     // Anything but our link in this place would be a way to another terminal.
     if config.mounts.iter().any(|mount| clean(&mount.destination) == "/dev/pts") {
-        match rustix::fs::unlinkat(&dev, "ptmx", AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(error).because(|| "cannot replace `/dev/ptmx`".to_owned()),
-        }
-        link(dev.as_fd(), "ptmx", "pts/ptmx")?;
+        let link = || rustix::fs::symlinkat("pts/ptmx", &dev, "ptmx");
+        let result = match link() {
+            Err(Errno::EXIST) => rustix::fs::unlinkat(&dev, "ptmx", AtFlags::empty()).and_then(|()| link()),
+            result => result,
+        };
+        result.because(|| "cannot replace `/dev/ptmx`".to_owned())?;
     }
     Ok(())
 }
@@ -100,6 +107,20 @@ impl From<&Device> for Node {
 }
 
 impl Node {
+    /// Make it, or, where the kernel lets nobody make devices (root of a user namespace only), bind the host's.
+    fn make_or_borrow(&self, context: &Context<'_>, dir: BorrowedFd<'_>, path: &str, name: &str) -> Outcome<()> {
+        let result = self.make(dir, name);
+        let borrow = result.is_err()
+            && self.kind != FileType::Fifo
+            && context.prepared.may_mount()
+            && crate::rootless::in_user_namespace();
+        if !borrow {
+            return result;
+        }
+        let kind = if self.kind == FileType::BlockDevice { "b" } else { "c" };
+        context.cover(host_device(path, kind, self.major, self.minor)?.as_fd(), path)
+    }
+
     fn make(&self, dir: BorrowedFd<'_>, name: &str) -> Outcome<()> {
         let what = || format!("cannot make device `{name}`");
         let number = if self.kind == FileType::Fifo { 0 } else { rustix::fs::makedev(self.major, self.minor) };

@@ -4,6 +4,7 @@ use super::namespaces::Kind;
 use super::procfs::Procfs;
 use crate::config::Config;
 use crate::error::{Because, Failure, InStep, Outcome};
+use crate::sys::mount;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
@@ -117,6 +118,11 @@ pub fn apply(config: &Config) -> Outcome<()> {
     let procfs = Procfs::new()?;
     for (name, value) in &config.linux.sysctl {
         let path = path(name).because(|| format!("$.linux.sysctl.{name}"))?;
+        if path == "kernel/domainname" {
+            // Root of a user namespace may call, but not write to the file.
+            mount::set_domainname(value).because(|| format!("cannot set the domain name `{value}`"))?;
+            continue;
+        }
         procfs
             .write(&format!("sys/{path}"), value)
             .or_hint("does this kernel have it, and does it take this value?")?;
