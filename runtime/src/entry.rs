@@ -12,7 +12,8 @@
 //! not allowed (no right to mount, an old kernel) the program goes on, and `sealed` decides what else can be done.
 #![allow(unsafe_code)] // raw system calls without a C library
 // Nothing here may use memory or functions that the C library prepares (thread-local storage, `memcpy`, `strlen`), and
-// in a position-independent program nothing that holds an address as data.
+// in a position-independent program nothing that holds an address as data. That rules out most functions of `core`: a
+// build for debugging calls them through such addresses.
 
 use core::arch::{asm, global_asm};
 use core::mem::MaybeUninit;
@@ -87,75 +88,89 @@ unsafe fn call(number: libc::c_long, arguments: [usize; 5]) -> isize {
     result
 }
 
-/// One byte of memory, by an instruction that the compiler makes nothing else of: no library function out of a loop,
-/// and no check that calls through addresses which are not there yet (as `ptr::read_volatile` does in a debug build).
+/// The byte at an address.
 ///
 /// # Safety
-/// `place` can be read.
-unsafe fn byte(place: *const u8) -> u8 {
-    let found: u32;
-    // SAFETY: reads one byte, which the caller says can be read, and nothing else.
+/// It is in memory that can be read.
+unsafe fn byte(address: usize) -> u8 {
+    let value: u32;
+    // SAFETY: one load, of what the caller vouches for.
     unsafe {
         #[cfg(target_arch = "x86_64")]
-        asm!("movzx {0:e}, byte ptr [{1}]", out(reg) found, in(reg) place, options(nostack, readonly, preserves_flags));
+        asm!("movzx {0:e}, byte ptr [{1}]", out(reg) value, in(reg) address, options(nostack, readonly, preserves_flags));
         #[cfg(target_arch = "aarch64")]
-        asm!("ldrb {0:w}, [{1}]", out(reg) found, in(reg) place, options(nostack, readonly, preserves_flags));
+        asm!("ldrb {0:w}, [{1}]", out(reg) value, in(reg) address, options(nostack, readonly, preserves_flags));
     }
-    found as u8
+    value as u8
 }
 
-/// Whether a C string is exactly `word`.
+/// The word at an address.
 ///
 /// # Safety
-/// `text` is a C string.
-unsafe fn is(text: *const u8, word: &[u8]) -> bool {
+/// It is in memory that can be read.
+unsafe fn word(address: usize) -> usize {
+    let value: usize;
+    // SAFETY: one load, of what the caller vouches for.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        asm!("mov {0}, qword ptr [{1}]", out(reg) value, in(reg) address, options(nostack, readonly, preserves_flags));
+        #[cfg(target_arch = "aarch64")]
+        asm!("ldr {0}, [{1}]", out(reg) value, in(reg) address, options(nostack, readonly, preserves_flags));
+    }
+    value
+}
+
+/// Whether the C string at `text` is exactly `name`.
+///
+/// # Safety
+/// It is a C string.
+unsafe fn is(text: usize, name: &[u8]) -> bool {
     let mut at = 0;
-    while at < word.len() {
+    while at < name.len() {
         // SAFETY: all bytes before were equal and not zero, so the string goes on at least to here.
-        if unsafe { byte(text.wrapping_add(at)) } != word[at] {
+        if unsafe { byte(text + at) } != name[at] {
             return false;
         }
         at += 1;
     }
     // SAFETY: as above.
-    unsafe { byte(text.wrapping_add(at)) == 0 }
+    unsafe { byte(text + at) == 0 }
 }
 
 /// Execute this program again from a read-only view, if the command will enter a container and does not run from one.
 ///
 /// # Safety
 /// `stack` is where the kernel has put the number of arguments, with arguments and environment behind it.
-unsafe extern "C" fn seal(stack: *const usize) {
-    const OWN: &core::ffi::CStr = c"/proc/self/exe";
-    const NOTHING: &core::ffi::CStr = c"";
+unsafe extern "C" fn seal(stack: usize) {
+    static OWN: [u8; 15] = *b"/proc/self/exe\0";
+    static NOTHING: u8 = 0;
+    const WORD: usize = size_of::<usize>();
     /// Place of `f_flags` in `struct statfs`, in words, and the flag of a read-only mount in it.
     const FLAGS_AT: usize = 10;
-    const READ_ONLY: u64 = 1;
+    const READ_ONLY: usize = 1;
     const HERE: usize = libc::AT_FDCWD as usize;
     const OPEN: usize = (libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC) as usize;
     // SAFETY: the kernel lays out a new program's stack so: the number of arguments, pointers to them and a null,
     // pointers to the environment and a null. The calls read constant C strings, that list, and write `found`, which
     // is as large as `struct statfs` (120 bytes).
     unsafe {
-        let count = *stack;
-        let arguments = stack.wrapping_add(1);
-        let environment = arguments.wrapping_add(count.wrapping_add(1));
+        let count = word(stack);
+        let arguments = stack + WORD;
+        let environment = arguments + (count + 1) * WORD;
         let mut enters = false;
         let mut at = 1;
         while at < count {
-            let word = *arguments.wrapping_add(at) as *const u8;
+            let text = word(arguments + at * WORD);
             // Any word will do: taking an option's value for the command costs time, missing the command safety.
-            enters |= is(word, b"run") || is(word, b"create") || is(word, b"exec") || is(word, b"restore");
+            enters |= is(text, b"run") || is(text, b"create") || is(text, b"exec") || is(text, b"restore");
             at += 1;
         }
         if !enters {
             return;
         }
-        let mut found = MaybeUninit::<[u64; 15]>::uninit();
-        let own = OWN.as_ptr() as usize;
-        if call(libc::SYS_statfs, [own, found.as_mut_ptr() as usize, 0, 0, 0]) < 0
-            || *found.as_ptr().cast::<u64>().wrapping_add(FLAGS_AT) & READ_ONLY != 0
-        {
+        let mut found = const { MaybeUninit::<[u64; 15]>::uninit() };
+        let (own, found) = (&raw const OWN as usize, &raw mut found as usize);
+        if call(libc::SYS_statfs, [own, found, 0, 0, 0]) < 0 || word(found + FLAGS_AT * WORD) & READ_ONLY != 0 {
             return;
         }
         let tree = call(libc::SYS_open_tree, [HERE, own, OPEN, 0, 0]);
@@ -164,11 +179,11 @@ unsafe extern "C" fn seal(stack: *const usize) {
         }
         // MOUNT_ATTR_RDONLY, _NOSUID and _NODEV; nothing to clear, no propagation, no user namespace.
         let attributes: [u64; 4] = [0x1 | 0x2 | 0x4, 0, 0, 0];
-        let (tree, empty) = (tree as usize, NOTHING.as_ptr() as usize);
+        let (tree, empty) = (tree as usize, &raw const NOTHING as usize);
         let by_descriptor = libc::AT_EMPTY_PATH as usize;
         let attributes = (&raw const attributes) as usize;
         if call(libc::SYS_mount_setattr, [tree, empty, by_descriptor, attributes, 32]) == 0 {
-            call(libc::SYS_execveat, [tree, empty, arguments as usize, environment as usize, by_descriptor]);
+            call(libc::SYS_execveat, [tree, empty, arguments, environment, by_descriptor]);
         }
         call(libc::SYS_close, [tree, 0, 0, 0, 0]);
     }

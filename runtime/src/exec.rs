@@ -322,6 +322,11 @@ fn clone_into(cgroup: &Cgroup, init_pid: i32) -> Outcome<(Side, Vec<OwnedFd>)> {
 
 /// Clone, to move into chosen cgroups below the container's.
 fn clone_below(cgroup: &Cgroup, chosen: &[SubCgroup]) -> Outcome<(Side, Vec<OwnedFd>)> {
+    let known = |name: &String| cgroup.hierarchies().v1_of(name).is_some();
+    if let Some(name) = chosen.iter().flat_map(|choice| &choice.controllers).find(|name| !known(name)) {
+        return Err(Failure::new(format!("unknown controller `{name}`"))
+            .hint("--cgroup CONTROLLER:PATH is for cgroup v1; see /proc/cgroups"));
+    }
     // The last one given for a controller counts.
     let doors = cgroup.doors_below(|v1| {
         chosen.iter().rev().find(|choice| choice.is_for(v1)).map_or("", |choice| choice.path.as_str())

@@ -341,7 +341,10 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
 }
 
 /// What `state.json` says before anything is made.
-fn intent(options: &Options, bundle: &Bundle, manner: &Manner) -> Outcome<Record> {
+///
+/// # Errors
+/// `/proc` is not readable.
+pub fn intent(options: &Options, bundle: &Bundle, manner: &Manner) -> Outcome<Record> {
     let me = ProcessId::of(std::process::id() as i32)?;
     let config = &bundle.config;
     Ok(Record {
@@ -604,7 +607,10 @@ pub fn connect_start(dir: &StateDir) -> Outcome<Option<Channel>> {
 }
 
 /// Who takes the terminal, checked before anything is made.
-fn terminal_receiver(options: &Options, config: &Config, manner: &Manner) -> Outcome<Terminal> {
+///
+/// # Errors
+/// Nobody does, or the socket cannot be reached.
+pub fn terminal_receiver(options: &Options, config: &Config, manner: &Manner) -> Outcome<Terminal> {
     let wanted = config.process.as_ref().is_some_and(|process| process.terminal);
     match (&options.console_socket, wanted) {
         (None, false) => Ok(Terminal::None),

@@ -13,6 +13,7 @@ pub mod cgroup;
 pub mod commands;
 pub mod config;
 pub mod container;
+pub mod criu;
 pub mod error;
 pub mod exec;
 pub mod foreground;

@@ -101,7 +101,7 @@ fn mistakes_in_the_bundle() {
                 let joined = json!({"type": "network", "path": "/no/where"});
                 bed.config["linux"]["namespaces"].as_array_mut().expect("namespaces")[1] = joined;
             }),
-            "namespaces: cannot open the network namespace `/no/where`",
+            "namespaces: $.linux.namespaces[1].path: cannot open the network namespace `/no/where`",
         ),
         (
             "a key that is not carried out",

@@ -17,7 +17,7 @@ fn create_start_kill_delete() {
     assert_eq!(bed.status(&name), "created");
     let pid: i32 = fs::read_to_string(bed.bundle().join("pid")).expect("the pid file").parse().expect("a number");
     assert_eq!(bed.pid(&name), pid);
-    assert!(bed.run(&["create", &name]).err.contains("in use"));
+    assert!(bed.run(&["create", &name]).err.contains("already exists"));
     bed.ok(&["start", &name]);
     assert_eq!(bed.status(&name), "running");
     assert!(bed.run(&["start", &name]).err.contains("cannot start an already running container"));

@@ -365,7 +365,8 @@ impl Line {
         Ok(Parsed::Command(command))
     }
 
-    /// A whole option name after one dash, as Go's flags have it: `-bundle DIR`. Letters in a row are tried after it.
+    /// A whole option name after one dash, as Go's flags have it, or a letter with `=`: `-bundle DIR`, `-f=false`. Letters
+    /// in a row are tried after it.
     fn one_dash(&mut self) -> Result<Option<(Name, Option<OsString>)>, UsageError> {
         let Some(mut rest) = self.parser.try_raw_args() else { return Ok(None) };
         let Some(text) = rest.peek().and_then(|argument| argument.as_bytes().strip_prefix(b"-")) else {
@@ -376,10 +377,12 @@ impl Line {
             None => (text, None),
         };
         let Ok(name) = std::str::from_utf8(name) else { return Ok(None) };
-        if name.len() < 2 || name.starts_with('-') {
-            return Ok(None);
-        }
-        let name = Name::Long(name.to_owned());
+        let mut letters = name.chars();
+        let name = match (letters.next(), letters.next(), &value) {
+            (None | Some('-'), ..) | (Some(_), None, None) => return Ok(None),
+            (Some(letter), None, Some(_)) => Name::Short(letter),
+            _ => Name::Long(name.to_owned()),
+        };
         let known = self.command.as_ref().and_then(|(_, command)| command.takes(&name));
         if known.is_none() && find(GLOBAL_OPTIONS, &name).is_none() {
             return Ok(None);

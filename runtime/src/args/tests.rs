@@ -22,6 +22,8 @@ fn lines() {
         ("create web --root /r", vec!["/r Command(Create"]),
         ("run -d web --keep", vec!["detach: true, keep: true"]),
         ("run --detach=false web --keep=true", vec!["detach: false, keep: true"]),
+        ("delete -f=false web", vec!["force: false"]),
+        ("exec -e=A=B web env", vec!["env: [\"A=B\"]"]),
         ("run -detach web", vec!["detach: true"]),
         ("run -b/b web", vec!["bundle: \"/b\""]),
         ("run -db /b web", vec!["bundle: \"/b\"", "detach: true"]),

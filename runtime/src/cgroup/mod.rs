@@ -127,6 +127,26 @@ impl Cgroup {
         mount.join(&self.path)
     }
 
+    /// The directory below a mount point that a container without a cgroup namespace sees: its own, or that of this
+    /// process in a hierarchy that the container is not moved in.
+    pub fn seen_in(&self, mount: &Path, v1: Option<&hierarchy::V1>) -> PathBuf {
+        if !self.is_left_out(mount) {
+            return self.path_in(mount);
+        }
+        let membership = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let own = membership.lines().find_map(|line| {
+            let (names, path) = line.split_once(':')?.1.split_once(':')?;
+            let same = match v1 {
+                Some(v1) => v1.controllers.iter().map(String::as_str).eq(names.split(',')),
+                None => names.is_empty(),
+            };
+            same.then(|| path.trim_start_matches('/').to_owned())
+        });
+        // Above the root of our own cgroup namespace there is nothing to show.
+        let own = own.filter(|path| !path.split('/').any(|part| part == ".."));
+        mount.join(own.unwrap_or_default())
+    }
+
     fn directories(&self) -> Vec<Directory> {
         let directory = |mount: &Path, v1: Option<&[String]>| Directory {
             mount: mount.to_owned(),

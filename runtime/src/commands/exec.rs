@@ -77,8 +77,8 @@ impl Command for Exec {
         }),
         Opt::value("cgroup", "[CONTROLLER:]PATH", "in this cgroup below the container's", |exec: &mut Self, value| {
             let text = value.text()?;
-            let place =
-                SubCgroup::parse(&text).ok_or_else(|| value.wrong("a path below the container's cgroup", &text))?;
+            let place = SubCgroup::parse(&text)
+                .ok_or_else(|| UsageError::new(format!("--cgroup: {text} is not a sub cgroup path")))?;
             exec.options.cgroups.push(place);
             Ok(())
         }),

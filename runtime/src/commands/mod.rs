@@ -1,5 +1,6 @@
 //! What each command does, one file each: its options as a table, and from parsed values to an exit code.
 
+pub mod checkpoint;
 pub mod create;
 pub mod delete;
 pub mod exec;
@@ -7,6 +8,7 @@ pub mod features;
 pub mod kill;
 pub mod launching;
 pub mod list;
+pub mod restore;
 pub mod run;
 pub mod spec;
 pub mod start;
@@ -29,12 +31,14 @@ pub const COMMANDS: &[Entry] = &[
     Entry::of::<delete::Delete>(),
     Entry::of::<exec::Exec>(),
     Entry::of::<list::List>(),
+    Entry::of::<checkpoint::Checkpoint>(),
+    Entry::of::<restore::Restore>(),
     Entry::of::<spec::Spec>(),
     Entry::of::<features::Features>(),
 ];
 
 /// Whether there are `checkpoint` and `restore`.
-pub const CHECKPOINTS: bool = false;
+pub const CHECKPOINTS: bool = true;
 
 /// Carry out a line.
 ///

@@ -337,18 +337,6 @@ config! {
         enable_mbm: bool,
     }
 
-    /// One line of an ID map.
-    IdMapping {
-        /// First ID in the container.
-        #[serde(rename = "containerID")]
-        container_id: u32,
-        /// First ID on the host.
-        #[serde(rename = "hostID")]
-        host_id: u32,
-        /// How many.
-        size: u32,
-    }
-
     /// Offset of one clock.
     TimeOffset {
         /// Seconds.
@@ -605,6 +593,20 @@ impl Hooks {
             ("poststop", &self.poststop),
         ]
     }
+}
+
+/// One line of an ID map. Written with all its keys, as its schema demands.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct IdMapping {
+    /// First ID in the container.
+    #[serde(rename = "containerID", default)]
+    pub container_id: u32,
+    /// First ID on the host.
+    #[serde(rename = "hostID", default)]
+    pub host_id: u32,
+    /// How many.
+    #[serde(default)]
+    pub size: u32,
 }
 
 impl Config {

@@ -340,14 +340,15 @@ fn open_failed(error: Errno, source: &Path, recursive: bool) -> Failure {
     Failure { cause: Some(error.to_string()), ..failure }
 }
 
-/// Directory name and the container's own directory for each hierarchy; the name is empty on a pure v2 host.
+/// Directory name and the container's own directory for each hierarchy; the name is empty on a pure v2 host. In a
+/// hierarchy that the container has no directory in, it is where the runtime is.
 fn cgroup_directories(cgroup: &Cgroup) -> Vec<(String, PathBuf)> {
     let hierarchies = cgroup.hierarchies();
     let mut list: Vec<(String, PathBuf)> =
-        hierarchies.v1.iter().map(|v1| (v1.directory_name(), cgroup.path_in(&v1.mount))).collect();
+        hierarchies.v1.iter().map(|v1| (v1.directory_name(), cgroup.seen_in(&v1.mount, Some(v1)))).collect();
     if let Some(v2) = &hierarchies.v2 {
         let name = if list.is_empty() { String::new() } else { "unified".to_owned() };
-        list.push((name, cgroup.path_in(v2)));
+        list.push((name, cgroup.seen_in(v2, None)));
     }
     list
 }

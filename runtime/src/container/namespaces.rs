@@ -2,6 +2,7 @@
 
 use crate::config::{Config, Process};
 use crate::error::{Because, Failure, InStep, Outcome};
+use crate::rootless;
 use crate::sys::{clone, process};
 use rustix::fs::{Mode, OFlags};
 use std::io;
@@ -143,11 +144,12 @@ impl Namespaces {
     }
 
     /// Whether joining and making must happen in two processes: what is made must be owned by the user namespace that
-    /// is joined, or what is joined must be joined before the new user namespace takes the right away.
+    /// is joined, or what is joined must be joined before the new user namespace takes the right away. Or the runtime
+    /// could not go back to its PID namespace, which takes rights in the user namespace that owns that one.
     pub fn needs_go_between(&self) -> bool {
-        let joins_user = self.join.iter().any(|(kind, _)| *kind == Kind::User);
+        let joins = |wanted: Kind| self.join.iter().any(|(kind, _)| *kind == wanted);
         let makes_user = self.born_into & libc::CLONE_NEWUSER as u64 != 0;
-        joins_user || makes_user && !self.join.is_empty()
+        joins(Kind::User) || makes_user && !self.join.is_empty() || joins(Kind::Pid) && rootless::is_rootless()
     }
 
     /// Whether a new user namespace needs its ID maps written.

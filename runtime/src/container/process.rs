@@ -317,7 +317,8 @@ fn find_program(name: &str, search: &str) -> Outcome<String> {
 fn executable(path: &Path) -> io::Result<()> {
     let metadata = fs::metadata(path)?;
     if metadata.is_dir() {
-        return Err(io::Error::from_raw_os_error(libc::EISDIR));
+        // What `execve` says, and what callers look for.
+        return Err(io::Error::from_raw_os_error(libc::EACCES));
     }
     if metadata.permissions().mode() & 0o111 == 0 {
         return Err(io::Error::from_raw_os_error(libc::EACCES));
