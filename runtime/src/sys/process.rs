@@ -304,9 +304,11 @@ pub fn dup_to(fd: BorrowedFd<'_>, target: i32) -> io::Result<()> {
 
 /// Give free heap pages back to the kernel; for the supervisor, which stays for long and needs little.
 pub fn trim_heap() {
-    // SAFETY: an integer by value; glibc's allocator keeps its own state consistent.
+    // SAFETY: integers by value; glibc's allocator keeps its own state consistent. The fixed threshold makes large
+    // buffers mappings of their own, which go when they are freed.
     #[cfg(target_env = "gnu")]
     unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 64 * 1024);
         libc::malloc_trim(0);
     }
 }
