@@ -129,7 +129,7 @@ fn below<T>(at: &str, result: Result<T, (&'static str, String)>) -> Result<(), C
 /// The first key that cannot be carried out.
 pub fn check_process(process: &Process, at: &str) -> Result<(), ConfigError> {
     if process.args.is_empty() {
-        return Err(invalid(format!("{at}.args"), "is empty"));
+        return Err(invalid(format!("{at}.args"), "is empty; its first entry must name a program"));
     }
     for (index, text) in process.args.iter().enumerate() {
         if text.contains('\0') {
@@ -192,11 +192,33 @@ const PROC_FILES_TO_COVER: &[&str] = &[
     "/proc/sys/crypto/fips_enabled",
 ];
 
+/// Whether a relative path begins, after all, with `..`. An absolute one cannot leave: `/..` is `/`.
+fn leaves_root(path: &str) -> bool {
+    let mut depth = 0_usize;
+    !path.starts_with('/')
+        && path.split('/').any(|part| match part {
+            "" | "." => false,
+            ".." if depth == 0 => true,
+            ".." => {
+                depth -= 1;
+                false
+            }
+            _ => {
+                depth += 1;
+                false
+            }
+        })
+}
+
 fn check_mounts(config: &Config) -> Result<(), ConfigError> {
     for (index, mount) in config.mounts.iter().enumerate() {
         let path = format!("mounts[{index}]");
         if mount.destination.is_empty() {
-            return Err(invalid(format!("{path}.destination"), "is empty"));
+            return Err(invalid(format!("{path}.destination"), "is empty; it must be a path in the container"));
+        }
+        if leaves_root(&mount.destination) {
+            let problem = format!("`{}` leaves the root filesystem; use an absolute path", mount.destination);
+            return Err(invalid(format!("{path}.destination"), problem));
         }
         let clean = crate::container::path::clean(&mount.destination);
         let options = crate::container::options::parse(&mount.options)
@@ -301,7 +323,10 @@ fn check_namespaces(config: &Config) -> Result<(), ConfigError> {
     for (index, namespace) in config.linux.namespaces.iter().enumerate() {
         let path = format!("linux.namespaces[{index}]");
         let Some(kind) = Kind::parse(&namespace.kind) else {
-            return Err(invalid(format!("{path}.type"), format!("`{}` is not a namespace", namespace.kind)));
+            return Err(invalid(
+                format!("{path}.type"),
+                format!("`{}` is not one of {}", namespace.kind, Kind::ALL.map(Kind::name).join(", ")),
+            ));
         };
         if !seen.insert(kind) {
             return Err(invalid(path, format!("`{}` is given twice", namespace.kind)));
@@ -341,7 +366,10 @@ fn check_namespaces(config: &Config) -> Result<(), ConfigError> {
     }
     for clock in config.linux.time_offsets.keys() {
         if clock != "monotonic" && clock != "boottime" {
-            return Err(invalid(format!("linux.timeOffsets.{clock}"), "is not `monotonic` or `boottime`"));
+            return Err(invalid(
+                format!("linux.timeOffsets.{clock}"),
+                format!("`{clock}` is not `monotonic` or `boottime`"),
+            ));
         }
     }
     Ok(())
@@ -407,7 +435,10 @@ fn check_linux(config: &Config) -> Result<(), ConfigError> {
     if let Some(path) = &linux.cgroups_path
         && path.split('/').any(|part| part == "..")
     {
-        return Err(invalid("linux.cgroupsPath", "contains `..`"));
+        return Err(invalid(
+            "linux.cgroupsPath",
+            format!("`{path}` contains `..`; it must stay below the cgroup mounts"),
+        ));
     }
     Ok(())
 }
