@@ -121,7 +121,7 @@ fn mistakes_in_the_bundle() {
         (
             "wrong type",
             Box::new(|bed| bed.config["process"]["args"] = json!("sh")),
-            "config.json: $.process.args: invalid type: string \"sh\", expected a sequence",
+            "config.json: $.process.args: invalid type: string \"sh\", expected an array",
         ),
         (
             "a limit that no controller carries",
