@@ -272,6 +272,18 @@ pub fn boot_id() -> String {
     String::from_utf8_lossy(&buffer[..count]).trim().to_owned()
 }
 
+/// Refuse to work without a place for states.
+///
+/// # Errors
+/// There is none: an ordinary user has it in a directory that is not there.
+pub fn check_root(root: &Path) -> Outcome<()> {
+    if root.as_os_str().is_empty() {
+        return Err(Failure::new("there is no place to keep containers of this user: XDG_RUNTIME_DIR is not set")
+            .hint("set it to a directory of the user, or give one with --root"));
+    }
+    Ok(())
+}
+
 impl StateDir {
     /// The directory of a container, whether it exists or not.
     ///
@@ -279,10 +291,7 @@ impl StateDir {
     /// The ID is not valid.
     pub fn new(root: &Path, id: &str) -> Outcome<Self> {
         check_id(id)?;
-        if root.as_os_str().is_empty() {
-            return Err(Failure::new("there is no place to keep containers of this user: XDG_RUNTIME_DIR is not set")
-                .hint("set it to a directory of the user, or give one with --root"));
-        }
+        check_root(root)?;
         Ok(Self { path: root.join(id), id: id.to_owned() })
     }
 

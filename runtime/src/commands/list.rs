@@ -3,7 +3,7 @@
 use crate::args::{Command, Global, Operands, Opt, UsageError};
 use crate::error::{Because, Outcome, is_absent};
 use crate::report;
-use crate::state::{State, StateDir};
+use crate::state::{State, StateDir, check_root};
 use serde::Serialize;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -45,6 +45,7 @@ struct Row {
 }
 
 fn list(global: &Global, json: bool, quiet: bool) -> Outcome<i32> {
+    check_root(&global.root)?;
     let mut rows = Vec::new();
     let entries = match fs::read_dir(&global.root) {
         Err(error) if is_absent(&error) => None,
