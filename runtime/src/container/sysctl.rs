@@ -96,14 +96,18 @@ pub fn apply(config: &Config) -> Outcome<()> {
     let procfs = Procfs::new()?;
     for (name, value) in &config.linux.sysctl {
         let path = path(name).because(|| format!("$.linux.sysctl.{name}"))?;
-        if path == "kernel/domainname" {
-            // Root of a user namespace may call, but not write to the file.
-            mount::set_domainname(value).because(|| format!("cannot set the domain name `{value}`"))?;
-            continue;
+        // Root of a user namespace may call, but not write to the file.
+        match path.as_str() {
+            "kernel/hostname" => {
+                mount::set_hostname(value).because(|| format!("cannot set the host name `{value}`"))?;
+            }
+            "kernel/domainname" => {
+                mount::set_domainname(value).because(|| format!("cannot set the domain name `{value}`"))?;
+            }
+            _ => procfs
+                .write(&format!("sys/{path}"), value)
+                .or_hint("does this kernel have it, and does it take this value?")?,
         }
-        procfs
-            .write(&format!("sys/{path}"), value)
-            .or_hint("does this kernel have it, and does it take this value?")?;
     }
     Ok(())
 }
