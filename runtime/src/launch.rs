@@ -15,7 +15,7 @@ use crate::container::labels;
 use crate::container::mounts::{self, Prepared};
 use crate::container::namespaces::Namespaces;
 use crate::container::process::Program;
-use crate::container::{net_devices, resctrl, rlimits, sysctl};
+use crate::container::{net_devices, resctrl, rlimits};
 use crate::error::{Because, Failure, InStep, Outcome, is_absent};
 use crate::foreground::Signals;
 use crate::pidfd::Receiver;
@@ -231,7 +231,6 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     cgroup.apply(&config.linux.resources).in_step("limits")?;
 
     undo.resctrl = resctrl::prepare(config, &options.id).in_step("resctrl")?;
-    sysctl::check_joined(config).in_step("kernel parameters")?;
 
     // One descriptor per bind mount is held.
     let open_files = if config.mounts.len() > MOUNTS_MANY { rlimits::raise_open_files() } else { None };

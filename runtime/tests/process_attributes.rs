@@ -272,7 +272,7 @@ fn kernel_parameters_in_every_form_and_none_of_the_host() {
     for (name, kinds, want) in [
         ("kernel.core_pattern", &[][..], "is not a parameter of a namespace"),
         ("vm/swappiness", &[], "is not a parameter of a namespace"),
-        ("kernel.hostname", &[], "is not allowed, `hostname` is the key for it"),
+        ("kernel.hostname", &[], "is given beside `hostname`, which means the same"),
         ("net.ipv4.ip_forward", &["network"], "needs a `network` namespace"),
         ("kernel.shmmax", &["ipc"], "needs a `ipc` namespace"),
         ("net.ipv4.nothing", &[], "cannot write `1` to `/proc/sys/net/ipv4/nothing`"),
@@ -284,12 +284,17 @@ fn kernel_parameters_in_every_form_and_none_of_the_host() {
         let message = bed.refuses();
         assert!(message.contains(want), "{name}: {message}");
     }
+    // Without `hostname`, its parameter is as good.
+    let mut bed = Bed::new("hostname");
+    bed.config["hostname"] = json!(null);
+    bed.config["linux"]["sysctl"] = json!({"kernel.hostname": "by-sysctl"});
+    assert_eq!(bed.says(), "by-sysctl\n");
     // A namespace joined by path may be the host's in disguise.
     let mut bed = Bed::new("true");
     bed.config["linux"]["sysctl"] = json!({"net.ipv4.ip_forward": "0"});
     bed.config["linux"]["namespaces"][1] = json!({"type": "network", "path": "/proc/self/ns/net"});
     let message = bed.refuses();
-    assert!(message.contains("$.linux.sysctl.net.ipv4.ip_forward: `/proc/self/ns/net` is the host's own"), "{message}");
+    assert!(message.contains("$.linux.sysctl.net.ipv4.ip_forward: would change the host"), "{message}");
 }
 
 #[test]

@@ -3,10 +3,8 @@
 use super::namespaces::Kind;
 use super::procfs::Procfs;
 use crate::config::Config;
-use crate::error::{Because, Failure, InStep, Outcome};
+use crate::error::{Because, InStep, Outcome};
 use crate::sys::mount;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 
 /// Parameters of the IPC namespace that have no prefix of their own.
 const IPC: &[&str] = &[
@@ -50,7 +48,7 @@ pub fn namespace(path: &str) -> Option<Kind> {
         Some(Kind::Network)
     } else if path.starts_with("fs/mqueue/") || IPC.contains(&path) {
         Some(Kind::Ipc)
-    } else if path == "kernel/domainname" {
+    } else if path == "kernel/domainname" || path == "kernel/hostname" {
         Some(Kind::Uts)
     } else {
         None
@@ -63,14 +61,15 @@ pub fn namespace(path: &str) -> Option<Kind> {
 /// It would change the host, or the bundle has another key for it.
 pub fn check(config: &Config, name: &str) -> Result<(), String> {
     let path = path(name)?;
-    if path == "kernel/hostname" {
-        return Err("is not allowed, `hostname` is the key for it".to_owned());
-    }
-    if path == "kernel/domainname" && config.domainname.as_deref().is_some_and(|name| !name.is_empty()) {
-        return Err("is given beside `domainname`, which means the same".to_owned());
+    for (own, key, value) in
+        [("kernel/hostname", "hostname", &config.hostname), ("kernel/domainname", "domainname", &config.domainname)]
+    {
+        if path == own && value.as_deref().is_some_and(|name| !name.is_empty()) {
+            return Err(format!("is given beside `{key}`, which means the same"));
+        }
     }
     let Some(kind) = namespace(&path) else {
-        let allowed = "net.*, fs.mqueue.*, kernel.{msg*,sem,shm*}, kernel.domainname";
+        let allowed = "net.*, fs.mqueue.*, kernel.{msg*,sem,shm*}, kernel.hostname, kernel.domainname";
         return Err(format!(
             "is not a parameter of a namespace, setting it would change the host; allowed are {allowed}"
         ));
@@ -81,30 +80,9 @@ pub fn check(config: &Config, name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Refuse parameters of a namespace that is joined by path and turns out to be the host's. In the runtime process.
-///
-/// # Errors
-/// The host would change.
-pub fn check_joined(config: &Config) -> Outcome<()> {
-    for name in config.linux.sysctl.keys() {
-        let kind = path(name).ok().and_then(|path| namespace(&path));
-        let Some((kind, joined)) = kind.and_then(|kind| Some((kind, config.namespace(kind.name())?.joined()?))) else {
-            continue;
-        };
-        let file = match kind {
-            Kind::Network => "net",
-            other => other.name(),
-        };
-        let ours = fs::metadata(format!("/proc/self/ns/{file}")).map(|found| (found.dev(), found.ino()));
-        let theirs = fs::metadata(joined).map(|found| (found.dev(), found.ino()));
-        if let (Ok(ours), Ok(theirs)) = (ours, theirs)
-            && ours == theirs
-        {
-            let what = format!("config.json: $.linux.sysctl.{name}: `{joined}` is the host's own namespace");
-            return Err(Failure::new(what).hint("join another namespace, or make a new one"));
-        }
-    }
-    Ok(())
+/// The namespace that a parameter belongs to, by its name.
+pub fn namespace_of(name: &str) -> Option<Kind> {
+    path(name).ok().and_then(|path| namespace(&path))
 }
 
 /// Set all parameters, in the container's namespaces.
@@ -118,14 +96,18 @@ pub fn apply(config: &Config) -> Outcome<()> {
     let procfs = Procfs::new()?;
     for (name, value) in &config.linux.sysctl {
         let path = path(name).because(|| format!("$.linux.sysctl.{name}"))?;
-        if path == "kernel/domainname" {
-            // Root of a user namespace may call, but not write to the file.
-            mount::set_domainname(value).because(|| format!("cannot set the domain name `{value}`"))?;
-            continue;
+        // Root of a user namespace may call, but not write to the file.
+        match path.as_str() {
+            "kernel/hostname" => {
+                mount::set_hostname(value).because(|| format!("cannot set the host name `{value}`"))?;
+            }
+            "kernel/domainname" => {
+                mount::set_domainname(value).because(|| format!("cannot set the domain name `{value}`"))?;
+            }
+            _ => procfs
+                .write(&format!("sys/{path}"), value)
+                .or_hint("does this kernel have it, and does it take this value?")?,
         }
-        procfs
-            .write(&format!("sys/{path}"), value)
-            .or_hint("does this kernel have it, and does it take this value?")?;
     }
     Ok(())
 }
