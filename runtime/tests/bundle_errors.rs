@@ -61,10 +61,14 @@ fn versions_of_the_specification() {
 #[test]
 fn wrong_types_are_at_their_path() {
     for (pointer, value, want) in [
-        ("/process/args", json!("sh"), "$.process.args: invalid type: string \"sh\", expected a sequence"),
-        ("/process/env", json!({"A": "b"}), "$.process.env: invalid type: map, expected a sequence"),
-        ("/process/user", json!({"uid": -1}), "$.process.user.uid: invalid value: integer `-1`, expected u32"),
-        ("/process/terminal", json!("yes"), "$.process.terminal: invalid type: string \"yes\", expected a boolean"),
+        ("/process/args", json!("sh"), "$.process.args: invalid type: string \"sh\", expected an array"),
+        ("/process/env", json!({"A": "b"}), "$.process.env: invalid type: an object, expected an array"),
+        (
+            "/process/user",
+            json!({"uid": -1}),
+            "$.process.user.uid: invalid value: integer `-1`, expected a whole number from 0",
+        ),
+        ("/process/terminal", json!("yes"), "$.process.terminal: invalid type: string \"yes\", expected true or false"),
         ("/process/consoleSize", json!({"height": 70_000, "width": 1}), "$.process.consoleSize.height: invalid value"),
         ("/mounts/1/options", json!("ro"), "$.mounts[1].options: invalid type: string \"ro\""),
         ("/mounts/2", json!(7), "$.mounts[2]: invalid type: integer `7`"),
