@@ -2,7 +2,6 @@
 
 use super::open;
 use crate::args::{Command, Global, Operands, Opt, UsageError};
-use crate::cgroup::Cgroup;
 use crate::cgroup::freezer;
 use crate::error::{Because, Failure, Outcome};
 use crate::rootless;
