@@ -11,8 +11,10 @@ use crate::config::read::read;
 use crate::config::{Config, Process, Seccomp};
 use crate::container::channel::{Channel, Message};
 use crate::container::init::{Terminal, hand_over};
+use crate::container::labels;
 use crate::container::namespaces::{Kind, MountsOf, become_root};
 use crate::container::process::{self as program, Program};
+use crate::container::{resctrl, scheduling};
 use crate::error::{Because, Failure, InStep, Outcome};
 use crate::foreground::{self, Signals};
 use crate::launch::{self, compile_filter, connect_console};
@@ -139,6 +141,7 @@ fn process_of(options: &Options, config: &Config) -> Outcome<Process> {
         }
     }
     check_process(&process, "process").map_err(|error| Failure::new(error.to_string()))?;
+    labels::check_host_process(&process)?;
     Ok(process)
 }
 
@@ -204,7 +207,9 @@ pub fn exec(options: &Options) -> Outcome<i32> {
         _ => Some(root_of(init_pid).in_step("join namespaces")?),
     };
     let (ours, theirs) = Channel::pair().in_step("clone")?;
-    let (side, doors) = match options.cgroups.as_slice() {
+    let resctrl = resctrl::of(&config, &options.id).in_step("resctrl")?;
+    scheduling::apply_initial_affinity(&process)?;
+    let (side, mut doors) = match options.cgroups.as_slice() {
         [] => clone_into(&cgroup, init_pid).in_step("clone")?,
         chosen => clone_below(&cgroup, chosen).in_step("cgroup")?,
     };
@@ -225,8 +230,19 @@ pub fn exec(options: &Options) -> Outcome<i32> {
                 ignored,
                 keyring: None,
             };
+            if let Some(group) = &resctrl {
+                match group.doors() {
+                    Ok(more) => doors.add(more),
+                    Err(failure) => {
+                        let _ = theirs.send(&Message::Failed(failure.in_step("resctrl")));
+                        process::exit_now(1)
+                    }
+                }
+            }
+            let memory_policy = config.linux.memory_policy.as_ref();
             let kinds = if between { 0 } else { kinds };
-            let child = Child { init: init.as_fd(), kinds, root, doors, terminal, channel: &theirs, program };
+            let child =
+                Child { init: init.as_fd(), kinds, memory_policy, root, doors, terminal, channel: &theirs, program };
             let failure = match child.run() {
                 Ok(never) => match never {},
                 Err(failure) => failure,
@@ -350,6 +366,7 @@ fn await_exec(
 struct Child<'a> {
     init: BorrowedFd<'a>,
     kinds: i32,
+    memory_policy: Option<&'a crate::config::MemoryPolicy>,
     root: Option<OwnedFd>,
     doors: Doors,
     terminal: Terminal,
@@ -369,6 +386,8 @@ impl Child<'_> {
             // By the host's procfs, and while we are the host's root.
             launch::set_score("/proc/self/oom_score_adj", value).in_step("OOM score")?;
         }
+        scheduling::apply_final_affinity(self.program.process)?;
+        scheduling::apply_memory_policy(self.memory_policy)?;
         let others = self.kinds & !libc::CLONE_NEWPID;
         if others != 0 {
             clone::setns(self.init, others)

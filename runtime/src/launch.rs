@@ -12,11 +12,12 @@ use crate::container::channel::{Channel, Message};
 use crate::container::hooks;
 use crate::container::idmap;
 use crate::container::init::{self, Init, Start, Terminal};
+use crate::container::labels;
 use crate::container::mounts::{self, Prepared};
 use crate::container::namespaces::Namespaces;
 use crate::container::process::Program;
-use crate::container::rlimits;
-use crate::error::{Because, Failure, InStep, Outcome};
+use crate::container::{net_devices, resctrl, rlimits};
+use crate::error::{Because, Failure, InStep, Outcome, is_absent};
 use crate::foreground::Signals;
 use crate::pidfd::Receiver;
 use crate::rootless::{self, Rootless};
@@ -134,14 +135,26 @@ impl Bundle {
             .because(|| format!("cannot read `{}`", file.display()))
             .or_hint("`gantry-runtime spec` writes one to start from")?;
         let config = parse_config(&text, &file.display().to_string())?;
+        labels::check_host(&config)?;
         let filter = compile_filter(&config)?;
-        let root = mounts::root_path(&config, &path);
-        if !root.is_dir() {
-            return Err(Failure::new(format!("root filesystem `{}` is not a directory", root.display()))
-                .hint("`root.path` in config.json is relative to the bundle"));
-        }
+        check_root(&config, &path)?;
         Ok(Self { path, config, text, filter })
     }
+}
+
+/// The root filesystem must be a directory, and not a link to one, which could lead elsewhere at any moment.
+fn check_root(config: &Config, bundle: &Path) -> Outcome<()> {
+    let root = mounts::root_path(config, bundle);
+    let problem = match fs::symlink_metadata(&root) {
+        Ok(found) if found.is_dir() => return Ok(()),
+        Ok(found) if found.is_symlink() => "is a symbolic link".to_owned(),
+        Ok(_) => "is not a directory".to_owned(),
+        Err(error) if is_absent(&error) => "does not exist".to_owned(),
+        Err(error) => format!("cannot be opened: {error}"),
+    };
+    let given = config.root.as_ref().map_or("", |root| root.path.as_str());
+    Err(Failure::new(format!("config.json: $.root.path: `{given}`: root filesystem `{}` {problem}", root.display()))
+        .hint("a directory is wanted, relative to the bundle or absolute"))
 }
 
 /// A container that waits for its start.
@@ -167,6 +180,9 @@ struct Undo {
     cgroup: Option<Cgroup>,
     pidfd: Option<OwnedFd>,
     placeholder: Option<Placeholder>,
+    resctrl: Option<resctrl::Group>,
+    /// Hooks for the end, once there was a container.
+    poststop: Option<(Vec<config::Hook>, state::State)>,
 }
 
 impl Drop for Undo {
@@ -177,6 +193,15 @@ impl Drop for Undo {
         }
         if let Some(cgroup) = &self.cgroup {
             let _ = cgroup.kill().and_then(|()| cgroup.remove());
+        }
+        if let Some(group) = &self.resctrl {
+            let _ = group.remove();
+        }
+        if let Some((list, state)) = &self.poststop {
+            let line = state.with(Status::Stopped, Some(0)).to_line();
+            for failure in hooks::run_each("poststop", list, &line) {
+                eprintln!("gantry-runtime: warning: {failure}");
+            }
         }
         let _ = self.dir.remove();
     }
@@ -196,7 +221,8 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     let unit = unit(options, config).in_step("cgroup")?;
     let dir = StateDir::new(&options.root, &options.id)?;
     dir.claim().in_step("claim id")?;
-    let mut undo = Undo { dir: dir.clone(), cgroup: None, pidfd: None, placeholder: None };
+    let mut undo =
+        Undo { dir: dir.clone(), cgroup: None, pidfd: None, placeholder: None, resctrl: None, poststop: None };
     let mut record = intent(options, bundle, &manner, unit.as_ref())?;
     dir.write_first(&record).in_step("record intent")?;
 
@@ -211,6 +237,8 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     undo.placeholder = made.placeholder;
     cgroup.apply(&config.linux.resources).in_step("limits")?;
     let aside = cgroup.aside(&config.linux.resources);
+
+    undo.resctrl = resctrl::prepare(config, &options.id).in_step("resctrl")?;
 
     // One descriptor per bind mount is held.
     let open_files = if config.mounts.len() > MOUNTS_MANY { rlimits::raise_open_files() } else { None };
@@ -229,9 +257,11 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     if namespaces.makes_user() {
         give_streams(process, &config.linux.uid_mappings, manner.stdio.as_ref());
     }
+    let more_doors = undo.resctrl.as_ref().map_or(Ok(Vec::new()), resctrl::Group::doors).in_step("resctrl")?;
     let back = if between { None } else { namespaces.join_pid_for_children().in_step("join namespaces")? };
     let born_into = if between { 0 } else { namespaces.born_into };
-    let (side, doors) = clone_into(&cgroup, made.doors, born_into).in_step("clone")?;
+    let (side, mut doors) = clone_into(&cgroup, made.doors, born_into).in_step("clone")?;
+    doors.add(more_doors);
     match side {
         Side::Child => {
             std::mem::forget(undo);
@@ -306,6 +336,10 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
             dir.draft(&record).in_step("record process")?;
             dir.write_config(&bundle.text).in_step("record process")?;
             set_oom_score(process.oom_score_adj, pid).in_step("OOM score")?;
+            if !config.hooks.poststop.is_empty() {
+                undo.poststop = Some((config.hooks.poststop.clone(), state.clone()));
+            }
+            net_devices::move_all(config, pid).in_step("network devices")?;
             let terminal = converse(config, &ours, pid, &state, signals)?;
             undo.placeholder = None;
             dir.publish().in_step("record process")?;

@@ -2,7 +2,7 @@
 
 use crate::cgroup::{self, Cgroup};
 use crate::config::Config;
-use crate::container::hooks;
+use crate::container::{hooks, resctrl};
 use crate::error::{Because, InStep, Outcome};
 use crate::rootless;
 use crate::state::{ProcessId, Record, StateDir, Status};
@@ -101,13 +101,9 @@ fn run_hooks(dir: &StateDir, record: Option<&Record>) -> Vec<String> {
         return Vec::new();
     };
     let line = dir.state(record).with(Status::Stopped, record.init.map(|_| 0)).to_line();
-    config
-        .hooks
-        .poststop
-        .iter()
-        .filter_map(|hook| hooks::run("poststop", std::slice::from_ref(hook), &line).err())
-        .map(|failure| failure.to_string())
-        .collect()
+    let group = resctrl::of(&config, &record.id).and_then(|group| group.map_or(Ok(()), |group| group.remove()));
+    let failed = hooks::run_each("poststop", &config.hooks.poststop, &line);
+    group.err().into_iter().chain(failed).map(|failure| failure.to_string()).collect()
 }
 
 /// The configuration a container was created with.

@@ -587,12 +587,13 @@ fn root_of_a_user_namespace_with_a_range_manages_containers() {
     let name = id("engine");
     let script = format!(
         "set -e; R={runtime}; $R run -d --pid-file ../run/pid {name}
-         mkdir ../run/pod; ln -s $PWD/rootfs ../run/pod/rootfs; sed \"s:PIDNS:/proc/$(cat ../run/pid)/ns/pid:\" pod.json > ../run/pod/config.json
+         mkdir ../run/pod; sed \"s:PIDNS:/proc/$(cat ../run/pid)/ns/pid:\" pod.json > ../run/pod/config.json
          $R run -b ../run/pod {name}-2; $R exec {name} id -u; $R exec -u 1000:1000 {name} id -u; $R list -q; $R kill {name} KILL;
          until $R state {name} | grep -q stopped; do :; done; $R delete {name}; $R list -q",
         runtime = bed.path("runtime").display()
     );
     let mut pod = bed.config().clone();
+    pod["root"]["path"] = json!(bed.path("bundle/rootfs"));
     pod["linux"]["namespaces"][0]["path"] = json!("PIDNS");
     let note = |name: &str| format!("readlink /proc/self/ns/pid > {}", bed.path("run").join(name).display());
     pod["process"]["args"] = json!(["sh", "-c", "readlink /proc/self/ns/pid; ps | grep -c '[s]leep 1000'"]);

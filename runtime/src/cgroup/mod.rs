@@ -83,6 +83,11 @@ impl Doors {
         self.0.iter().try_for_each(|door| rustix::io::write(door, b"0").map(drop)).map_err(refused)
     }
 
+    /// Files of something else that is joined the same way.
+    pub fn add(&mut self, more: Vec<OwnedFd>) {
+        self.0.extend(more);
+    }
+
     /// Leave the files open, for a process that will execute another program or end: both close them for nothing.
     pub fn leave_open(self) {
         self.0.into_iter().for_each(std::mem::forget);

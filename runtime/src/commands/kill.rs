@@ -2,7 +2,6 @@
 
 use super::open;
 use crate::args::{Command, Global, Operands, Opt, UsageError};
-use crate::cgroup::Cgroup;
 use crate::cgroup::freezer;
 use crate::error::{Because, Failure, Outcome};
 use crate::rootless;
@@ -73,7 +72,7 @@ impl Command for Kill {
 
 /// All of a container that is not in every hierarchy: by its cgroup if it has one, else by its PID namespace.
 fn rootless_all(record: &Record, signal: i32) -> Outcome<()> {
-    let cgroup = Cgroup::at(record.cgroup.clone())?.without(&record.cgroup_left_out);
+    let cgroup = record.own_cgroup()?;
     if !cgroup.is_nowhere() {
         cgroup.signal_all(signal);
         return Ok(());

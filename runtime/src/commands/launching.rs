@@ -2,7 +2,7 @@
 
 use crate::args::{Global, Opt, UsageError};
 use crate::cgroup::Cgroup;
-use crate::config::{Hook, Seccomp};
+use crate::config::{Hook, Seccomp, check};
 use crate::container::channel::{Channel, Message};
 use crate::container::hooks;
 use crate::container::process::capability_warnings;
@@ -142,6 +142,9 @@ impl Common {
 /// It cannot be carried out.
 pub fn load(global: &Global, bundle: &Path) -> Outcome<Bundle> {
     let bundle = Bundle::load(bundle)?;
+    for warning in check::warnings(&bundle.config) {
+        report::warning(global, &warning);
+    }
     let in_user_namespace = bundle.config.namespace("user").is_some();
     if let Some(process) = &bundle.config.process {
         for warning in capability_warnings(process, in_user_namespace) {

@@ -2,10 +2,10 @@
 //!
 //! Pure: looks at the configuration only. What depends on the host is found by the step that needs it.
 
-use super::{Config, Process};
+use super::{Config, Process, SPEC_VERSION};
 use crate::container::idmap;
 use crate::container::namespaces::Kind;
-use crate::container::rlimits;
+use crate::container::{net_devices, resctrl, rlimits, scheduling, sysctl};
 use std::collections::BTreeSet;
 
 /// A key that cannot be carried out.
@@ -56,7 +56,17 @@ pub fn check(config: &Config) -> Result<(), ConfigError> {
     }
     let root = config.root.as_ref().ok_or_else(|| invalid("root", "is missing"))?;
     if root.path.is_empty() {
-        return Err(invalid("root.path", "is empty"));
+        return Err(invalid("root.path", "is empty; a directory is wanted, relative to the bundle or absolute"));
+    }
+    if root.path.contains('\0') {
+        return Err(invalid("root.path", "contains a zero byte"));
+    }
+    if leaves(&root.path) {
+        let problem = format!("`{}` leaves the bundle; give a path below it, or an absolute one", root.path);
+        return Err(invalid("root.path", problem));
+    }
+    if config.annotations.contains_key("") {
+        return Err(invalid("annotations", "has an empty key"));
     }
     match &config.process {
         Some(process) => check_process(process, "process")?,
@@ -68,13 +78,49 @@ pub fn check(config: &Config) -> Result<(), ConfigError> {
     check_hooks(config)
 }
 
+/// Major and minor number of a semantic version.
+fn version(text: &str) -> Option<(u32, u32)> {
+    let core = text.split(['-', '+']).next()?;
+    let mut parts = core.split('.').map(|part| part.parse::<u32>().ok());
+    let (major, minor, _patch) = (parts.next()??, parts.next()??, parts.next()??);
+    parts.next().is_none().then_some((major, minor))
+}
+
 /// Versions 1.x are compatible by semantic versioning.
-fn check_version(version: &str) -> Result<(), ConfigError> {
-    let major = version.split('.').next().unwrap_or("");
-    if major == "1" && version.split('.').count() >= 3 {
-        return Ok(());
+fn check_version(text: &str) -> Result<(), ConfigError> {
+    match version(text) {
+        Some((1, _)) => Ok(()),
+        _ => Err(invalid("ociVersion", format!("`{text}` is not a version of the form 1.x.y, up to {SPEC_VERSION}"))),
     }
-    Err(invalid("ociVersion", format!("`{version}` is not a version of the form 1.x.y")))
+}
+
+/// What the operator should know about a configuration that is carried out.
+pub fn warnings(config: &Config) -> Vec<String> {
+    let newer = version(&config.oci_version) > version(SPEC_VERSION);
+    let text = format!(
+        "config.json: $.ociVersion: `{}` is newer than {SPEC_VERSION}; keys that came later are ignored",
+        config.oci_version
+    );
+    if newer { vec![text] } else { Vec::new() }
+}
+
+/// Whether a relative path goes above where it starts.
+fn leaves(path: &str) -> bool {
+    let mut depth = 0_i64;
+    !path.starts_with('/')
+        && path.split('/').any(|part| {
+            depth += match part {
+                "" | "." => 0,
+                ".." => -1,
+                _ => 1,
+            };
+            depth < 0
+        })
+}
+
+/// A wrong value below a key, as the modules that know the values report it.
+fn below<T>(at: &str, result: Result<T, (&'static str, String)>) -> Result<(), ConfigError> {
+    result.map(drop).map_err(|(key, problem)| invalid(format!("{at}.{key}"), problem))
 }
 
 /// Check a process, of the container or for `exec`.
@@ -83,7 +129,7 @@ fn check_version(version: &str) -> Result<(), ConfigError> {
 /// The first key that cannot be carried out.
 pub fn check_process(process: &Process, at: &str) -> Result<(), ConfigError> {
     if process.args.is_empty() {
-        return Err(invalid(format!("{at}.args"), "is empty"));
+        return Err(invalid(format!("{at}.args"), "is empty; its first entry must name a program"));
     }
     for (index, text) in process.args.iter().enumerate() {
         if text.contains('\0') {
@@ -99,26 +145,26 @@ pub fn check_process(process: &Process, at: &str) -> Result<(), ConfigError> {
         return Err(invalid(format!("{at}.cwd"), format!("`{}` is not an absolute path", process.cwd)));
     }
     if process.user.umask.is_some_and(|umask| umask > 0o777) {
-        return Err(invalid(format!("{at}.user.umask"), "is more than 0777"));
+        return Err(invalid(format!("{at}.user.umask"), "is more than 0777 (511)"));
     }
-    if process.oom_score_adj.is_some_and(|value| !(-1000..=1000).contains(&value)) {
-        return Err(invalid(format!("{at}.oomScoreAdj"), "is outside -1000 to 1000"));
+    if let Some(value) = process.oom_score_adj.filter(|value| !(-1000..=1000).contains(value)) {
+        return Err(invalid(format!("{at}.oomScoreAdj"), format!("{value} is outside -1000 to 1000")));
     }
-    for (present, key) in [
-        (process.scheduler.is_some(), "scheduler"),
-        (process.io_priority.is_some(), "ioPriority"),
-        (process.exec_cpu_affinity.is_some(), "execCPUAffinity"),
-        (process.selinux_label.as_deref().is_some_and(|label| !label.is_empty()), "selinuxLabel"),
-    ] {
-        if present {
-            return Err(unsupported(format!("{at}.{key}")));
-        }
+    if let Some(wanted) = &process.scheduler {
+        below(&format!("{at}.scheduler"), scheduling::attributes(wanted))?;
+    }
+    if let Some(wanted) = &process.io_priority {
+        below(&format!("{at}.ioPriority"), scheduling::io_priority(wanted))?;
+    }
+    if let Some(wanted) = &process.exec_cpu_affinity {
+        below(&format!("{at}.execCPUAffinity"), scheduling::affinity(wanted))?;
     }
     let mut seen = BTreeSet::new();
     for (index, rlimit) in process.rlimits.iter().enumerate() {
         let path = format!("{at}.rlimits[{index}]");
         if rlimits::resource(&rlimit.kind).is_none() {
-            return Err(invalid(format!("{path}.type"), format!("`{}` is not a limit of Linux", rlimit.kind)));
+            let problem = format!("`{}` is not one of {}", rlimit.kind, rlimits::names());
+            return Err(invalid(format!("{path}.type"), problem));
         }
         if rlimit.soft > rlimit.hard {
             return Err(invalid(path, format!("soft limit {} is above hard limit {}", rlimit.soft, rlimit.hard)));
@@ -146,11 +192,33 @@ const PROC_FILES_TO_COVER: &[&str] = &[
     "/proc/sys/crypto/fips_enabled",
 ];
 
+/// Whether a relative path begins, after all, with `..`. An absolute one cannot leave: `/..` is `/`.
+fn leaves_root(path: &str) -> bool {
+    let mut depth = 0_usize;
+    !path.starts_with('/')
+        && path.split('/').any(|part| match part {
+            "" | "." => false,
+            ".." if depth == 0 => true,
+            ".." => {
+                depth -= 1;
+                false
+            }
+            _ => {
+                depth += 1;
+                false
+            }
+        })
+}
+
 fn check_mounts(config: &Config) -> Result<(), ConfigError> {
     for (index, mount) in config.mounts.iter().enumerate() {
         let path = format!("mounts[{index}]");
         if mount.destination.is_empty() {
-            return Err(invalid(format!("{path}.destination"), "is empty"));
+            return Err(invalid(format!("{path}.destination"), "is empty; it must be a path in the container"));
+        }
+        if leaves_root(&mount.destination) {
+            let problem = format!("`{}` leaves the root filesystem; use an absolute path", mount.destination);
+            return Err(invalid(format!("{path}.destination"), problem));
         }
         let clean = crate::container::path::clean(&mount.destination);
         let options = crate::container::options::parse(&mount.options)
@@ -255,7 +323,10 @@ fn check_namespaces(config: &Config) -> Result<(), ConfigError> {
     for (index, namespace) in config.linux.namespaces.iter().enumerate() {
         let path = format!("linux.namespaces[{index}]");
         let Some(kind) = Kind::parse(&namespace.kind) else {
-            return Err(invalid(format!("{path}.type"), format!("`{}` is not a namespace", namespace.kind)));
+            return Err(invalid(
+                format!("{path}.type"),
+                format!("`{}` is not one of {}", namespace.kind, Kind::ALL.map(Kind::name).join(", ")),
+            ));
         };
         if !seen.insert(kind) {
             return Err(invalid(path, format!("`{}` is given twice", namespace.kind)));
@@ -295,7 +366,10 @@ fn check_namespaces(config: &Config) -> Result<(), ConfigError> {
     }
     for clock in config.linux.time_offsets.keys() {
         if clock != "monotonic" && clock != "boottime" {
-            return Err(invalid(format!("linux.timeOffsets.{clock}"), "is not `monotonic` or `boottime`"));
+            return Err(invalid(
+                format!("linux.timeOffsets.{clock}"),
+                format!("`{clock}` is not `monotonic` or `boottime`"),
+            ));
         }
     }
     Ok(())
@@ -303,27 +377,24 @@ fn check_namespaces(config: &Config) -> Result<(), ConfigError> {
 
 fn check_linux(config: &Config) -> Result<(), ConfigError> {
     let linux = &config.linux;
-    let set = |value: &Option<serde_json::Value>| {
-        value.as_ref().is_some_and(|value| !value.as_object().is_some_and(serde_json::Map::is_empty))
-    };
-    for (present, key) in [
-        (set(&linux.net_devices), "linux.netDevices"),
-        (set(&linux.intel_rdt), "linux.intelRdt"),
-        (set(&linux.memory_policy), "linux.memoryPolicy"),
-        (linux.mount_label.as_deref().is_some_and(|label| !label.is_empty()), "linux.mountLabel"),
-    ] {
-        if present {
-            return Err(unsupported(key));
-        }
+    if let Some(policy) = &linux.memory_policy {
+        below("linux.memoryPolicy", scheduling::memory_policy(policy))?;
     }
+    if let Some(rdt) = &linux.intel_rdt {
+        below("linux.intelRdt", resctrl::check(rdt))?;
+    }
+    check_net_devices(config)?;
     for name in linux.sysctl.keys() {
-        check_sysctl(config, name)?;
+        sysctl::check(config, name).map_err(|problem| invalid(format!("linux.sysctl.{name}"), problem))?;
     }
     if let Some(propagation) = &linux.rootfs_propagation
         && crate::container::options::propagation(propagation).is_none()
         && !propagation.is_empty()
     {
-        return Err(invalid("linux.rootfsPropagation", format!("`{propagation}` is not a propagation")));
+        return Err(invalid(
+            "linux.rootfsPropagation",
+            format!("`{propagation}` is not one of shared, slave, private, unbindable"),
+        ));
     }
     for (key, paths) in [("maskedPaths", &linux.masked_paths), ("readonlyPaths", &linux.readonly_paths)] {
         for (index, path) in paths.iter().enumerate() {
@@ -346,7 +417,8 @@ fn check_linux(config: &Config) -> Result<(), ConfigError> {
     }
     if let Some(personality) = &linux.personality {
         if !matches!(personality.domain.as_str(), "LINUX" | "LINUX32") {
-            return Err(invalid("linux.personality.domain", "is not `LINUX` or `LINUX32`"));
+            let problem = format!("`{}` is not one of LINUX, LINUX32", personality.domain);
+            return Err(invalid("linux.personality.domain", problem));
         }
         if !personality.flags.is_empty() {
             return Err(unsupported("linux.personality.flags"));
@@ -355,39 +427,28 @@ fn check_linux(config: &Config) -> Result<(), ConfigError> {
     if let Some(path) = &linux.cgroups_path
         && path.split('/').any(|part| part == "..")
     {
-        return Err(invalid("linux.cgroupsPath", "contains `..`"));
+        return Err(invalid(
+            "linux.cgroupsPath",
+            format!("`{path}` contains `..`; it must stay below the cgroup mounts"),
+        ));
     }
     Ok(())
 }
 
-/// Parameters of the kernel that belong to a namespace, so that setting one does not reach the host.
-fn check_sysctl(config: &Config, name: &str) -> Result<(), ConfigError> {
-    let path = format!("linux.sysctl.{name}");
-    let dotted = name.replace('/', ".");
-    let ipc = [
-        "kernel.msgmax",
-        "kernel.msgmnb",
-        "kernel.msgmni",
-        "kernel.sem",
-        "kernel.shmall",
-        "kernel.shmmax",
-        "kernel.shmmni",
-        "kernel.shm_rmid_forced",
-    ];
-    let needs = if ipc.contains(&dotted.as_str()) || dotted.starts_with("fs.mqueue.") {
-        "ipc"
-    } else if dotted.starts_with("net.") {
-        "network"
-    } else if dotted == "kernel.domainname" || dotted == "kernel.hostname" {
-        "uts"
-    } else {
-        return Err(invalid(path, "is not a parameter of a namespace; setting it would change the host"));
-    };
-    if dotted.split('.').any(str::is_empty) {
-        return Err(invalid(path, "has an empty part"));
+fn check_net_devices(config: &Config) -> Result<(), ConfigError> {
+    let devices = &config.linux.net_devices;
+    if !devices.is_empty() && config.namespace(Kind::Network.name()).is_none() {
+        return Err(invalid("linux.netDevices", "needs a `network` namespace to move the devices to"));
     }
-    if config.namespace(needs).is_none() {
-        return Err(invalid(path, format!("needs a `{needs}` namespace; without it the host would change")));
+    let mut seen = BTreeSet::new();
+    for (name, device) in devices {
+        let path = format!("linux.netDevices.{name}");
+        net_devices::check_name(name).map_err(|problem| invalid(path.clone(), problem))?;
+        let new = device.name.as_deref().filter(|name| !name.is_empty()).unwrap_or(name);
+        net_devices::check_name(new).map_err(|problem| invalid(format!("{path}.name"), problem))?;
+        if !new.contains('%') && !seen.insert(new) {
+            return Err(invalid(format!("{path}.name"), format!("`{new}` is the name of another device, too")));
+        }
     }
     Ok(())
 }
@@ -399,8 +460,12 @@ fn check_hooks(config: &Config) -> Result<(), ConfigError> {
             if !hook.path.starts_with('/') {
                 return Err(invalid(format!("{path}.path"), format!("`{}` is not an absolute path", hook.path)));
             }
-            if hook.timeout.is_some_and(|seconds| seconds <= 0) {
-                return Err(invalid(format!("{path}.timeout"), "is not more than zero"));
+            if let Some(seconds) = hook.timeout.filter(|seconds| *seconds <= 0) {
+                return Err(invalid(format!("{path}.timeout"), format!("{seconds} is not more than zero")));
+            }
+            let texts = [&hook.path].into_iter().chain(&hook.args).chain(&hook.env);
+            if texts.into_iter().any(|text| text.contains('\0')) {
+                return Err(invalid(path, "contains a zero byte"));
             }
         }
     }
@@ -433,13 +498,29 @@ mod tests {
     #[test]
     fn a_key_that_cannot_be_carried_out_is_named() {
         for (pointer, value, path) in [
-            ("/linux/intelRdt", json!({"closID": "x"}), "$.linux.intelRdt"),
-            ("/linux/netDevices", json!({"eth0": {}}), "$.linux.netDevices"),
-            ("/linux/memoryPolicy", json!({"mode": "MPOL_BIND"}), "$.linux.memoryPolicy"),
-            ("/process/scheduler", json!({"policy": "SCHED_BATCH"}), "$.process.scheduler"),
-            ("/process/ioPriority", json!({"class": "IOPRIO_CLASS_IDLE"}), "$.process.ioPriority"),
-            ("/process/selinuxLabel", json!("x"), "$.process.selinuxLabel"),
-            ("/linux/mountLabel", json!("x"), "$.linux.mountLabel"),
+            ("/linux/intelRdt", json!({"closID": "a/b"}), "$.linux.intelRdt.closID"),
+            ("/linux/netDevices", json!({"eth0": {"name": "a b"}}), "$.linux.netDevices.eth0.name"),
+            ("/linux/netDevices", json!({"a": {"name": "c"}, "b": {"name": "c"}}), "$.linux.netDevices.b.name"),
+            ("/linux/memoryPolicy", json!({"mode": "MPOL_BIND"}), "$.linux.memoryPolicy.nodes"),
+            ("/process/scheduler", json!({"policy": "SCHED_X"}), "$.process.scheduler.policy"),
+            (
+                "/process/ioPriority",
+                json!({"class": "IOPRIO_CLASS_RT", "priority": 9}),
+                "$.process.ioPriority.priority",
+            ),
+            ("/process/execCPUAffinity", json!({"final": "x"}), "$.process.execCPUAffinity.final"),
+            ("/annotations", json!({"": "x"}), "$.annotations"),
+            ("/root/path", json!("a/../../b"), "$.root.path"),
+            ("/linux/personality", json!({"domain": "LINUX", "flags": ["X"]}), "$.linux.personality.flags"),
+            ("/linux/rootfsPropagation", json!("public"), "$.linux.rootfsPropagation"),
+            ("/hooks", json!({"poststop": [{"path": "/x", "timeout": 0}]}), "$.hooks.poststop[0].timeout"),
+            ("/linux/sysctl", json!({"kernel.hostname": "x"}), "$.linux.sysctl.kernel.hostname"),
+            ("/linux/sysctl", json!({"net/../kernel/x": "1"}), "$.linux.sysctl.net/../kernel/x"),
+            (
+                "/process/rlimits",
+                json!([{"type": "RLIMIT_CPU", "soft": 1, "hard": 1}, {"type": "RLIMIT_CPU", "soft": 2, "hard": 2}]),
+                "$.process.rlimits[1]",
+            ),
             ("/process/cwd", json!("work"), "$.process.cwd"),
             ("/process/args", json!([]), "$.process.args"),
             ("/process/args", json!(["a\u{0}b"]), "$.process.args[0]"),
@@ -474,6 +555,41 @@ mod tests {
         ] {
             let error = with(pointer, value).expect_err(pointer).to_string();
             assert!(error.contains(path), "{pointer}: {error}");
+        }
+    }
+
+    #[test]
+    fn versions() {
+        for (text, good, warned) in [
+            ("1.0.0", true, false),
+            ("1.0.2-dev", true, false),
+            ("1.3.0", true, false),
+            ("1.3.9+build.5", true, false),
+            ("1.4.0", true, true),
+            ("1.99.0-rc.1", true, true),
+            ("2.0.0", false, true),
+            ("0.9.0", false, false),
+            ("1.3", false, false),
+            ("1.a.b", false, false),
+            ("1.2.3.4", false, false),
+            ("", false, false),
+        ] {
+            let config = Config { oci_version: text.to_owned(), ..super::super::example::config(true) };
+            assert_eq!((check(&config).is_ok(), !warnings(&config).is_empty()), (good, warned), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn relative_roots() {
+        for (path, out) in [
+            ("rootfs", false),
+            ("a/../b", false),
+            ("./a/./..", false),
+            ("/x/../../y", false),
+            ("..", true),
+            ("a/../../a", true),
+        ] {
+            assert_eq!(leaves(path), out, "{path}");
         }
     }
 

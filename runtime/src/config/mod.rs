@@ -20,6 +20,33 @@ fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializ
     Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
+/// Lines of text: a list, or one text as drafts of the specification had it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Lines {
+    /// One text, maybe of several lines.
+    Text(String),
+    /// One line each.
+    List(Vec<String>),
+}
+
+impl Default for Lines {
+    fn default() -> Self {
+        Self::List(Vec::new())
+    }
+}
+
+impl Lines {
+    /// Each line.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        let list = match self {
+            Self::Text(text) => std::slice::from_ref(text),
+            Self::List(list) => list,
+        };
+        list.iter().flat_map(|text| text.lines()).filter(|line| !line.trim().is_empty())
+    }
+}
+
 /// Declare structures of `config.json`: camelCase, every field optional unless marked otherwise.
 macro_rules! config {
     ($($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* })*) => {$(
@@ -101,15 +128,50 @@ config! {
         apparmor_profile: Option<String>,
         /// OOM killer adjustment.
         oom_score_adj: Option<i32>,
-        /// Scheduler attributes; refused.
-        scheduler: Option<Value>,
-        /// SELinux label; refused.
+        /// Scheduler attributes.
+        scheduler: Option<Scheduler>,
+        /// SELinux label.
         selinux_label: Option<String>,
-        /// I/O priority; refused.
-        io_priority: Option<Value>,
-        /// CPU affinity of exec; refused.
+        /// I/O priority.
+        io_priority: Option<IoPriority>,
+        /// CPU affinity of `exec`.
         #[serde(rename = "execCPUAffinity")]
-        exec_cpu_affinity: Option<Value>,
+        exec_cpu_affinity: Option<ExecCpuAffinity>,
+    }
+
+    /// Scheduler attributes, as `sched_setattr(2)` takes them.
+    Scheduler {
+        /// `SCHED_*`.
+        policy: String,
+        /// -20 to 19.
+        nice: Option<i32>,
+        /// 1 to 99, for `SCHED_FIFO` and `SCHED_RR`.
+        priority: Option<i32>,
+        /// `SCHED_FLAG_*`.
+        flags: Vec<String>,
+        /// Nanoseconds per period, for `SCHED_DEADLINE`.
+        runtime: Option<u64>,
+        /// Nanoseconds, for `SCHED_DEADLINE`.
+        deadline: Option<u64>,
+        /// Nanoseconds, for `SCHED_DEADLINE`.
+        period: Option<u64>,
+    }
+
+    /// I/O priority.
+    IoPriority {
+        /// `IOPRIO_CLASS_*`.
+        class: String,
+        /// 0, the highest, to 7.
+        priority: i32,
+    }
+
+    /// CPU affinity of `exec`, as lists such as `0-3,7`.
+    ExecCpuAffinity {
+        /// Before the process joins the container's cgroup.
+        initial: Option<String>,
+        /// After that.
+        #[serde(rename = "final")]
+        last: Option<String>,
     }
 
     /// Terminal size.
@@ -228,8 +290,8 @@ config! {
         namespaces: Vec<Namespace>,
         /// Device files.
         devices: Vec<Device>,
-        /// Network devices to move in; refused.
-        net_devices: Option<Value>,
+        /// Network devices of the host to move in, by their name there.
+        net_devices: BTreeMap<String, NetDevice>,
         /// System call filter.
         seccomp: Option<Seccomp>,
         /// Propagation of the root mount.
@@ -238,16 +300,53 @@ config! {
         masked_paths: Vec<String>,
         /// Paths made read-only.
         readonly_paths: Vec<String>,
-        /// SELinux label of mounts; refused.
+        /// SELinux label of mounts.
         mount_label: Option<String>,
-        /// Cache and memory bandwidth allocation; refused.
-        intel_rdt: Option<Value>,
-        /// NUMA memory policy; refused.
-        memory_policy: Option<Value>,
+        /// Cache and memory bandwidth allocation.
+        intel_rdt: Option<IntelRdt>,
+        /// NUMA memory policy.
+        memory_policy: Option<MemoryPolicy>,
         /// Execution domain.
         personality: Option<Personality>,
         /// Clock offsets of a new time namespace.
         time_offsets: BTreeMap<String, TimeOffset>,
+    }
+
+    /// A network device to move in.
+    NetDevice {
+        /// Name in the container; absent keeps the host's. `eth%d` lets the kernel choose the number.
+        name: Option<String>,
+    }
+
+    /// NUMA memory policy.
+    MemoryPolicy {
+        /// `MPOL_*`.
+        mode: String,
+        /// Memory nodes, such as `0-3,7`.
+        nodes: Option<String>,
+        /// `MPOL_F_*`.
+        flags: Vec<String>,
+    }
+
+    /// Cache and memory bandwidth allocation by the resctrl filesystem.
+    IntelRdt {
+        /// Class of service; absent makes one of the container's own, `/` is the default class.
+        #[serde(rename = "closID")]
+        clos_id: Option<String>,
+        /// Lines for `schemata`, as they are.
+        schemata: Lines,
+        /// Cache share.
+        l3_cache_schema: Option<String>,
+        /// Memory bandwidth.
+        mem_bw_schema: Option<String>,
+        /// Make a monitoring group.
+        enable_monitoring: bool,
+        /// Until 1.2 of the specification: as `enableMonitoring`.
+        #[serde(rename = "enableCMT")]
+        enable_cmt: bool,
+        /// Until 1.2 of the specification: as `enableMonitoring`.
+        #[serde(rename = "enableMBM")]
+        enable_mbm: bool,
     }
 
     /// Offset of one clock.

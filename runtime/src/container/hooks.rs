@@ -1,13 +1,20 @@
 //! Programs of the operator that run at points of a container's life, with its state on their standard input.
+//!
+//! A hook gets nothing of ours but what the specification names: its arguments, its environment, the state, and
+//! descriptors 0 to 2; signals are as in a fresh process. Input and output are memory files and not pipes, so that a
+//! hook that never reads, and a child that it leaves behind with its output open, keep nobody waiting.
 
+use super::channel::{Channel, Message};
 use crate::config::Hook;
 use crate::error::{Because, Failure, Outcome};
-use crate::sys::clone;
+use crate::sys::clone::{self, Exit, Side};
+use crate::sys::{process, signal};
 use rustix::event::{PollFd, PollFlags, Timespec};
+use std::ffi::CString;
+use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::fd::AsFd;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, Stdio};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 /// How much of a failed hook's output is shown.
 const OUTPUT_SHOWN: u64 = 2048;
@@ -17,55 +24,121 @@ const OUTPUT_SHOWN: u64 = 2048;
 /// # Errors
 /// The first that cannot be run, fails, or takes longer than its timeout.
 pub fn run(point: &'static str, hooks: &[Hook], state: &str) -> Outcome<()> {
+    run_with(point, hooks, state, &|| Ok(()))
+}
+
+/// The same, with something to do in the hook's process before it becomes the hook.
+///
+/// # Errors
+/// As [`run`], or that fails.
+pub fn run_with(point: &'static str, hooks: &[Hook], state: &str, before: &dyn Fn() -> Outcome<()>) -> Outcome<()> {
     for (index, hook) in hooks.iter().enumerate() {
-        run_one(hook, state).map_err(|mut failure| {
-            failure.what = format!("hook $.hooks.{point}[{index}] `{}` {}", hook.path, failure.what);
-            failure
-        })?;
+        named(run_one(hook, state, before), point, index, hook)?;
     }
     Ok(())
 }
 
-fn run_one(hook: &Hook, state: &str) -> Outcome<()> {
+/// Run all hooks of one point, whatever becomes of the others; returns what failed.
+pub fn run_each(point: &'static str, hooks: &[Hook], state: &str) -> Vec<Failure> {
+    let failed = |(index, hook)| named(run_one(hook, state, &|| Ok(())), point, index, hook).err();
+    hooks.iter().enumerate().filter_map(failed).collect()
+}
+
+/// Say which hook it was.
+fn named(result: Outcome<()>, point: &'static str, index: usize, hook: &Hook) -> Outcome<()> {
+    result.map_err(|mut failure| {
+        failure.what = format!("hook $.hooks.{point}[{index}] `{}` {}", hook.path, failure.what);
+        // Not the code of a program that is not there: that means the container's.
+        failure.code(crate::error::FAILED)
+    })
+}
+
+/// A file in memory.
+fn memory_file(name: &str) -> std::io::Result<File> {
+    Ok(File::from(rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC)?))
+}
+
+fn run_one(hook: &Hook, state: &str, before: &dyn Fn() -> Outcome<()>) -> Outcome<()> {
     let what = || "cannot be run".to_owned();
-    // A memory file, and not a pipe: a child the hook leaves behind may keep it open as long as it likes.
-    let output = rustix::fs::memfd_create("hook-output", rustix::fs::MemfdFlags::CLOEXEC).because(what)?;
-    let mut output = std::fs::File::from(output);
-    let copy = || output.try_clone().map(Stdio::from);
-    let mut command = Command::new(&hook.path);
-    if let Some((name, rest)) = hook.args.split_first() {
-        command.arg0(name).args(rest);
-    }
-    command.env_clear().envs(hook.env.iter().filter_map(|entry| entry.split_once('=')));
-    command.stdin(Stdio::piped()).stdout(copy().because(what)?).stderr(copy().because(what)?).process_group(0);
-    let mut child = command.spawn().because(what)?;
-    if let Some(mut input) = child.stdin.take() {
-        // A hook that does not read its input is fine.
-        let _ = input.write_all(state.as_bytes());
-    }
-    let status = match wait(&mut child, hook.timeout)? {
-        Some(status) => status,
-        None => {
-            return Err(Failure::new(format!("took longer than its timeout of {} s", hook.timeout.unwrap_or(0))));
+    let mut input = memory_file("hook-input").because(what)?;
+    input.write_all(state.as_bytes()).and_then(|()| input.rewind()).because(what)?;
+    let mut output = memory_file("hook-output").because(what)?;
+    let program = Program::of(hook)?;
+    let (ours, theirs) = Channel::pair()?;
+    let (pid, pidfd) = match clone::clone3(0, None).because(what)? {
+        Side::Child => {
+            drop(ours);
+            let failure = match program.become_it(input.as_fd(), output.as_fd(), before) {
+                Ok(never) => match never {},
+                Err(failure) => failure,
+            };
+            let _ = theirs.send(&Message::Failed(failure));
+            process::exit_now(1)
         }
+        Side::Parent { pid, pidfd } => (pid, pidfd),
     };
-    if status.success() {
-        return Ok(());
+    drop((theirs, input));
+    let started = ours.receive();
+    let ended = wait(pidfd.as_fd(), pid, hook.timeout)?;
+    match started? {
+        Message::End => {}
+        Message::Failed(failure) => return Err(failure),
+        _ => return Err(Failure::new("sent a message out of order")),
     }
-    let how = match (status.code(), status.signal()) {
-        (Some(code), _) => format!("failed with exit code {code}"),
-        (_, Some(signal)) => format!("died of signal {signal}"),
-        _ => "failed".to_owned(),
+    let failure = match ended {
+        Some(Exit::Code(0)) => return Ok(()),
+        Some(Exit::Code(code)) => Failure::new(format!("failed with exit code {code}")),
+        Some(Exit::Signal(signal)) => Failure::new(format!("died of signal {signal}")),
+        None => Failure::new(format!("took longer than its timeout of {} s", hook.timeout.unwrap_or(0))),
     };
-    let failure = Failure::new(how);
-    match said(&mut output) {
-        Some(text) => Err(Failure { cause: Some(text), ..failure }),
-        None => Err(failure),
+    Err(Failure { cause: said(&mut output), ..failure })
+}
+
+/// A hook as `execve` takes it.
+struct Program {
+    path: CString,
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+}
+
+impl Program {
+    fn of(hook: &Hook) -> Outcome<Self> {
+        let text = |text: &String| {
+            CString::new(text.as_str()).because(|| format!("has a zero byte in `{}`", text.escape_debug()))
+        };
+        let path = text(&hook.path)?;
+        let arguments = match hook.args.as_slice() {
+            [] => vec![path.clone()],
+            list => list.iter().map(text).collect::<Outcome<_>>()?,
+        };
+        Ok(Self { path, arguments, environment: hook.env.iter().map(text).collect::<Outcome<_>>()? })
+    }
+
+    /// In the new process: become the hook. Returns only on failure.
+    fn become_it(
+        &self,
+        input: BorrowedFd<'_>,
+        output: BorrowedFd<'_>,
+        before: &dyn Fn() -> Outcome<()>,
+    ) -> Outcome<std::convert::Infallible> {
+        let what = || "cannot be run".to_owned();
+        // With those that it starts, a group of its own, which a timeout ends as a whole.
+        rustix::process::setpgid(None, None).because(what)?;
+        process::set_parent_death_signal(libc::SIGKILL).because(what)?;
+        for (fd, number) in [(input, 0), (output, 1), (output, 2)] {
+            process::dup_to(fd, number).because(what)?;
+        }
+        before()?;
+        process::close_on_exec_from(3).because(what)?;
+        // All of them: a hook should not have to know what the caller of its runtime ignores.
+        signal::stop_ignoring(u64::MAX);
+        signal::set_mask(&signal::SignalSet::empty()).because(what)?;
+        Err(process::execve(&self.path, &self.arguments, &self.environment)).because(what)
     }
 }
 
 /// The last lines a hook wrote.
-fn said(output: &mut std::fs::File) -> Option<String> {
+fn said(output: &mut File) -> Option<String> {
     let length = output.metadata().ok()?.len();
     output.seek(SeekFrom::Start(length.saturating_sub(OUTPUT_SHOWN))).ok()?;
     let mut bytes = Vec::new();
@@ -74,54 +147,104 @@ fn said(output: &mut std::fs::File) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// The status of a child, or `None` after it was killed for its timeout.
-fn wait(child: &mut Child, timeout: Option<i64>) -> Outcome<Option<std::process::ExitStatus>> {
+/// How a hook ended, or `None` after it was killed, with its group, for its timeout.
+fn wait(pidfd: BorrowedFd<'_>, pid: i32, timeout: Option<i64>) -> Outcome<Option<Exit>> {
     let what = || "cannot be waited for".to_owned();
     let in_time = match timeout {
         None => true,
-        Some(seconds) => {
-            let pidfd = clone::pidfd_open(child.id() as i32).because(what)?;
-            let limit = Timespec { tv_sec: seconds, tv_nsec: 0 };
-            let mut fds = [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)];
-            rustix::event::poll(&mut fds, Some(&limit)).because(what)? > 0
-        }
+        Some(seconds) => ends_within(pidfd, Duration::from_secs(seconds.unsigned_abs())).because(what)?,
     };
-    if !in_time && let Some(group) = rustix::process::Pid::from_raw(child.id() as i32) {
+    if !in_time && let Some(group) = rustix::process::Pid::from_raw(pid) {
         let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
     }
-    let status = child.wait().because(what)?;
-    Ok(in_time.then_some(status))
+    let exit = clone::wait(pidfd).because(what)?;
+    Ok(in_time.then_some(exit))
+}
+
+fn ends_within(pidfd: BorrowedFd<'_>, time: Duration) -> Result<bool, rustix::io::Errno> {
+    let start = Instant::now();
+    loop {
+        let left = time.saturating_sub(start.elapsed());
+        let limit =
+            Timespec { tv_sec: left.as_secs().min(i64::MAX as u64) as i64, tv_nsec: left.subsec_nanos().into() };
+        let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+        match rustix::event::poll(&mut fds, Some(&limit)) {
+            Err(rustix::io::Errno::INTR) => {}
+            result => return result.map(|ready| ready > 0),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn shell(script: &str, timeout: Option<i64>) -> Hook {
-        let args = ["sh", "-c", script].map(str::to_owned).to_vec();
+    fn hook(args: &[&str], timeout: Option<i64>) -> Hook {
+        let args: Vec<String> = args.iter().map(|&text| text.to_owned()).collect();
         Hook { path: "/bin/sh".to_owned(), args, env: vec!["A=b".to_owned()], timeout }
+    }
+
+    fn shell(script: &str, timeout: Option<i64>) -> Hook {
+        hook(&["sh", "-c", script], timeout)
+    }
+
+    fn outcome(hook: Hook, state: &str) -> String {
+        run("poststop", &[hook], state).err().map_or(String::new(), |error| error.to_string())
     }
 
     #[test]
     fn hooks_succeed_fail_and_time_out() {
+        let absent = Hook { path: "/no/hook".to_owned(), ..Hook::default() };
         for (why, hook, want) in [
             ("reads the state", shell("read state; [ \"$state\" = '{\"id\":\"x\"}' ]", None), ""),
+            ("reads it to the end", shell("[ \"$(cat)\" = '{\"id\":\"x\"}' ]", None), ""),
             ("ignores the state", shell("exit 0", None), ""),
-            ("has only its own environment", shell("[ \"$A\" = b ] && [ -z \"$HOME\" ]", None), ""),
+            ("has only its own environment", shell("[ \"$(env | grep -v -e PWD -e SHLVL -e _=)\" = A=b ]", None), ""),
+            ("gets its arguments", hook(&["zero", "-c", "[ \"$0:$1:$2\" = 'a:b c:' ]", "a", "b c", ""], None), ""),
+            ("in time", shell("exit 0", Some(20)), ""),
+            ("the longest time", shell("exit 0", Some(i64::MAX)), ""),
             (
                 "fails",
                 shell("echo no luck >&2; exit 3", None),
                 "hook $.hooks.poststop[0] `/bin/sh` failed with exit code 3: no luck",
             ),
+            ("dies", shell("kill -9 $$", None), "hook $.hooks.poststop[0] `/bin/sh` died of signal 9"),
             (
                 "hangs",
-                shell("sleep 60", Some(1)),
-                "hook $.hooks.poststop[0] `/bin/sh` took longer than its timeout of 1 s",
+                shell("echo waiting; sleep 60", Some(1)),
+                "hook $.hooks.poststop[0] `/bin/sh` took longer than its timeout of 1 s: waiting",
+            ),
+            (
+                "is absent",
+                absent,
+                "hook $.hooks.poststop[0] `/no/hook` cannot be run: No such file or directory (os error 2)",
             ),
         ] {
-            let got =
-                run("poststop", &[hook], "{\"id\":\"x\"}\n").err().map_or(String::new(), |error| error.to_string());
-            assert_eq!(got, want, "{why}");
+            assert_eq!(outcome(hook, "{\"id\":\"x\"}\n"), want, "{why}");
         }
+    }
+
+    #[test]
+    fn a_state_larger_than_any_pipe_and_nobody_reads_it() {
+        let state = "x".repeat(4 << 20);
+        assert_eq!(outcome(shell("exit 0", None), &state), "");
+        assert_eq!(outcome(shell("[ $(wc -c) = 4194304 ]", None), &state), "");
+    }
+
+    #[test]
+    fn a_child_left_behind_keeps_nobody_waiting() {
+        let start = Instant::now();
+        assert_eq!(outcome(shell("sleep 20 & exit 0", None), ""), "");
+        assert!(start.elapsed() < Duration::from_secs(15));
+    }
+
+    #[test]
+    fn signals_and_descriptors_are_those_of_a_fresh_process() {
+        let script = "grep -q 'SigBlk:.0*$' /proc/self/status && [ $(ls /proc/self/fd | wc -l) = 4 ]";
+        let blocked = signal::SignalSet::all_but_faults();
+        signal::set_mask(&blocked).expect("this thread's mask");
+        let got = outcome(shell(script, None), "");
+        signal::set_mask(&signal::SignalSet::empty()).expect("this thread's mask");
+        assert_eq!(got, "");
     }
 }

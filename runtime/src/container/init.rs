@@ -5,11 +5,13 @@
 
 use super::channel::{Channel, Message};
 use super::hooks;
+use super::labels;
 use super::mounts::{self, Context, Prepared};
 use super::namespaces::{Kind, Namespaces, become_root};
 use super::nodes;
 use super::process::{self as program, Program, Ready};
-use super::procfs::{Procfs, parameter_path};
+use super::scheduling;
+use super::sysctl;
 use crate::cgroup::aside::Aside;
 use crate::cgroup::{Cgroup, Doors};
 use crate::config::Config;
@@ -19,6 +21,7 @@ use crate::state::Status;
 use crate::sys::{clone, mount, process, socket};
 use rustix::fs::OFlags;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 /// Who gets the master side of the container's terminal.
 #[derive(Debug)]
@@ -91,7 +94,7 @@ const STEPS: &[Step] = &[
     Step { name: "open mounts", run: |init| init.open_mounts() },
     Step { name: "user namespace", run: |init| init.enter_user_namespace() },
     Step { name: "session", run: |init| init.new_session() },
-    Step { name: "root filesystem", run: |init| mounts::attach_root(init.prepared()) },
+    Step { name: "root filesystem", run: |init| mounts::attach_root(init.prepared(), init.place_for_hooks()) },
     Step { name: "mounts", run: |init| init.context().mount_some(0..init.cgroup_mount()) },
     Step { name: "join cgroup", run: |init| init.join_cgroup() },
     Step { name: "late namespaces", run: |init| init.unshare_late() },
@@ -100,15 +103,19 @@ const STEPS: &[Step] = &[
     Step { name: "terminal", run: |init| init.open_terminal() },
     Step { name: "masked paths", run: |init| init.context().mask() },
     Step { name: "read-only paths", run: |init| init.context().make_readonly() },
-    Step { name: "kernel parameters", run: |init| init.set_parameters() },
+    Step { name: "kernel parameters", run: |init| sysctl::apply(init.config) },
     Step { name: "names", run: |init| init.set_names() },
     Step { name: "loopback", run: |init| init.loopback_up() },
     Step { name: "runtime hooks", run: |init| init.runtime_hooks() },
     Step { name: "container hooks", run: |init| init.container_hooks() },
     Step { name: "working directory", run: |init| init.make_working_directory() },
-    Step { name: "pivot root", run: |init| mounts::pivot(init.prepared(), init.no_pivot) },
-    Step { name: "seal root", run: |init| init.context().seal_root() },
+    Step { name: "pivot root", run: |init| init.pivot() },
+    Step { name: "seal root", run: |init| init.context().seal() },
     Step { name: "personality", run: |init| init.set_personality() },
+    Step {
+        name: "memory policy",
+        run: |init| scheduling::apply_memory_policy(init.config.linux.memory_policy.as_ref()),
+    },
     Step { name: "find program", run: |init| init.find_program() },
     Step { name: "wait for start", run: |init| init.wait_for_start() },
     Step { name: "start hooks", run: |init| init.start_hooks() },
@@ -235,6 +242,7 @@ impl Init<'_> {
             .open("/dev", flags, super::path::Links::Refuse)
             .because(|| "cannot open `/dev` of the container".to_owned())?;
         let (master, slave) = program::open_terminal(&dev, self.program.process)?;
+        labels::label_file(self.config, slave.as_fd())?;
         if self.prepared().may_mount() {
             let console = program::console_mount(&slave)?;
             self.context().cover(console.as_fd(), "/dev/console")?;
@@ -242,26 +250,6 @@ impl Init<'_> {
         hand_over(&self.channel, &self.terminal, master)?;
         self.terminal = Terminal::None;
         program::take_terminal(&slave)
-    }
-
-    fn set_parameters(&mut self) -> Outcome<()> {
-        if self.config.linux.sysctl.is_empty() {
-            return Ok(());
-        }
-        let procfs = Procfs::any()?;
-        for (name, value) in &self.config.linux.sysctl {
-            // The files are the host's, the calls the namespace's.
-            match name.replace('/', ".").as_str() {
-                "kernel.hostname" => {
-                    mount::set_hostname(value).because(|| format!("cannot set the host name `{value}`"))?
-                }
-                "kernel.domainname" => {
-                    mount::set_domainname(value).because(|| format!("cannot set the domain name `{value}`"))?;
-                }
-                _ => procfs.write(&parameter_path(name), value)?,
-            }
-        }
-        Ok(())
     }
 
     fn set_names(&mut self) -> Outcome<()> {
@@ -281,8 +269,22 @@ impl Init<'_> {
         mount::loopback_up().because(|| "cannot bring up `lo`".to_owned())
     }
 
+    /// Where hooks look for the root filesystem, if there are any before the pivot.
+    fn place_for_hooks(&self) -> Option<&Path> {
+        let hooks = &self.config.hooks;
+        let some = !(hooks.prestart.is_empty() && hooks.create_runtime.is_empty() && hooks.create_container.is_empty());
+        (some || self.no_pivot).then_some(self.state.rootfs.as_path())
+    }
+
+    fn pivot(&mut self) -> Outcome<()> {
+        mounts::pivot(self.prepared(), self.no_pivot)
+    }
+
+    /// What the runtime process does while this one waits: network devices and hooks.
     fn runtime_hooks(&mut self) -> Outcome<()> {
-        if self.config.hooks.prestart.is_empty() && self.config.hooks.create_runtime.is_empty() {
+        let hooks = &self.config.hooks;
+        let devices = &self.config.linux.net_devices;
+        if hooks.prestart.is_empty() && hooks.create_runtime.is_empty() && devices.is_empty() {
             return Ok(());
         }
         self.channel.send(&Message::NeedHooks)?;
@@ -340,10 +342,13 @@ impl Init<'_> {
     }
 
     fn start_hooks(&mut self) -> Outcome<()> {
-        if self.config.hooks.start_container.is_empty() {
+        let hooks = &self.config.hooks.start_container;
+        if hooks.is_empty() {
             return Ok(());
         }
-        hooks::run("startContainer", &self.config.hooks.start_container, &self.state_as(Status::Created))
+        // They come from the image, so they get no more rights than its program.
+        let restrict = || self.program.restrict();
+        hooks::run_with("startContainer", hooks, &self.state_as(Status::Created), &restrict)
     }
 }
 

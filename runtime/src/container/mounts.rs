@@ -11,6 +11,7 @@
 //! joined mount namespace, paths are those of that namespace.
 
 use super::idmap;
+use super::labels;
 use super::namespaces::MountsOf;
 use super::options::{self, Bind, IDMAP, Idmap, Options, Propagation, READ_ONLY};
 use super::path::{Links, RootDir, clean};
@@ -23,6 +24,7 @@ use crate::sys::mount::{MountAttr, mount_setattr};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
+use std::cell::RefCell;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -43,6 +45,8 @@ pub struct Prepared {
     trees: Vec<Tree>,
     /// User namespaces whose ID maps filesystems get that the container makes, by the index of the mount.
     maps: Vec<(usize, Rc<OwnedFd>)>,
+    /// Mounts that become read-only when all is in them: see [`Context::seal`].
+    late: RefCell<Vec<OwnedFd>>,
     /// Host device files, where making them is not allowed (user namespaces): path in the container, tree.
     pub devices: Vec<(String, OwnedFd)>,
     /// In whose mount namespace all this goes.
@@ -127,8 +131,8 @@ impl Prepared {
             .or_hint("`root.path` in config.json is relative to the bundle; does the directory exist?")?;
         let mounts_of = MountsOf::of(config);
         let (trees, maps, devices, seat) = (Vec::new(), Vec::new(), Vec::new(), None);
-        let mut prepared =
-            Self { root, path: path.clone(), trees, maps, devices, mounts_of, seat, places: Places::default() };
+        let (late, places) = (RefCell::default(), Places::default());
+        let mut prepared = Self { root, path: path.clone(), trees, maps, late, devices, mounts_of, seat, places };
         if mounts_of == MountsOf::Runtime {
             return Ok(prepared);
         }
@@ -140,9 +144,6 @@ impl Prepared {
         let root = prepared.root.as_fd();
         let default = default_propagation(config);
         set_propagation(root, default).because(|| "cannot set the propagation of the root".to_owned())?;
-        // The mounts made in it must reach no other namespace until they are all there.
-        let private = Propagation { kind: libc::MS_PRIVATE, recursive: false };
-        set_propagation(root, private).because(|| "cannot set the propagation of the root".to_owned())?;
         let mut maps = Maps { config, made: Vec::new() };
         prepared.trees.reserve(config.mounts.len());
         for (index, mount) in config.mounts.iter().enumerate() {
@@ -176,9 +177,14 @@ fn open_root(config: &Config, bundle: &Path) -> Result<OwnedFd, Errno> {
     let path = root_path(config, bundle);
     if MountsOf::of(config) == MountsOf::Runtime {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        return rustix::fs::open(&path, flags, Mode::empty());
+        return rustix::fs::open(&path, flags | OFlags::NOFOLLOW, Mode::empty());
     }
-    open_tree(CWD, &path, true)
+    // The last part may be no link: what was checked would not be what is used.
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE
+        | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+    rustix::mount::open_tree(CWD, &path, flags)
 }
 
 /// A mount of a device file of the host that has the right numbers: whoever may not make one can only borrow.
@@ -326,7 +332,7 @@ fn prepare(
     let map = idmap.map(|_| maps.of(mount, &options)).transpose()?;
     if let Some(bind) = is_bind(mount, &options) {
         let source = bundle.join(mount.source.as_deref().unwrap_or(""));
-        let recursive = bind == Bind::Recursive || !options.recursive_attr.eq(&MountAttr::default());
+        let recursive = bind == Bind::Recursive;
         let tree = open_tree(CWD, &source, recursive).map_err(|error| open_failed(error, &source, recursive))?;
         if options.propagations.is_empty() || default.kind != libc::MS_SLAVE {
             set_propagation(tree.as_fd(), default).because(|| "cannot set its propagation".to_owned())?;
@@ -382,11 +388,12 @@ fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
     rustix::mount::move_mount(tree, "", target, "", flags)
 }
 
-/// Put the new root on top of the old one; the caller then works by its descriptor and pivots into it.
+/// Put the new root on top of the old one, or for hooks where they look for it: on the bundle's root filesystem. The
+/// caller then works by its descriptor and pivots into it.
 ///
 /// # Errors
-/// The mount calls fail.
-pub fn attach_root(prepared: &Prepared) -> Outcome<()> {
+/// The mount calls fail, or the root filesystem has been replaced meanwhile.
+pub fn attach_root(prepared: &Prepared, place: Option<&Path>) -> Outcome<()> {
     match (prepared.mounts_of, &prepared.seat) {
         (MountsOf::Runtime, _) => return Ok(()),
         (_, Some(seat)) => {
@@ -397,11 +404,26 @@ pub fn attach_root(prepared: &Prepared) -> Outcome<()> {
     }
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).because(|| "cannot make the host's mounts private".to_owned())?;
-    // At its own path, where hooks that enter this namespace look for it. Where that cannot be (the path is not open to a
-    // user namespace, or lies on a mount of another one), on the root: it is the same for the container.
-    let place =
-        |path: &Path| rustix::mount::move_mount(&prepared.root, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
-    place(&prepared.path).or_else(|_| place(Path::new("/"))).because(|| "cannot attach the root filesystem".to_owned())
+    let Some(place) = place else {
+        return attach_on_top(prepared);
+    };
+    let what = || format!("cannot attach the root filesystem on `{}`", place.display());
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    // Where that cannot be (the path is not open to a user namespace, or lies on a mount of another one), on the root: it
+    // is the same for the container.
+    let Ok(target) = rustix::fs::open(place, flags, Mode::empty()) else {
+        return attach_on_top(prepared);
+    };
+    let (found, wanted) = (rustix::fs::fstat(&target).because(what)?, rustix::fs::fstat(&prepared.root).because(what)?);
+    if (found.st_dev, found.st_ino) != (wanted.st_dev, wanted.st_ino) {
+        return Err(Failure::new(format!("{}: it is another directory now", what())));
+    }
+    attach(prepared.root.as_fd(), target.as_fd()).or_else(|_| attach_on_top(prepared))
+}
+
+fn attach_on_top(prepared: &Prepared) -> Outcome<()> {
+    rustix::mount::move_mount(&prepared.root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .because(|| "cannot attach the root filesystem".to_owned())
 }
 
 /// Everything a mount step needs to know.
@@ -452,38 +474,57 @@ impl Context<'_> {
         let mut options = parse(mount)?;
         let destination = clean(&mount.destination);
         let links = Links::for_path(&destination);
+        // Later mounts need places in a tmpfs, and device files and links are made in `/dev`.
+        let late =
+            options.attr.set & READ_ONLY != 0 && (destination == "/dev" || mount.kind.as_deref() == Some("tmpfs"));
+        if late {
+            options.attr.set &= !READ_ONLY;
+        }
+        let mounted = self.mount_as(mount, (tree, map), &destination, links, options)?;
+        if late {
+            self.prepared.late.borrow_mut().push(match mounted {
+                Some(mounted) => mounted,
+                None => self.root().open(&destination, OFlags::PATH, links).because(|| "cannot open it".to_owned())?,
+            });
+        }
+        Ok(())
+    }
+
+    /// Returns the mount, if it was made here.
+    fn mount_as(
+        &self,
+        mount: &Mount,
+        (tree, map): (&Tree, Option<&OwnedFd>),
+        destination: &str,
+        links: Links,
+        mut options: Options,
+    ) -> Outcome<Option<OwnedFd>> {
         if options.remount {
-            return self.remount(&destination, links, &options);
+            return self.remount(destination, links, &options).map(|()| None);
         }
         let kind = mount.kind.as_deref().unwrap_or("");
-        if kind == "tmpfs" && matches!(tree, Tree::None) {
-            self.keep_mode(&destination, links, &mut options)?;
+        if matches!(tree, Tree::None) {
+            if kind == "tmpfs" {
+                self.keep_mode(destination, links, &mut options)?;
+            }
+            labels::add_mount_label(self.config, kind, &mut options);
         }
         if matches!(tree, Tree::None)
             && map.is_none()
-            && quick::mount(
-                self.root(),
-                self.places(),
-                (kind, mount.source.as_deref()),
-                (&destination, links),
-                &options,
-            )
+            && quick::mount(self.root(), self.places(), (kind, mount.source.as_deref()), (destination, links), &options)
         {
-            return Ok(());
+            return Ok(None);
         }
-        self.places().cover(&destination);
-        match (tree, mount.kind.as_deref().unwrap_or("")) {
+        self.places().cover(destination);
+        match (tree, kind) {
             (Tree::Bind(tree), _) => {
-                let target = self.bind_target(tree.as_fd(), &destination, links)?;
-                if options.data.iter().any(|(key, _)| !matches!(key.as_str(), "sync" | "silent")) {
-                    let words: Vec<&str> = options.data.iter().map(|(key, _)| key.as_str()).collect();
-                    return Err(Failure::new(format!("`{}` is not an option of a bind mount", words.join(","))));
-                }
-                finish(tree.as_fd(), target.as_fd(), &options)
+                let target = self.bind_target(tree.as_fd(), destination, links)?;
+                refuse_data(&options)?;
+                finish(tree.as_fd(), target.as_fd(), &options).map(|()| None)
             }
-            (_, "cgroup" | "cgroup2") => self.mount_cgroup(tree, &destination, links, &options),
+            (_, "cgroup" | "cgroup2") => self.mount_cgroup(tree, destination, links, &options).map(|()| None),
             (_, kind) => {
-                let target = self.root().make_dir(&destination, links)?;
+                let target = self.root().make_dir(destination, links)?;
                 let made = match new_filesystem(kind, mount.source.as_deref(), &options) {
                     Ok(made) => made,
                     Err(failure) => self.host_view(kind, &options).unwrap_or(Err(failure))?,
@@ -492,9 +533,13 @@ impl Context<'_> {
                     map_ids(made.as_fd(), depth, map)?;
                 }
                 if options.copy_up {
-                    super::copy_up::copy(self.root(), &destination, made.as_fd())?;
+                    super::copy_up::copy(self.root(), destination, made.as_fd())?;
                 }
-                finish(made.as_fd(), target.as_fd(), &options)
+                if kind == "mqueue" {
+                    labels::label_file(self.config, made.as_fd())?;
+                }
+                finish(made.as_fd(), target.as_fd(), &options)?;
+                Ok(Some(made))
             }
         }
     }
@@ -548,11 +593,18 @@ impl Context<'_> {
 
     fn remount(&self, destination: &str, links: Links, options: &Options) -> Outcome<()> {
         let what = || "cannot change the mount".to_owned();
-        if !options.data.is_empty() {
-            return Err(Failure::new("a remount can change attributes and propagation only"));
-        }
         let target = self.root().open(destination, OFlags::PATH, links).because(what)?;
-        apply_attributes(target.as_fd(), options).because(what)
+        if options.bind.is_none() && !(options.data.is_empty() && options.superblock.is_empty()) {
+            reconfigure(target.as_fd(), options)?;
+        } else {
+            refuse_data(options)?;
+        }
+        let not_a_mount = |error: &std::io::Error| error.raw_os_error() == Some(libc::EINVAL);
+        apply_attributes(target.as_fd(), options).map_err(|error| match not_a_mount(&error) {
+            true => Failure { cause: Some(error.to_string()), ..Failure::new(what()) }
+                .hint("`remount` needs a mount to change: an earlier entry with the same destination"),
+            false => Failure { cause: Some(error.to_string()), ..Failure::new(what()) },
+        })
     }
 
     /// The cgroup filesystem as the container may see it: one v2 mount, or a directory of v1 mounts.
@@ -585,7 +637,8 @@ impl Context<'_> {
         }
         let target = self.root().make_dir(destination, links)?;
         let data = vec![("mode".to_owned(), Some("755".to_owned()))];
-        let writable = Options { data, ..Options::default() };
+        let mut writable = Options { data, ..Options::default() };
+        labels::add_mount_label(self.config, "tmpfs", &mut writable);
         let directory = new_filesystem("tmpfs", Some("tmpfs"), &writable)?;
         attach(directory.as_fd(), target.as_fd()).because(|| "cannot attach the directory of cgroups".to_owned())?;
         let inside = RootDir(directory.as_fd());
@@ -669,7 +722,8 @@ impl Context<'_> {
                         // The filesystem itself, so that remounting the mount does not help.
                         data.push(("ro".to_owned(), None));
                         let attr = MountAttr { set: READ_ONLY, ..MountAttr::default() };
-                        let options = Options { data, attr, ..Options::default() };
+                        let mut options = Options { data, attr, ..Options::default() };
+                        labels::add_mount_label(self.config, "tmpfs", &mut options);
                         new_filesystem("tmpfs", Some("tmpfs"), &options)?
                     }
                 }
@@ -723,15 +777,19 @@ impl Context<'_> {
         }
     }
 
-    /// The root's own attributes, once all is in place.
+    /// What has to wait until all is in place: read-only mounts that others are in, and the root's own attributes.
     ///
     /// # Errors
     /// The mount calls fail.
-    pub fn seal_root(&self) -> Outcome<()> {
+    pub fn seal(&self) -> Outcome<()> {
         if !self.prepared.may_mount() {
             return Ok(());
         }
         let root = self.prepared.root.as_fd();
+        for mount in self.prepared.late.take() {
+            let attr = MountAttr { set: READ_ONLY, ..MountAttr::default() };
+            mount_setattr(mount.as_fd(), false, &attr).because(|| "cannot make a mount read-only".to_owned())?;
+        }
         if self.config.root.as_ref().is_some_and(|root| root.readonly) {
             let attr = MountAttr { set: READ_ONLY, ..MountAttr::default() };
             mount_setattr(root, false, &attr).because(|| "cannot make the root read-only".to_owned())?;
@@ -768,6 +826,15 @@ pub fn copy_of(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     open_tree(fd, Path::new(""), false)
 }
 
+/// What a filesystem understands cannot be told to a bind mount.
+fn refuse_data(options: &Options) -> Outcome<()> {
+    if options.data.is_empty() {
+        return Ok(());
+    }
+    let words: Vec<&str> = options.data.iter().map(|(key, _)| key.as_str()).collect();
+    Err(Failure::new(format!("`{}` is not an option of a bind mount", words.join(","))))
+}
+
 /// Set attributes and propagation, then attach.
 fn finish(tree: BorrowedFd<'_>, target: BorrowedFd<'_>, options: &Options) -> Outcome<()> {
     apply_attributes(tree, options).because(|| "cannot set the options".to_owned())?;
@@ -792,6 +859,32 @@ fn apply_attributes(tree: BorrowedFd<'_>, options: &Options) -> std::io::Result<
     options.propagations.iter().try_for_each(|propagation| set_propagation(tree, *propagation))
 }
 
+/// Tell the options of a filesystem to the kernel.
+fn configure(context: BorrowedFd<'_>, options: &Options, kind: &str) -> Outcome<()> {
+    for word in &options.superblock {
+        rustix::mount::fsconfig_set_flag(context, *word).because(|| format!("{kind} refuses the option `{word}`"))?;
+    }
+    for (key, value) in &options.data {
+        match value {
+            Some(value) => rustix::mount::fsconfig_set_string(context, key.as_str(), value.as_str())
+                .because(|| format!("{kind} refuses the option `{key}={value}`"))?,
+            None => rustix::mount::fsconfig_set_flag(context, key.as_str())
+                .because(|| format!("{kind} refuses the option `{key}`"))?,
+        }
+    }
+    Ok(())
+}
+
+/// Change the options of the filesystem that is mounted at a descriptor.
+fn reconfigure(target: BorrowedFd<'_>, options: &Options) -> Outcome<()> {
+    let flags = rustix::mount::FsPickFlags::FSPICK_CLOEXEC | rustix::mount::FsPickFlags::FSPICK_EMPTY_PATH;
+    let context = rustix::mount::fspick(target, "", flags)
+        .because(|| "cannot change the filesystem".to_owned())
+        .or_hint("`remount` needs a mount to change: an earlier entry with the same destination")?;
+    configure(context.as_fd(), options, "the filesystem")?;
+    rustix::mount::fsconfig_reconfigure(&context).because(|| "cannot change the filesystem".to_owned())
+}
+
 /// A new filesystem, not attached anywhere.
 ///
 /// # Errors
@@ -808,14 +901,7 @@ pub fn new_filesystem(kind: &str, source: Option<&str>, options: &Options) -> Ou
             rustix::mount::fsconfig_set_flag(&context, "ro").because(|| format!("{kind} refuses the option `ro`"))?;
         }
     }
-    for (key, value) in &options.data {
-        match value {
-            Some(value) => rustix::mount::fsconfig_set_string(&context, key.as_str(), value.as_str())
-                .because(|| format!("{kind} refuses the option `{key}={value}`"))?,
-            None => rustix::mount::fsconfig_set_flag(&context, key.as_str())
-                .because(|| format!("{kind} refuses the option `{key}`"))?,
-        }
-    }
+    configure(context.as_fd(), options, kind)?;
     rustix::mount::fsconfig_create(&context).because(|| format!("cannot make a filesystem of type `{kind}`"))?;
     let flags = MountAttrFlags::from_bits_retain(options.attr.set as u32);
     rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags)
@@ -823,6 +909,8 @@ pub fn new_filesystem(kind: &str, source: Option<&str>, options: &Options) -> Ou
 }
 
 /// Leave the old root for the new one.
+///
+/// - `by_moving`: by chroot rather than pivot_root; [`attach_root`] must have been given a place.
 ///
 /// # Errors
 /// The mount calls fail.

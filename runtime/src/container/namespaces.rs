@@ -1,5 +1,6 @@
 //! Which namespaces a container gets new, and which it joins.
 
+use super::sysctl;
 use crate::config::{Config, Process};
 use crate::error::{Because, Failure, InStep, Outcome};
 use crate::rootless;
@@ -226,11 +227,12 @@ fn open(path: &str, kind: Kind) -> Outcome<OwnedFd> {
 /// A joined namespace that is the runtime's own must not be changed by what the bundle sets in it.
 fn protect_host(config: &Config, kind: Kind, fd: BorrowedFd<'_>) -> Outcome<()> {
     let set = |value: &Option<String>| value.as_deref().is_some_and(|text| !text.is_empty());
-    let key = match kind {
-        Kind::Uts if set(&config.hostname) => "hostname",
-        Kind::Uts if set(&config.domainname) => "domainname",
-        Kind::Uts | Kind::Ipc | Kind::Network if !config.linux.sysctl.is_empty() => "linux.sysctl",
-        Kind::Mount if !config.mounts.is_empty() => "mounts",
+    let parameter = config.linux.sysctl.keys().find(|name| sysctl::namespace_of(name) == Some(kind));
+    let key = match (kind, parameter) {
+        (Kind::Uts, _) if set(&config.hostname) => "hostname".to_owned(),
+        (Kind::Uts, _) if set(&config.domainname) => "domainname".to_owned(),
+        (_, Some(name)) => format!("linux.sysctl.{name}"),
+        (Kind::Mount, _) if !config.mounts.is_empty() => "mounts".to_owned(),
         _ => return Ok(()),
     };
     let host = format!("/proc/self/ns/{}", kind.file());

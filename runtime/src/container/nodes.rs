@@ -23,8 +23,9 @@ const LINKS: &[(&str, &str)] = &[
 pub fn make(context: &Context<'_>) -> Outcome<()> {
     let config = context.config;
     let bound = config.mounts.iter().any(|mount| {
-        clean(&mount.destination) == "/dev"
-            && (mount.kind.as_deref() == Some("bind") || mount.options.iter().any(|o| o == "bind" || o == "rbind"))
+        let has = |word: &str| mount.options.iter().any(|option| option == word);
+        let bind = mount.kind.as_deref() == Some("bind") || has("bind") || has("rbind");
+        bind && !has("remount") && clean(&mount.destination) == "/dev"
     });
     if !context.prepared.may_mount() && config.namespace("user").is_some() {
         // Neither made nor bound: what the root filesystem has is all there can be.
@@ -32,30 +33,29 @@ pub fn make(context: &Context<'_>) -> Outcome<()> {
     }
     let root = RootDir(context.prepared.root.as_fd());
     let own_terminals = config.mounts.iter().any(|mount| clean(&mount.destination) == "/dev/pts");
-    // With terminals of its own, this name is a link to them, whatever the host has there.
-    let is_ptmx = |path: &str| own_terminals && clean(path) == "/dev/ptmx";
-    let place = |device: &Device| root.parent(&device.path, Links::for_path(&clean(&device.path)));
-    if !context.prepared.devices.is_empty() {
-        if !bound {
-            for (path, tree) in context.prepared.devices.iter().filter(|(path, _)| !is_ptmx(path)) {
-                context.cover(tree.as_fd(), path)?;
-            }
+    // With terminals of its own, this name is a link to them, whatever the host has there. What is bound to `/dev` is
+    // not ours to fill.
+    let wanted = |path: &str| match clean(path).as_str() {
+        "/dev/ptmx" if own_terminals => false,
+        path => !bound || !path.starts_with("/dev/"),
+    };
+    if context.prepared.devices.is_empty() && !bound {
+        let dev = context.directory("/dev")?;
+        for &(name, major, minor) in DEFAULT_DEVICES {
+            let device = Node { kind: FileType::CharacterDevice, major, minor, mode: 0o666, uid: 0, gid: 0 };
+            device.make_or_borrow(context, dev.as_fd(), &format!("/dev/{name}"), name)?;
         }
-        for device in config.linux.devices.iter().filter(|device| device.kind == "p") {
-            let (dir, name) = place(device)?;
-            Node::from(device).make(dir.as_fd(), &name)?;
-        }
-    } else {
-        if !bound {
-            let dev = context.directory("/dev")?;
-            for &(name, major, minor) in DEFAULT_DEVICES {
-                let device = Node { kind: FileType::CharacterDevice, major, minor, mode: 0o666, uid: 0, gid: 0 };
-                device.make_or_borrow(context, dev.as_fd(), &format!("/dev/{name}"), name)?;
-            }
-        }
-        for device in config.linux.devices.iter().filter(|device| !is_ptmx(&device.path)) {
-            let (dir, name) = place(device)?;
+    }
+    for (path, tree) in context.prepared.devices.iter().filter(|(path, _)| wanted(path)) {
+        context.cover(tree.as_fd(), path)?;
+    }
+    for device in config.linux.devices.iter().filter(|device| wanted(&device.path)) {
+        let (dir, name) = root.parent(&device.path, Links::for_path(&clean(&device.path)))?;
+        if context.prepared.devices.is_empty() {
             Node::from(device).make_or_borrow(context, dir.as_fd(), &clean(&device.path), &name)?;
+        } else if device.kind == "p" {
+            // Pipes have no number and can be made anywhere, also where the host's devices had to do.
+            Node::from(device).make(dir.as_fd(), &name)?;
         }
     }
     if bound {

@@ -96,6 +96,8 @@ pub struct Options {
     pub own_map: Option<[Vec<MapLine>; 2]>,
     /// `tmpcopyup`: fill the new tmpfs with what it covers.
     pub copy_up: bool,
+    /// Options of mount(8) for any filesystem as a whole, in words of `fsconfig(2)`; a bind mount cannot change them.
+    pub superblock: Vec<&'static str>,
     /// Options for the filesystem itself.
     pub data: Vec<(String, Option<String>)>,
 }
@@ -131,6 +133,32 @@ fn attribute(word: &str) -> Option<(u64, u64)> {
         "symfollow" => (0, NOSYMFOLLOW),
         _ => return None,
     })
+}
+
+/// What a word does to a filesystem as a whole, in the word that `fsconfig(2)` has for it.
+fn superblock(word: &str) -> Option<&'static str> {
+    const WORDS: &[&str] = &["sync", "async", "dirsync", "lazytime", "nolazytime", "mand", "nomand"];
+    WORDS.iter().copied().find(|known| *known == word)
+}
+
+/// Words without a meaning for a mount of ours: for other programs that read a fstab, for the kernel's log, or, with
+/// `iversion`, for a counter that the kernel now keeps by itself wherever a filesystem has one.
+fn is_ignored(word: &str) -> bool {
+    const WORDS: &[&str] = &[
+        "",
+        "defaults",
+        "nofail",
+        "_netdev",
+        "auto",
+        "noauto",
+        "user",
+        "nouser",
+        "silent",
+        "loud",
+        "iversion",
+        "noiversion",
+    ];
+    WORDS.contains(&word) || word.starts_with("x-") || word.starts_with("X-")
 }
 
 /// A propagation by its name.
@@ -174,10 +202,10 @@ pub fn parse(words: &[String]) -> Result<Options, OptionError> {
             options.propagations.push(propagation);
         } else if let Some(change) = recursive {
             apply(&mut options.recursive_attr, change);
-        } else {
+        } else if let Some(word) = superblock(word) {
+            options.superblock.push(word);
+        } else if !is_ignored(word) {
             match word {
-                "" | "defaults" | "nofail" | "_netdev" | "auto" | "noauto" | "user" | "nouser" | "loud" | "async"
-                | "nomand" | "noiversion" | "nolazytime" => {}
                 "bind" => options.bind = options.bind.or(Some(Bind::Single)),
                 "rbind" => options.bind = Some(Bind::Recursive),
                 "remount" => options.remount = true,
@@ -215,6 +243,11 @@ mod tests {
             Some(Bind::Recursive) => parts.push("rbind".to_owned()),
             None => {}
         }
+        for (given, word) in [(options.remount, "remount"), (options.copy_up, "copyup")] {
+            if given {
+                parts.push(word.to_owned());
+            }
+        }
         match options.idmap {
             Some(Idmap::Single) => parts.push("idmap".to_owned()),
             Some(Idmap::Recursive) => parts.push("ridmap".to_owned()),
@@ -233,6 +266,7 @@ mod tests {
         parts.extend(
             options.propagations.iter().map(|p| format!("p{:x}{}", p.kind, if p.recursive { "r" } else { "" })),
         );
+        parts.extend(options.superblock.iter().map(|word| format!("s:{word}")));
         parts.extend(options.data.iter().map(|(key, value)| format!("{key}:{}", value.as_deref().unwrap_or("-"))));
         parts.join(" ")
     }
@@ -257,7 +291,30 @@ mod tests {
             (&["mode=755", "size=65536k"], "mode:755 size:65536k"),
             (&["newinstance", "gid=5"], "newinstance:- gid:5"),
             (&["defaults", ""], ""),
-            (&["sync"], "sync:-"),
+            (&["sync", "dirsync", "lazytime", "mand"], "s:sync s:dirsync s:lazytime s:mand"),
+            (&["async", "nolazytime", "nomand"], "s:async s:nolazytime s:nomand"),
+            (&["silent", "loud", "iversion", "noiversion", "x-systemd.automount"], ""),
+            (&["suid", "dev", "exec"], "+0-e"),
+            (&["atime"], "+0-70"),
+            (&["nostrictatime"], "+0-70"),
+            (&["norelatime"], "+20-70"),
+            (&["nosymfollow"], "+200000-0"),
+            (&["symfollow"], "+0-200000"),
+            (&["rrw"], "r+0-1"),
+            (&["rsuid", "rdev", "rexec"], "r+0-e"),
+            (&["rnodev", "rnoexec", "rnodiratime", "rnosymfollow"], "r+20008c-0"),
+            (&["rdiratime", "rsymfollow"], "r+0-200080"),
+            (&["ratime"], "r+0-70"),
+            (&["rrelatime"], "r+0-70"),
+            (&["rnorelatime"], "r+20-70"),
+            (&["rstrictatime"], "r+20-70"),
+            (&["rnostrictatime"], "r+0-70"),
+            (&["ro", "rnosuid"], "+1-0 r+2-0"),
+            (&["remount", "ro"], "remount +1-0"),
+            (&["private", "rprivate"], "p40000 p40000r"),
+            (&["rshared", "rslave", "unbindable"], "p100000r p80000r p20000"),
+            (&["tmpcopyup"], "copyup"),
+            (&["nr_inodes=5k", "huge=never"], "nr_inodes:5k huge:never"),
             (&["rw", "runbindable"], "+0-1 p20000r"),
             (&["idmap"], "idmap"),
             (&["ridmap", "idmap"], "ridmap"),

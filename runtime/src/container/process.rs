@@ -6,9 +6,10 @@
 
 use super::capabilities::{self, Sets};
 use super::channel::Channel;
+use super::labels;
 use super::mounts::copy_of;
-use super::procfs::Procfs;
 use super::rlimits;
+use super::scheduling;
 use crate::config::{Process, Rlimit};
 use crate::error::{Because, Failure, InStep, NOT_EXECUTABLE, NOT_FOUND, Outcome};
 use crate::seccomp::{Filter, notify};
@@ -123,13 +124,12 @@ impl Program<'_> {
     /// A step of isolation fails, or the program cannot be executed.
     pub fn become_it(&self, ready: &Ready, channel: &Channel) -> Outcome<std::convert::Infallible> {
         let process = self.process;
+        labels::apply(process)?;
         if let Some(name) = self.keyring {
             self.join_keyring(name)?;
         }
         rlimits::apply(&self.limits(When::Last)).in_step("resource limits")?;
-        if let Some(profile) = process.apparmor_profile.as_deref().filter(|profile| !profile.is_empty()) {
-            set_apparmor_profile(profile).in_step("AppArmor")?;
-        }
+        scheduling::apply(process)?;
         self.give_stdio();
         let sets = self.change_user().in_step("credentials")?;
         process::set_umask(process.user.umask.unwrap_or(0o022));
@@ -179,6 +179,36 @@ impl Program<'_> {
             hint: Some(hint.to_owned()),
             code: NOT_EXECUTABLE,
         })
+    }
+
+    /// In the process of a hook that the image provides: no more rights than the program will have.
+    ///
+    /// # Errors
+    /// A step of isolation fails.
+    pub fn restrict(&self) -> Outcome<()> {
+        let filter_early = !self.process.no_new_privileges;
+        let sets = self.change_user().in_step("credentials")?;
+        if filter_early && self.filter.is_some() {
+            sets.raise_all(self.process.user.uid).in_step("seccomp")?;
+            self.load_quiet_filter()?;
+        }
+        sets.wanted.apply().in_step("credentials")?;
+        if !filter_early {
+            process::set_no_new_privs().because(|| "cannot set no_new_privs".to_owned())?;
+            self.load_quiet_filter()?;
+        }
+        Ok(())
+    }
+
+    /// The filter for a process that no agent knows of: calls that one would decide about answer `ENOSYS`.
+    fn load_quiet_filter(&self) -> Outcome<()> {
+        let Some(filter) = self.filter else {
+            return Ok(());
+        };
+        seccomp::set_filter(&filter.program, filter.flags_without_agent())
+            .map(drop)
+            .because(|| "cannot load the filter".to_owned())
+            .in_step("seccomp")
     }
 
     fn load_filter(&self, channel: &Channel) -> Outcome<()> {
@@ -299,16 +329,6 @@ fn set_groups(groups: &[u32]) -> Outcome<()> {
         }
         result => result.because(|| format!("cannot join groups {groups:?}")),
     }
-}
-
-fn set_apparmor_profile(profile: &str) -> Outcome<()> {
-    let procfs = Procfs::any()?;
-    let pid = rustix::process::getpid().as_raw_nonzero();
-    let value = format!("exec {profile}");
-    procfs
-        .write(&format!("{pid}/attr/apparmor/exec"), &value)
-        .or_else(|_| procfs.write(&format!("{pid}/attr/exec"), &value))
-        .or_hint("the profile must be loaded on the host; see `aa-status`")
 }
 
 /// An I/O error in the plain words of other runtimes, which callers look for.

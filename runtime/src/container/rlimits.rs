@@ -4,28 +4,34 @@ use crate::config::Rlimit;
 use crate::error::{Because, Outcome};
 use crate::sys::process;
 
+/// All limits of Linux.
+const LIMITS: &[(&str, u32)] = &[
+    ("RLIMIT_AS", libc::RLIMIT_AS),
+    ("RLIMIT_CORE", libc::RLIMIT_CORE),
+    ("RLIMIT_CPU", libc::RLIMIT_CPU),
+    ("RLIMIT_DATA", libc::RLIMIT_DATA),
+    ("RLIMIT_FSIZE", libc::RLIMIT_FSIZE),
+    ("RLIMIT_LOCKS", libc::RLIMIT_LOCKS),
+    ("RLIMIT_MEMLOCK", libc::RLIMIT_MEMLOCK),
+    ("RLIMIT_MSGQUEUE", libc::RLIMIT_MSGQUEUE),
+    ("RLIMIT_NICE", libc::RLIMIT_NICE),
+    ("RLIMIT_NOFILE", libc::RLIMIT_NOFILE),
+    ("RLIMIT_NPROC", libc::RLIMIT_NPROC),
+    ("RLIMIT_RSS", libc::RLIMIT_RSS),
+    ("RLIMIT_RTPRIO", libc::RLIMIT_RTPRIO),
+    ("RLIMIT_RTTIME", libc::RLIMIT_RTTIME),
+    ("RLIMIT_SIGPENDING", libc::RLIMIT_SIGPENDING),
+    ("RLIMIT_STACK", libc::RLIMIT_STACK),
+];
+
 /// The number of a `RLIMIT_*` name.
 pub fn resource(name: &str) -> Option<u32> {
-    let number = match name.strip_prefix("RLIMIT_")? {
-        "CPU" => libc::RLIMIT_CPU,
-        "FSIZE" => libc::RLIMIT_FSIZE,
-        "DATA" => libc::RLIMIT_DATA,
-        "STACK" => libc::RLIMIT_STACK,
-        "CORE" => libc::RLIMIT_CORE,
-        "RSS" => libc::RLIMIT_RSS,
-        "NPROC" => libc::RLIMIT_NPROC,
-        "NOFILE" => libc::RLIMIT_NOFILE,
-        "MEMLOCK" => libc::RLIMIT_MEMLOCK,
-        "AS" => libc::RLIMIT_AS,
-        "LOCKS" => libc::RLIMIT_LOCKS,
-        "SIGPENDING" => libc::RLIMIT_SIGPENDING,
-        "MSGQUEUE" => libc::RLIMIT_MSGQUEUE,
-        "NICE" => libc::RLIMIT_NICE,
-        "RTPRIO" => libc::RLIMIT_RTPRIO,
-        "RTTIME" => libc::RLIMIT_RTTIME,
-        _ => return None,
-    };
-    Some(number)
+    LIMITS.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
+}
+
+/// All names, for an error.
+pub fn names() -> String {
+    LIMITS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
 }
 
 /// Set all limits.

@@ -102,6 +102,13 @@ pub struct Filter {
     pub warnings: Vec<String>,
 }
 
+impl Filter {
+    /// The flags for a process that has no agent.
+    pub const fn flags_without_agent(&self) -> u32 {
+        self.flags & !(NEW_LISTENER | WAIT_KILLABLE)
+    }
+}
+
 /// Compile a profile.
 ///
 /// # Errors

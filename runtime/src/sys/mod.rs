@@ -8,6 +8,7 @@ pub mod clone;
 pub mod file;
 pub mod mount;
 pub mod process;
+pub mod sched;
 pub mod seccomp;
 pub mod shared;
 pub mod signal;
