@@ -690,7 +690,8 @@ impl Context<'_> {
         let mut null: Option<OwnedFd> = None;
         let mut empty: Option<OwnedFd> = None;
         let mut files = quick::Cover::default();
-        let mut checked = false;
+        // Made by `nodes` in this process, where it was not the host's to give.
+        let mut checked = self.prepared.devices.is_empty();
         for path in &self.config.linux.masked_paths {
             let path = clean(path);
             let attempt = files.put(self.root(), self.places(), &path, || {

@@ -27,7 +27,6 @@ const LIVE: usize = 1000;
 struct Samples {
     wall: Vec<Duration>,
     cpu: Vec<Duration>,
-    rss_bytes: u64,
 }
 
 impl Samples {
@@ -41,11 +40,10 @@ impl Samples {
         let ms = |seconds: f64| seconds * 1e3;
         let all: Vec<String> = self.wall.iter().map(|wall| format!("{:.2}", ms(wall.as_secs_f64()))).collect();
         format!(
-            "{name}: median {:.2} ms, p95 {:.2}, CPU {:.2}, peak RSS {:.2} MiB; {}\n",
+            "{name}: median {:.2} ms, p95 {:.2}, CPU {:.2}; {}\n",
             ms(median(&self.wall)),
             ms(self.p95()),
             ms(median(&self.cpu)),
-            self.rss_bytes as f64 / MIB,
             all.join(" ")
         )
     }
@@ -77,7 +75,6 @@ fn sample(command: &mut Command, samples: &mut Samples) -> Result<()> {
     let (wall, used) = timed(command)?;
     samples.wall.push(wall);
     samples.cpu.push(used.cpu);
-    samples.rss_bytes = samples.rss_bytes.max(used.rss_bytes);
     Ok(())
 }
 
@@ -130,7 +127,7 @@ fn in_turns(list: &[(&'static str, Make)], rounds: usize, pause: Duration) -> Re
 }
 
 fn find<'a>(samples: &'a [(&'static str, Samples)], name: &str) -> &'a Samples {
-    static NONE: Samples = Samples { wall: Vec::new(), cpu: Vec::new(), rss_bytes: 0 };
+    static NONE: Samples = Samples { wall: Vec::new(), cpu: Vec::new() };
     samples.iter().find(|(known, _)| *known == name).map_or(&NONE, |(_, samples)| samples)
 }
 
@@ -164,7 +161,7 @@ pub(super) fn run(options: &Options) -> Result<Report> {
     say("create, start, exec, state, kill, delete");
     life::measure(&stage, options.rounds, &mut report)?;
 
-    let peak = ours.rss_bytes as f64 / MIB;
+    let peak = peak_rss(&stage, &list, &mut report)?;
     report.figures.push(plain("peak RSS of run", peak, "MiB", Aim::Most(2.5)));
     say("lowest memory limit");
     let lowest = lowest_memory_limit(&stage, &mut report)?;
@@ -220,6 +217,23 @@ fn lowest_memory_limit(stage: &Stage, report: &mut Report) -> Result<f64> {
         }
     }
     Ok(lowest)
+}
+
+/// Largest resident set of a run, in MiB.
+fn peak_rss(stage: &Stage, list: &[(&'static str, Make)], report: &mut Report) -> Result<f64> {
+    let mut ours = f64::NAN;
+    for (name, command) in list {
+        let command = command();
+        let mut measured = Command::new(stage.folder.join("true/rootfs/program"));
+        measured.arg("rss").arg(command.get_program()).args(command.get_args());
+        let text = process::text(&mut measured)?;
+        let kib: f64 = text.trim().parse().map_err(|error| Error::input("the largest resident set", error))?;
+        let _ = writeln!(report.raw, "peak RSS, {name}: {kib} KiB");
+        if *name == "gantry" {
+            ours = kib / 1024.0;
+        }
+    }
+    Ok(ours)
 }
 
 /// System calls of one run, with those of the program that runs in it.

@@ -3,15 +3,32 @@
  * usage: program              does nothing
  *        program pause        waits for a signal
  *        program write BYTES LINE   writes that much in lines of LINE bytes, as fast as it can
+ *        program rss COMMAND...     runs a command and prints the largest resident set of it and its children, in KiB
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static char block[1 << 20];
 
 int main(int count, char **arguments) {
     if (count == 2 && !strcmp(arguments[1], "pause")) return pause();
+    if (count > 2 && !strcmp(arguments[1], "rss")) {
+        /* A new process counts with what its parent had, so a small parent has to start it. */
+        int status;
+        struct rusage usage;
+        pid_t pid = fork();
+        if (pid == 0) {
+            execv(arguments[2], arguments + 2);
+            _exit(127);
+        }
+        if (pid < 0 || wait4(pid, &status, 0, &usage) < 0) return 1;
+        printf("%ld\n", usage.ru_maxrss);
+        return status != 0;
+    }
     if (count == 4 && !strcmp(arguments[1], "write")) {
         long left = atol(arguments[2]), line = atol(arguments[3]);
         size_t whole = sizeof block / line * line;
