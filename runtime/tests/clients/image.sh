@@ -6,6 +6,7 @@ cp "$(command -v busybox)" $root/bin/busybox || exit 1
 for applet in $(busybox --list); do
     [ "$applet" = busybox ] || ln -s busybox "$root/bin/$applet"
 done
+printf '%s\n' '#!/bin/sh' '"$@"' 'code=$?' 'sleep 0.2' 'exit $code' >$root/bin/still && chmod 755 $root/bin/still
 printf '%s\n' root:x:0:0:root:/root:/bin/sh web:x:1000:1000:web:/:/bin/sh >$root/etc/passwd
 printf '%s\n' root:x:0: web:x:1000: disk:x:1001:web >$root/etc/group
 echo text >$root/etc/not-executable
