@@ -7,7 +7,7 @@ use crate::container::hooks;
 use crate::container::process::capability_warnings;
 use crate::error::{Because, Failure, InStep, Outcome, is_absent};
 use crate::exec;
-use crate::foreground::{self, Signals};
+use crate::foreground::{self, OomGuard, Signals};
 use crate::launch::{self, Bundle, Launched, Manner};
 use crate::remove::{remove, saved_config};
 use crate::report;
@@ -28,6 +28,10 @@ pub fn run(global: &Global, command: Command) -> Outcome<i32> {
     if global.systemd_cgroup {
         return Err(Failure::new("--systemd-cgroup is not supported, cgroups are made directly")
             .hint("set the cgroup driver of the caller to `cgroupfs`"));
+    }
+    // Whatever enters a container must do so from a program file that cannot be written through.
+    if matches!(command, Command::Create { .. } | Command::Run { .. } | Command::Exec(_)) {
+        crate::sealed::ensure()?;
     }
     match command {
         Command::Help(usage) => {
@@ -84,12 +88,29 @@ fn create(global: &Global, options: &launch::Options) -> Outcome<i32> {
 }
 
 /// Let a container's process go on to its program, and wait until it is executed.
-fn let_go(channel: &Channel, signals: &Signals) -> Outcome<()> {
+fn let_go(channel: &Channel, pid: i32, signals: &Signals) -> Outcome<()> {
     channel.go()?;
-    match signals.receive(channel)? {
+    match OomGuard::new(pid).receive(channel, signals)? {
         Message::End => Ok(()),
         Message::Failed(failure) => Err(failure),
         _ => Err(Failure::new("the container's process sent a message out of order")),
+    }
+}
+
+/// The same for a created container, over a connection made for it; false when it did not hear us.
+fn let_go_later(channel: &Channel, pid: i32, signals: &Signals) -> Outcome<bool> {
+    if channel.go().is_err() {
+        return Ok(false);
+    }
+    let mut guard = OomGuard::new(pid);
+    let mut heard = false;
+    loop {
+        match guard.receive(channel, signals)? {
+            Message::Executing => heard = true,
+            Message::End => return Ok(heard),
+            Message::Failed(failure) => return Err(failure),
+            _ => return Err(Failure::new("the container's process sent a message out of order")),
+        }
     }
 }
 
@@ -106,7 +127,7 @@ fn poststart(dir: &StateDir, record: &Record, bundle_hooks: &[crate::config::Hoo
 /// Remove a container after a failure or at its end, reporting what could not be done.
 fn clean_up(global: &Global, dir: &StateDir, record: &Record) {
     match remove(dir, Some(record), &record.id) {
-        Ok(warnings) => warnings.iter().for_each(|text| report::warning(global, text)),
+        Ok(warnings) => warnings.iter().flatten().for_each(|text| report::warning(global, text)),
         Err(failure) => report::failure(global, &failure.in_step("clean up")),
     }
 }
@@ -117,7 +138,9 @@ fn run_here(global: &Global, options: &launch::Options, detach: bool, keep: bool
     let manner = Manner { later: false, keep_terminal: !detach, stdio: None, supervised: false };
     let launched = launch::launch(options, &bundle, manner, &signals)?;
     let Launched { dir, record, pidfd, terminal, channel, cgroup, .. } = launched;
-    let started = let_go(&channel, &signals).and_then(|()| poststart(&dir, &record, &bundle.config.hooks.poststart));
+    let pid = record.init.map_or(0, |init| init.pid);
+    let started =
+        let_go(&channel, pid, &signals).and_then(|()| poststart(&dir, &record, &bundle.config.hooks.poststart));
     if let Err(failure) = started {
         let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
         let _ = clone::wait(pidfd.as_fd());
@@ -228,7 +251,8 @@ fn supervisor_main(
         outputs.push((Stream::Stdout, master));
     }
     if !later {
-        let started = let_go(&launched.channel, &signals)
+        let pid = launched.record.init.map_or(0, |init| init.pid);
+        let started = let_go(&launched.channel, pid, &signals)
             .and_then(|()| poststart(&launched.dir, &launched.record, &bundle.config.hooks.poststart));
         if let Err(failure) = started {
             undo(&launched, &options.id);
@@ -267,7 +291,14 @@ fn start(global: &Global, id: &str) -> Outcome<i32> {
         remove_socket()?;
         return Err(Failure::new(format!("cannot start container `{id}`: it has been started already")));
     };
-    let result = let_go(&channel, &signals);
+    let pid = record.init.map_or(0, |init| init.pid);
+    let result = let_go_later(&channel, pid, &signals);
+    if matches!(result, Ok(false)) {
+        // Another `start` was first, or it was killed meanwhile. The socket is not ours to remove.
+        let status = dir.status(&record);
+        let how = if status == Status::Stopped { "it is stopped" } else { "it has been started already" };
+        return Err(Failure::new(format!("cannot start container `{id}`: {how}")));
+    }
     remove_socket()?;
     result?;
     if let Err(failure) = poststart(&dir, &record, &config.hooks.poststart) {
@@ -316,8 +347,10 @@ fn delete(global: &Global, id: &str, force: bool) -> Outcome<i32> {
                 .hint(format!("stop it with `kill {id} KILL`, or use `delete --force {id}`")));
         }
     }
-    for warning in remove(&dir, record.as_ref(), id)? {
-        report::warning(global, &warning);
+    match remove(&dir, record.as_ref(), id)? {
+        Some(warnings) => warnings.iter().for_each(|warning| report::warning(global, warning)),
+        None if force => {}
+        None => return Err(Failure::new(format!("container `{id}` does not exist")).hint("it was deleted meanwhile")),
     }
     Ok(0)
 }

@@ -13,14 +13,13 @@ use crate::container::init::{Terminal, hand_over};
 use crate::container::namespaces::{Kind, become_root};
 use crate::container::process::{self as program, Program};
 use crate::error::{Because, Failure, InStep, Outcome};
-use crate::foreground::{self, Signals};
+use crate::foreground::{self, OomGuard, Signals};
 use crate::launch::{compile_filter, connect_console};
 use crate::remove::saved_config;
 use crate::state::{self, StateDir, Status};
 use crate::sys::clone::{self, Side};
 use crate::sys::process;
 use rustix::fs::{Mode, OFlags};
-use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -62,7 +61,8 @@ pub struct Options {
 /// The process to run: a file, or the container's own with what the command line changes.
 fn process_of(options: &Options, config: &Config) -> Outcome<Process> {
     let process = if let Some(file) = &options.process {
-        let text = fs::read(file).because(|| format!("cannot read `{}`", file.display()))?;
+        let text = crate::files::read(file, crate::files::CONFIG_BYTES_MAX)
+            .because(|| format!("cannot read `{}`", file.display()))?;
         serde_json::from_slice::<Process>(&text).because(|| format!("cannot understand `{}`", file.display()))?
     } else {
         let mut process = config.process.clone().unwrap_or_default();
@@ -168,7 +168,7 @@ pub fn exec(options: &Options) -> Outcome<i32> {
         }
         Side::Parent { pid, pidfd } => {
             drop((theirs, init, terminal, doors));
-            let terminal = await_exec(&ours, &signals).inspect_err(|_| {
+            let terminal = await_exec(&ours, &signals, pid).inspect_err(|_| {
                 let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
                 let _ = clone::wait(pidfd.as_fd());
             })?;
@@ -208,10 +208,11 @@ fn clone_into(cgroup: &Cgroup, init_pid: i32) -> Outcome<(Side, Vec<OwnedFd>)> {
 }
 
 /// Wait until the program has been executed; returns the terminal if one came.
-fn await_exec(channel: &Channel, signals: &Signals) -> Outcome<Option<OwnedFd>> {
+fn await_exec(channel: &Channel, signals: &Signals, pid: i32) -> Outcome<Option<OwnedFd>> {
     let mut terminal = None;
+    let mut guard = OomGuard::new(pid);
     loop {
-        match signals.receive(channel)? {
+        match guard.receive(channel, signals)? {
             Message::Terminal(master) => terminal = Some(master),
             Message::End => return Ok(terminal),
             Message::Failed(failure) => return Err(failure),

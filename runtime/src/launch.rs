@@ -15,9 +15,9 @@ use crate::container::namespaces::Namespaces;
 use crate::container::process::Program;
 use crate::container::rlimits;
 use crate::error::{Because, Failure, InStep, Outcome};
-use crate::foreground::Signals;
+use crate::foreground::{OomGuard, Signals};
 use crate::seccomp::{self, Filter};
-use crate::state::{self, ProcessId, Record, StateDir, Status};
+use crate::state::{self, Lock, ProcessId, Record, StateDir, Status};
 use crate::sys::clone::{self, Side};
 use crate::sys::process;
 use std::fs;
@@ -108,7 +108,7 @@ impl Bundle {
             .because(|| format!("cannot open bundle `{}`", path.display()))
             .or_hint("--bundle names a directory with a config.json and a root filesystem")?;
         let file = path.join("config.json");
-        let text = fs::read(&file)
+        let text = crate::files::read(&file, crate::files::CONFIG_BYTES_MAX)
             .because(|| format!("cannot read `{}`", file.display()))
             .or_hint("`gantry-runtime spec` writes one to start from")?;
         let config = parse_config(&text, &file.display().to_string())?;
@@ -142,6 +142,8 @@ pub struct Launched {
 /// Takes back what was made, unless told that all went well.
 struct Undo {
     dir: StateDir,
+    /// Nobody else removes it meanwhile.
+    lock: Option<Lock>,
     cgroup: Option<Cgroup>,
     pidfd: Option<OwnedFd>,
 }
@@ -170,8 +172,8 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     }
     let terminal = terminal_receiver(options, config, &manner)?;
     let dir = StateDir::new(&options.root, &options.id)?;
-    dir.claim().in_step("claim id")?;
-    let mut undo = Undo { dir: dir.clone(), cgroup: None, pidfd: None };
+    let lock = dir.claim().in_step("claim id")?;
+    let mut undo = Undo { dir: dir.clone(), lock: Some(lock), cgroup: None, pidfd: None };
     let mut record = intent(options, bundle, &manner)?;
     dir.write(&record).in_step("record intent")?;
     let copy = dir.file("config.json");
@@ -248,6 +250,7 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
                 state::write_atomically(file, pid.to_string().as_bytes(), false).in_step("pid file")?;
             }
             let pidfd = undo.pidfd.take().ok_or_else(|| Failure::new("the process is lost"))?;
+            drop(undo.lock.take());
             std::mem::forget(undo);
             Ok(Launched { dir, record, cgroup, pidfd, terminal, channel: ours })
         }
@@ -341,8 +344,9 @@ fn converse(
     signals: &Signals,
 ) -> Outcome<Option<OwnedFd>> {
     let mut terminal = None;
+    let mut guard = OomGuard::new(pid);
     loop {
-        match signals.receive(channel)? {
+        match guard.receive(channel, signals)? {
             Message::NeedMaps => {
                 write_map(pid, "uid_map", &config.linux.uid_mappings).in_step("user namespace")?;
                 write_map(pid, "gid_map", &config.linux.gid_mappings).in_step("user namespace")?;

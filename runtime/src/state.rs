@@ -8,7 +8,10 @@
 //! A process is known by its number and start time, on this boot; both are checked through a pidfd before any signal.
 
 use crate::error::{Because, Failure, InStep, Outcome, is_absent};
+use crate::files;
 use crate::sys::clone;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
@@ -167,6 +170,39 @@ pub struct Record {
     pub complete: bool,
 }
 
+impl Record {
+    /// Whether this can be about the container `id`. A damaged record must not lead to what belongs to others.
+    fn makes_sense(&self, id: &str) -> bool {
+        let good_part = |part: &str| !part.is_empty() && part != "." && part != "..";
+        let pids = [Some(self.creator), self.init, self.supervisor];
+        self.id == id
+            && self.cgroup.split('/').all(good_part)
+            && pids.into_iter().flatten().all(|process| process.pid > 1 && process.start_time > 0)
+    }
+}
+
+/// The right to make or remove a container: one process has it at a time.
+#[derive(Debug)]
+pub struct Lock(OwnedFd);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing would not do: clones of this process have the same open file.
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+/// What an attempt to get a [`Lock`] gives.
+#[derive(Debug)]
+pub enum Grip {
+    /// It is ours.
+    Locked(Lock),
+    /// Another process makes or removes the container.
+    Busy,
+    /// There is no such container.
+    Absent,
+}
+
 /// The directory of one container.
 #[derive(Debug, Clone)]
 pub struct StateDir {
@@ -206,7 +242,47 @@ impl StateDir {
     ///
     /// # Errors
     /// It is in use, or the directory cannot be made.
-    pub fn claim(&self) -> Outcome<()> {
+    pub fn claim(&self) -> Outcome<Lock> {
+        self.make()?;
+        match self.try_lock() {
+            Ok(Grip::Locked(lock)) => Ok(lock),
+            Ok(_) => Err(Failure::new(format!("container id `{}` was deleted while it was made", self.id))),
+            Err(failure) => {
+                let _ = fs::remove_dir(&self.path);
+                Err(failure)
+            }
+        }
+    }
+
+    /// Get the lock if it is free.
+    ///
+    /// # Errors
+    /// The directory cannot be opened.
+    pub fn try_lock(&self) -> Outcome<Grip> {
+        let what = || format!("cannot lock `{}`", self.path.display());
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+        loop {
+            let directory = match rustix::fs::open(&self.path, flags, Mode::empty()) {
+                Err(Errno::NOENT) => return Ok(Grip::Absent),
+                result => result.because(what)?,
+            };
+            match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) => return Ok(Grip::Busy),
+                result => result.because(what)?,
+            }
+            let lock = Lock(directory);
+            let ours = rustix::fs::fstat(&lock.0).because(what)?;
+            match rustix::fs::lstat(&self.path) {
+                Ok(now) if (now.st_dev, now.st_ino) == (ours.st_dev, ours.st_ino) => return Ok(Grip::Locked(lock)),
+                // Removed, and perhaps made anew, between the two.
+                Ok(_) => {}
+                Err(Errno::NOENT) => return Ok(Grip::Absent),
+                Err(error) => return Err(error).because(what),
+            }
+        }
+    }
+
+    fn make(&self) -> Outcome<()> {
         let root = self.path.parent().unwrap_or(Path::new("/"));
         let mut builder = fs::DirBuilder::new();
         builder.mode(0o700);
@@ -257,11 +333,16 @@ impl StateDir {
     /// There is no such container, or the file is damaged.
     pub fn read(&self) -> Outcome<Option<Record>> {
         let file = self.file("state.json");
-        match fs::read(&file) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .because(|| format!("cannot understand `{}`", file.display()))
-                .or_hint("remove the container: gantry-runtime delete --force ID")
-                .map(Some),
+        let remedy = "remove the container: gantry-runtime delete --force ID";
+        match files::read(&file, files::CONFIG_BYTES_MAX) {
+            Ok(bytes) => {
+                let what = || format!("cannot understand `{}`", file.display());
+                let record: Record = serde_json::from_slice(&bytes).because(what).or_hint(remedy)?;
+                if !record.makes_sense(&self.id) {
+                    return Err(Failure::new(what()).hint(remedy));
+                }
+                Ok(Some(record))
+            }
             Err(error) if is_absent(&error) && self.path.is_dir() => Ok(None),
             Err(error) if is_absent(&error) => {
                 Err(Failure::new(format!("container `{}` does not exist", self.id)).hint("see `gantry-runtime list`"))
@@ -406,11 +487,15 @@ mod tests {
         let root = tempfile::tempdir().expect("a directory");
         let dir = StateDir::new(&root.path().join("deep/er"), "x").expect("a good id");
         assert!(dir.read().is_err(), "absent");
-        dir.claim().expect("free");
+        let lock = dir.claim().expect("free");
+        assert!(matches!(dir.try_lock(), Ok(Grip::Busy)), "held");
+        drop(lock);
+        assert!(matches!(dir.try_lock(), Ok(Grip::Locked(_))), "released");
         assert!(dir.read().expect("half-written").is_none());
         assert!(dir.claim().expect_err("taken").to_string().contains("in use"));
         dir.remove().expect("removed");
         dir.remove().expect("removing twice is fine");
+        assert!(matches!(dir.try_lock(), Ok(Grip::Absent)));
         dir.claim().expect("free again");
     }
 }

@@ -265,6 +265,11 @@ impl Cgroup {
         Ok(doors)
     }
 
+    /// Whether any of its directories is there.
+    pub fn exists(&self) -> bool {
+        self.directories().iter().any(|directory| directory.path.is_dir())
+    }
+
     /// Every process in the cgroup and below it.
     pub fn processes(&self) -> Vec<i32> {
         let mut all: Vec<i32> =

@@ -10,7 +10,8 @@
 //!                  ◄────────── Go
 //!   Terminal + fd  ──────────►          only when the parent keeps the terminal
 //!   Created        ──────────►
-//!                  ◄────────── Go       run only: start now
+//!                  ◄────────── Go       run: start now; create: from `start`, on a connection of its own
+//!   Executing      ──────────►          create only, to the one `start` that was heard
 //!   end of file    ──────────►          the program has been executed
 //!   Failed(..)     ──────────►          at any point
 //! ```
@@ -32,6 +33,8 @@ pub enum Message {
     Terminal(OwnedFd),
     /// All is ready but the program.
     Created,
+    /// `start` was heard: the program comes next.
+    Executing,
     /// A step failed.
     Failed(Failure),
     /// The other side has closed: executed, or dead.
@@ -71,6 +74,7 @@ impl Channel {
             Message::NeedHooks => b"H".to_vec(),
             Message::Terminal(_) => b"T".to_vec(),
             Message::Created => b"C".to_vec(),
+            Message::Executing => b"X".to_vec(),
             Message::Failed(failure) => {
                 let mut bytes = [&b"E"[..], &failure.encode()].concat();
                 bytes.truncate(MESSAGE_MAX);
@@ -106,6 +110,7 @@ impl Channel {
             (Some(b'H'), _) => Message::NeedHooks,
             (Some(b'T'), Some(fd)) => Message::Terminal(fd),
             (Some(b'C'), _) => Message::Created,
+            (Some(b'X'), _) => Message::Executing,
             (Some(b'E'), _) => Message::Failed(Failure::decode(&bytes[1..])),
             _ => Message::Failed(Failure::new("the container's process sent a message nobody knows")),
         })

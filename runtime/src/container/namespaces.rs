@@ -1,10 +1,13 @@
 //! Which namespaces a container gets new, and which it joins.
 
 use crate::config::Config;
-use crate::error::{Because, InStep, Outcome};
+use crate::error::{Because, Failure, InStep, Outcome};
 use crate::sys::{clone, process};
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::{AsFd, OwnedFd};
+
+/// `NSFS_MAGIC`.
+const NSFS_MAGIC: u64 = 0x6e73_6673;
 
 /// A kind of namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,10 +96,16 @@ impl Namespaces {
             };
             match (namespace.joined(), kind) {
                 (Some(path), _) => {
-                    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+                    // A pipe in its place must not keep us waiting.
+                    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+                    let what = || format!("cannot open the {} namespace `{path}`", kind.name());
                     let fd = rustix::fs::open(path, flags, Mode::empty())
-                        .because(|| format!("cannot open the {} namespace `{path}`", kind.name()))
+                        .because(what)
                         .or_hint("is the process or container that owns it still running?")?;
+                    if rustix::fs::fstatfs(&fd).because(what)?.f_type as u64 != NSFS_MAGIC {
+                        let problem = format!("`{path}` is not a namespace");
+                        return Err(Failure::new(problem).hint("it must be a file such as /proc/PID/ns/net"));
+                    }
                     plan.join.push((kind, fd));
                 }
                 (None, Kind::Cgroup) => plan.unshare_cgroup = true,

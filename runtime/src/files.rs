@@ -1,0 +1,51 @@
+//! Reading files that may not be what they should: never waits, never reads without a bound.
+
+use rustix::fs::{FileType, Mode, OFlags};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+/// Longest configuration or state. Real ones have some hundred KiB.
+pub const CONFIG_BYTES_MAX: u64 = 16 << 20;
+
+/// The content of a regular file.
+///
+/// # Errors
+/// Those of opening and reading; `InvalidInput` for another kind of file (a pipe would keep us waiting for ever) and
+/// `FileTooLarge` for one longer than `bytes_max`.
+pub fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty())?;
+    let stat = rustix::fs::fstat(&file)?;
+    if !FileType::from_raw_mode(stat.st_mode).is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
+    let mut bytes = Vec::with_capacity(size.min(bytes_max) as usize + 1);
+    File::from(file).take(bytes_max + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > bytes_max {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {bytes_max} bytes")));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::CWD;
+
+    #[test]
+    fn regular_files_within_the_bound_only() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("file");
+        std::fs::write(&path, "12345").expect("a file");
+        assert_eq!(read(&path, 5).expect("exactly the bound"), b"12345");
+        assert_eq!(read(&path, 4).expect_err("one more").kind(), io::ErrorKind::FileTooLarge);
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).expect("a pipe");
+        for (why, path) in [("pipe", fifo.as_path()), ("device", Path::new("/dev/zero")), ("directory", dir.path())] {
+            assert_eq!(read(path, 5).expect_err(why).kind(), io::ErrorKind::InvalidInput, "{why}");
+        }
+        assert_eq!(read(&dir.path().join("none"), 5).expect_err("absent").kind(), io::ErrorKind::NotFound);
+    }
+}
