@@ -8,6 +8,7 @@ use crate::files;
 use crate::state::{Grip, Lock, ProcessId, Record, StateDir, Status};
 use crate::sys::clone;
 use rustix::event::{PollFd, PollFlags, Timespec};
+use std::fs;
 use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -48,6 +49,14 @@ pub fn remove(dir: &StateDir, seen: Option<&Record>, id: &str) -> Outcome<Option
         return Ok(None);
     }
     let record = now.as_ref().or(seen);
+    if let Some(record) = record.filter(|record| record.init.is_none())
+        && belongs_to_another(dir, record)
+    {
+        // Creation was cut short before it could find that the place is taken.
+        kill_and_wait(&record.creator);
+        dir.remove()?;
+        return Ok(Some(Vec::new()));
+    }
     let cgroup = Cgroup::at(place_of(dir, record, id)).in_step("cgroup")?;
     // A frozen process does not die.
     cgroup.thaw();
@@ -104,6 +113,16 @@ fn take(dir: &StateDir, seen: Option<&Record>) -> Outcome<Option<Lock>> {
         }
         thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Whether the cgroup is that of another container of this state root.
+fn belongs_to_another(dir: &StateDir, record: &Record) -> bool {
+    let Some(root) = dir.path().parent() else { return false };
+    let others = fs::read_dir(root).into_iter().flatten().flatten().filter_map(|entry| {
+        let id = entry.file_name().into_string().ok()?;
+        StateDir::new(root, &id).ok()?.read().ok()?
+    });
+    others.into_iter().any(|other| other.id != record.id && other.cgroup == record.cgroup && other.init.is_some())
 }
 
 /// Where the cgroup is: by the record, or by the configuration when that is damaged, or where it is by default.

