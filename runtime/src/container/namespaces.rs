@@ -103,7 +103,7 @@ impl Namespaces {
                         .because(what)
                         .or_hint("is the process or container that owns it still running?")?;
                     if rustix::fs::fstatfs(&fd).because(what)?.f_type as u64 != NSFS_MAGIC {
-                        let problem = format!("`{path}` is not a namespace");
+                        let problem = format!("`{path}` is no {} namespace", kind.name());
                         return Err(Failure::new(problem).hint("it must be a file such as /proc/PID/ns/net"));
                     }
                     plan.join.push((kind, fd));
