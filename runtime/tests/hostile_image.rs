@@ -3,77 +3,16 @@
 //! Every case is either refused or stays inside, and a tree outside of the root filesystem is the same after it.
 
 mod common;
+#[path = "common/hostile.rs"]
+mod hostile;
 
-use common::{Bed, Ran, finish, id};
+use common::{Bed, Ran, id};
+use hostile::{CLIMB, Canary, with_leaks};
 use rustix::fs::{CWD, FileType, Mode};
 use serde_json::json;
-use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-
-/// A tree outside of the root filesystem that nothing may change.
-struct Canary {
-    dir: tempfile::TempDir,
-    before: BTreeMap<PathBuf, String>,
-}
-
-impl Canary {
-    fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("gantry-canary-").tempdir_in("/dev/shm").expect("a directory");
-        for place in ["etc", "bin", "deep/er", "sys/net/ipv4", "self/attr"] {
-            fs::create_dir_all(dir.path().join(place)).expect("a directory");
-        }
-        for (file, text) in [
-            ("passwd", "root"),
-            ("etc/hostname", "host"),
-            ("sys/net/ipv4/ip_forward", "canary"),
-            ("self/attr/exec", ""),
-            ("self/oom_score_adj", "canary"),
-        ] {
-            fs::write(dir.path().join(file), text).expect("a file");
-        }
-        let before = snapshot(dir.path());
-        Self { dir, before }
-    }
-
-    fn path(&self) -> &Path {
-        self.dir.path()
-    }
-
-    fn assert_untouched(&self, why: &str) {
-        assert_eq!(snapshot(self.path()), self.before, "{why}");
-    }
-}
-
-/// Every file below a directory with kind, mode, owner, time of change and content.
-fn snapshot(dir: &Path) -> BTreeMap<PathBuf, String> {
-    let mut all = BTreeMap::new();
-    let mut left = vec![dir.to_owned()];
-    while let Some(path) = left.pop() {
-        let found = fs::symlink_metadata(&path).expect("a file");
-        let content = if found.is_file() { fs::read(&path).expect("its content") } else { Vec::new() };
-        if found.is_dir() {
-            left.extend(fs::read_dir(&path).expect("entries").flatten().map(|entry| entry.path()));
-        }
-        let (mode, uid, gid, time) = (found.mode(), found.uid(), found.gid(), (found.ctime(), found.ctime_nsec()));
-        all.insert(path, format!("{mode:o} {uid}:{gid} {time:?} {content:?}"));
-    }
-    all
-}
-
-/// A shell that opens descriptors of the host and then becomes the runtime.
-fn with_leaks(bed: &Bed, args: &[&str]) -> Ran {
-    bed.save();
-    let mut shell = Command::new("sh");
-    shell.arg("-c").arg("exec 3</ 4</etc 5</proc 6</dev 7</sys/fs/cgroup; exec \"$@\"").arg("sh");
-    shell.arg(env!("CARGO_BIN_EXE_gantry-runtime")).arg("--root").arg(bed.path("state")).args(args);
-    finish(shell.current_dir(bed.bundle()).stdin(Stdio::null()))
-}
-
-/// Goes up as far as it can, and says what is there.
-const CLIMB: &str = "i=0; while [ $i -lt 30 ]; do cd .. || break; i=$((i+1)); done; ls -a";
+use std::os::unix::fs::symlink;
+use std::path::Path;
 
 #[test]
 fn no_descriptor_of_the_host_is_a_working_directory() {

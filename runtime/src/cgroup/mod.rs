@@ -458,9 +458,10 @@ fn open_directory(path: &Path) -> io::Result<OwnedFd> {
 /// Make a directory and its parents; true when it was there before.
 fn make(directory: &Directory) -> Outcome<bool> {
     // A parent that is ours may vanish between two steps when another container is deleted: start over.
-    for _ in 0..16 {
+    for _ in 0..64 {
         match try_make(directory) {
-            Err(error) if is_absent(&error) => {}
+            // Removed, or about to be.
+            Err(error) if is_absent(&error) || error.raw_os_error() == Some(libc::ENODEV) => thread::yield_now(),
             result => {
                 return result.because(|| format!("cannot make cgroup `{}`", directory.path.display()));
             }
