@@ -188,10 +188,11 @@ fn supervised(global: &Global, options: &launch::Options, settings: &Settings, l
         }
         Side::Parent { pidfd, .. } => {
             drop((theirs, log));
-            let message = signals.receive(&ours).or_else(|_| {
+            // The container's process has the supervisor's end as well, until it executes its program.
+            let message = signals.receive_from(&ours, pidfd.as_fd()).or_else(|_| {
                 // Interrupted: the supervisor undoes what it has made, and says so.
                 let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGTERM);
-                ours.receive()
+                signals.receive_from(&ours, pidfd.as_fd())
             });
             match message? {
                 Message::Created => Ok(0),

@@ -47,19 +47,30 @@ impl Signals {
     /// # Errors
     /// A signal that asks us to end.
     pub fn receive(&self, channel: &Channel) -> Outcome<Message> {
-        self.receive_within(channel, None).map(|message| message.unwrap_or(Message::End))
+        self.receive_within(channel, None, None).map(|message| message.unwrap_or(Message::End))
     }
 
-    /// The same; `None` when nothing came within `limit`.
+    /// The same from a process whose end of the channel others may hold open, too: its death is the end.
     ///
     /// # Errors
     /// As [`Signals::receive`].
-    pub fn receive_within(&self, channel: &Channel, limit: Option<&Timespec>) -> Outcome<Option<Message>> {
+    pub fn receive_from(&self, channel: &Channel, pidfd: BorrowedFd<'_>) -> Outcome<Message> {
+        self.receive_within(channel, None, Some(pidfd)).map(|message| message.unwrap_or(Message::End))
+    }
+
+    /// The same; `None` when nothing came within `limit`, or before the death of a process.
+    fn receive_within(
+        &self,
+        channel: &Channel,
+        limit: Option<&Timespec>,
+        pidfd: Option<BorrowedFd<'_>>,
+    ) -> Outcome<Option<Message>> {
         loop {
-            let mut fds = [
+            let mut fds = vec![
                 PollFd::from_borrowed_fd(channel.fd(), PollFlags::IN),
                 PollFd::from_borrowed_fd(self.fd(), PollFlags::IN),
             ];
+            fds.extend(pidfd.map(|pidfd| PollFd::from_borrowed_fd(pidfd, PollFlags::IN)));
             if !poll_within(&mut fds, limit)? {
                 return Ok(None);
             }
@@ -67,6 +78,9 @@ impl Signals {
             // A message first: once the program runs, signals are for it.
             if !message.is_empty() {
                 return channel.receive().map(Some);
+            }
+            if fds.get(2).is_some_and(|ended| !ended.revents().is_empty()) {
+                return Ok(None);
             }
             if !signal.is_empty()
                 && let Some(signal @ (libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT)) = self.next()?
@@ -122,7 +136,7 @@ impl OomGuard {
     pub fn receive(&mut self, channel: &Channel, signals: &Signals) -> Outcome<Message> {
         loop {
             let limit = (!self.eased).then_some(&SILENT_MAX);
-            match signals.receive_within(channel, limit)? {
+            match signals.receive_within(channel, limit, None)? {
                 Some(message) => return Ok(message),
                 None => self.ease(),
             }
