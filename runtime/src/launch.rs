@@ -202,6 +202,10 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     let (side, doors) = clone_into(&cgroup, if between { 0 } else { namespaces.born_into }).in_step("clone")?;
     match side {
         Side::Child => {
+            // The death of the creator must free the container for others.
+            if let Some(lock) = undo.lock.take() {
+                lock.leave();
+            }
             std::mem::forget(undo);
             drop(ours);
             let program = Program {

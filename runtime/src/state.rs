@@ -183,12 +183,21 @@ impl Record {
 
 /// The right to make or remove a container: one process has it at a time.
 #[derive(Debug)]
-pub struct Lock(OwnedFd);
+pub struct Lock(Option<OwnedFd>);
+
+impl Lock {
+    /// In a clone of the process that has it: it stays locked, but not by us.
+    pub fn leave(mut self) {
+        drop(self.0.take());
+    }
+}
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Closing would not do: clones of this process have the same open file.
-        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+        if let Some(directory) = &self.0 {
+            // Closing would not do as long as a clone of this process has the same open file.
+            let _ = rustix::fs::flock(directory, FlockOperation::Unlock);
+        }
     }
 }
 
@@ -270,8 +279,8 @@ impl StateDir {
                 Err(Errno::WOULDBLOCK) => return Ok(Grip::Busy),
                 result => result.because(what)?,
             }
-            let lock = Lock(directory);
-            let ours = rustix::fs::fstat(&lock.0).because(what)?;
+            let ours = rustix::fs::fstat(&directory).because(what)?;
+            let lock = Lock(Some(directory));
             match rustix::fs::lstat(&self.path) {
                 Ok(now) if (now.st_dev, now.st_ino) == (ours.st_dev, ours.st_ino) => return Ok(Grip::Locked(lock)),
                 // Removed, and perhaps made anew, between the two.
