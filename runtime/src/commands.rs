@@ -1,6 +1,7 @@
 //! What each command does, from parsed values to an exit code.
 
 use crate::args::{self, Command, Global};
+use crate::cgroup::Cgroup;
 use crate::config::example;
 use crate::container::channel::{Channel, Message};
 use crate::container::hooks;
@@ -88,9 +89,9 @@ fn create(global: &Global, options: &launch::Options) -> Outcome<i32> {
 }
 
 /// Let a container's process go on to its program, and wait until it is executed.
-fn let_go(channel: &Channel, pid: i32, signals: &Signals) -> Outcome<()> {
+fn let_go(channel: &Channel, pid: i32, cgroup: &Cgroup, signals: &Signals) -> Outcome<()> {
     channel.go()?;
-    match OomGuard::new(pid).receive(channel, signals)? {
+    match OomGuard::new(pid, Some(cgroup)).receive(channel, signals)? {
         Message::End => Ok(()),
         Message::Failed(failure) => Err(failure),
         _ => Err(Failure::new("the container's process sent a message out of order")),
@@ -102,7 +103,7 @@ fn let_go_later(channel: &Channel, pid: i32, signals: &Signals) -> Outcome<bool>
     if channel.go().is_err() {
         return Ok(false);
     }
-    let mut guard = OomGuard::new(pid);
+    let mut guard = OomGuard::new(pid, None);
     let mut heard = false;
     loop {
         match guard.receive(channel, signals)? {
@@ -139,8 +140,8 @@ fn run_here(global: &Global, options: &launch::Options, detach: bool, keep: bool
     let launched = launch::launch(options, &bundle, manner, &signals)?;
     let Launched { dir, record, pidfd, terminal, channel, cgroup, .. } = launched;
     let pid = record.init.map_or(0, |init| init.pid);
-    let started =
-        let_go(&channel, pid, &signals).and_then(|()| poststart(&dir, &record, &bundle.config.hooks.poststart));
+    let started = let_go(&channel, pid, &cgroup, &signals)
+        .and_then(|()| poststart(&dir, &record, &bundle.config.hooks.poststart));
     if let Err(failure) = started {
         let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
         let _ = clone::wait(pidfd.as_fd());
@@ -253,7 +254,7 @@ fn supervisor_main(
     }
     if !later {
         let pid = launched.record.init.map_or(0, |init| init.pid);
-        let started = let_go(&launched.channel, pid, &signals)
+        let started = let_go(&launched.channel, pid, &launched.cgroup, &signals)
             .and_then(|()| poststart(&launched.dir, &launched.record, &bundle.config.hooks.poststart));
         if let Err(failure) = started {
             undo(&launched, &options.id);

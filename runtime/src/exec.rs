@@ -210,7 +210,7 @@ fn clone_into(cgroup: &Cgroup, init_pid: i32) -> Outcome<(Side, Vec<OwnedFd>)> {
 /// Wait until the program has been executed; returns the terminal if one came.
 fn await_exec(channel: &Channel, signals: &Signals, pid: i32) -> Outcome<Option<OwnedFd>> {
     let mut terminal = None;
-    let mut guard = OomGuard::new(pid);
+    let mut guard = OomGuard::new(pid, None);
     loop {
         match guard.receive(channel, signals)? {
             Message::Terminal(master) => terminal = Some(master),

@@ -1,5 +1,6 @@
 //! Stay with a process: pass signals to it, carry its terminal, and take its exit code.
 
+use crate::cgroup::Cgroup;
 use crate::container::channel::{Channel, Message};
 use crate::error::{Because, Failure, Outcome};
 use crate::sys::clone::{self, Exit};
@@ -109,12 +110,15 @@ fn poll_within(fds: &mut [PollFd<'_>], limit: Option<&Timespec>) -> Outcome<bool
     }
 }
 
-/// Lets a process of ours that starts in a container be killed for lack of memory. One that must not be killed
-/// (`oom_score_adj` -1000, from the bundle or the caller) and has no memory left tries again for ever in the kernel,
-/// and so would everybody who waits for it. When it is slow its score is one better until it is through.
+/// Waits for a process of ours that starts in a container, but not for memory it will never get.
+///
+/// - One that must not be killed (`oom_score_adj` -1000, from the bundle or the caller) tries again for ever in the
+///   kernel. When it is silent, its score is one better until it is through.
+/// - One whose bundle disables the OOM killer sleeps for ever. It is given up.
 #[derive(Debug)]
-pub struct OomGuard {
+pub struct OomGuard<'a> {
     pid: i32,
+    cgroup: Option<&'a Cgroup>,
     eased: bool,
 }
 
@@ -123,10 +127,12 @@ const SILENT_MAX: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// The score of a process that is never killed, and the next one.
 const NEVER_KILLED: (&str, &str) = ("-1000", "-999");
 
-impl OomGuard {
+impl<'a> OomGuard<'a> {
     /// For a process that is not reaped as long as this lives.
-    pub const fn new(pid: i32) -> Self {
-        Self { pid, eased: false }
+    ///
+    /// - `cgroup`: where it starts, if it may be given up.
+    pub const fn new(pid: i32, cgroup: Option<&'a Cgroup>) -> Self {
+        Self { pid, cgroup, eased: false }
     }
 
     /// As [`Signals::receive`].
@@ -135,11 +141,16 @@ impl OomGuard {
     /// As there.
     pub fn receive(&mut self, channel: &Channel, signals: &Signals) -> Outcome<Message> {
         loop {
-            let limit = (!self.eased).then_some(&SILENT_MAX);
-            match signals.receive_within(channel, limit, None)? {
-                Some(message) => return Ok(message),
-                None => self.ease(),
+            if let Some(message) = signals.receive_within(channel, Some(&SILENT_MAX), None)? {
+                return Ok(message);
             }
+            if self.cgroup.is_some_and(Cgroup::waits_for_memory) {
+                return Err(Failure::new(
+                    "the container has no memory left for its start, and may not be killed for it",
+                )
+                .hint("raise `linux.resources.memory.limit`, or remove `disableOOMKiller`"));
+            }
+            self.ease();
         }
     }
 
@@ -149,7 +160,9 @@ impl OomGuard {
 
     fn ease(&mut self) {
         // Where this fails there is nothing to ease; it is only tried once either way.
-        self.eased = true;
+        if std::mem::replace(&mut self.eased, true) {
+            return;
+        }
         let protected = std::fs::read_to_string(self.file()).is_ok_and(|score| score.trim() == NEVER_KILLED.0);
         if protected {
             let _ = std::fs::write(self.file(), NEVER_KILLED.1);
@@ -157,7 +170,7 @@ impl OomGuard {
     }
 }
 
-impl Drop for OomGuard {
+impl Drop for OomGuard<'_> {
     fn drop(&mut self) {
         let eased = || std::fs::read_to_string(self.file()).is_ok_and(|score| score.trim() == NEVER_KILLED.1);
         if self.eased && eased() {

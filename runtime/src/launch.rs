@@ -247,7 +247,7 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
             record.init = Some(ProcessId::of(pid)?);
             dir.write(&record).in_step("record process")?;
             set_oom_score(process.oom_score_adj, pid).in_step("OOM score")?;
-            let terminal = converse(config, &ours, pid, &state, signals)?;
+            let terminal = converse(config, &ours, pid, &cgroup, &state, signals)?;
             record.complete = true;
             dir.write(&record).in_step("record process")?;
             if let Some(file) = &options.pid_file {
@@ -344,11 +344,12 @@ fn converse(
     config: &Config,
     channel: &Channel,
     pid: i32,
+    cgroup: &Cgroup,
     state: &state::State,
     signals: &Signals,
 ) -> Outcome<Option<OwnedFd>> {
     let mut terminal = None;
-    let mut guard = OomGuard::new(pid);
+    let mut guard = OomGuard::new(pid, Some(cgroup));
     loop {
         match guard.receive(channel, signals)? {
             Message::NeedMaps => {

@@ -362,6 +362,13 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Whether its processes sleep until somebody frees memory, the OOM killer being disabled (v1 only).
+    pub fn waits_for_memory(&self) -> bool {
+        let Some(v1) = self.hierarchies.v1_of("memory") else { return false };
+        let text = fs::read_to_string(v1.mount.join(&self.path).join("memory.oom_control")).unwrap_or_default();
+        ["oom_kill_disable 1", "under_oom 1"].iter().all(|wanted| text.lines().any(|line| line == *wanted))
+    }
+
     /// Memory figures of the container.
     pub fn account(&self) -> Account {
         let Some(directory) = self.directory_of("memory") else {
