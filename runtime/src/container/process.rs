@@ -88,7 +88,7 @@ impl Program<'_> {
         let mut list = self.process.env.clone();
         if !list.iter().any(|entry| entry.starts_with("HOME=")) {
             // The image's file: it may be anything.
-            let passwd = files::read(Path::new("/etc/passwd"), PASSWD_BYTES_MAX).unwrap_or_default();
+            let passwd = files::read_of_image("/etc/passwd", PASSWD_BYTES_MAX).unwrap_or_default();
             let passwd = String::from_utf8_lossy(&passwd);
             list.push(format!("HOME={}", home_of(&passwd, self.process.user.uid)));
         }
