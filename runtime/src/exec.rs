@@ -8,6 +8,7 @@
 use crate::cgroup::{self, Cgroup};
 use crate::config::check::check_process;
 use crate::config::{Config, Process};
+use crate::container::capabilities;
 use crate::container::channel::{Channel, Message};
 use crate::container::init::{Terminal, hand_over};
 use crate::container::namespaces::{Kind, become_root};
@@ -20,7 +21,7 @@ use crate::state::{self, StateDir, Status};
 use crate::sys::clone::{self, Side};
 use crate::sys::process;
 use rustix::fs::{Mode, OFlags};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 /// What the command line asks for.
@@ -141,16 +142,26 @@ pub fn exec(options: &Options) -> Outcome<i32> {
     };
     let cgroup = Cgroup::at(record.cgroup.clone()).in_step("cgroup")?;
     let kinds = kinds(&config);
-    if kinds & libc::CLONE_NEWPID != 0 {
+    let watched = is_watched(&config, kinds);
+    if kinds & libc::CLONE_NEWPID != 0 && !watched {
         clone::setns(init.as_fd(), libc::CLONE_NEWPID)
             .because(|| "cannot join the pid namespace".to_owned())
             .in_step("join namespaces")?;
     }
     let (ours, theirs) = Channel::pair().in_step("clone")?;
-    let (side, doors) = clone_into(&cgroup, init_pid).in_step("clone")?;
+    let (side, mut doors) = clone_into(&cgroup, init_pid).in_step("clone")?;
     match side {
         Side::Child => {
             drop(ours);
+            let mut kinds = kinds;
+            if watched {
+                approach(init.as_fd(), kinds, std::mem::take(&mut doors), &theirs, &terminal, options.preserve_fds);
+                kinds = 0;
+                // Both processes write to one socket; nothing may come before our number.
+                if theirs.wait_for_go().is_err() {
+                    process::exit_now(1);
+                }
+            }
             let program = Program {
                 process: &process,
                 filter: filter.as_ref(),
@@ -168,6 +179,7 @@ pub fn exec(options: &Options) -> Outcome<i32> {
         }
         Side::Parent { pid, pidfd } => {
             drop((theirs, init, terminal, doors));
+            let (pid, pidfd) = if watched { identity(&ours, &signals, pidfd)? } else { (pid, pidfd) };
             let terminal = await_exec(&ours, &signals, pid).inspect_err(|_| {
                 let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
                 let _ = clone::wait(pidfd.as_fd());
@@ -180,6 +192,72 @@ pub fn exec(options: &Options) -> Outcome<i32> {
             }
             foreground::attend(pidfd.as_fd(), &signals, terminal).map(clone::Exit::shell_code)
         }
+    }
+}
+
+/// Whether processes of the container can look into every process in their PID namespace. Then ours must have nothing of
+/// the host left when it appears there: no root, no directory, no descriptor.
+fn is_watched(config: &Config, kinds: i32) -> bool {
+    let capabilities = config.process.as_ref().and_then(|process| process.capabilities.as_ref());
+    let traces = |name: &String| capabilities::bit(name) == capabilities::bit("CAP_SYS_PTRACE");
+    let own_users = kinds & libc::CLONE_NEWUSER != 0;
+    !own_users && kinds & libc::CLONE_NEWPID != 0 && capabilities.is_some_and(|sets| sets.bounding.iter().any(traces))
+}
+
+/// Join everything in a process that the container cannot see, make the one that it can see as our sibling, tell who it
+/// is, and end. Returns in the new process only, which then has what `terminal`, `channel` and the user need, no more.
+fn approach(
+    init: BorrowedFd<'_>,
+    kinds: i32,
+    doors: Vec<OwnedFd>,
+    channel: &Channel,
+    terminal: &Terminal,
+    preserve_fds: u32,
+) {
+    let join = || -> Outcome<i32> {
+        process::set_not_dumpable().because(|| "cannot make the process undumpable".to_owned())?;
+        for door in &doors {
+            rustix::io::write(door, b"0").map_err(cgroup::refused)?;
+        }
+        clone::setns(init, kinds).because(|| "cannot join the namespaces".to_owned())?;
+        let mut keep = vec![channel.fd().as_raw_fd()];
+        if let Terminal::Send(socket) = terminal {
+            keep.push(socket.as_raw_fd());
+        }
+        process::close_all_from(3 + preserve_fds as i32, &keep);
+        clone::clone3_sibling(0).because(|| "cannot make the process".to_owned())
+    };
+    let result = join();
+    // Closed already.
+    std::mem::forget(doors);
+    match result {
+        Ok(0) => {}
+        Ok(pid) => {
+            let _ = channel.send(&Message::Identity(pid));
+            process::exit_now(0)
+        }
+        Err(failure) => {
+            let _ = channel.send(&Message::Failed(failure.in_step("join namespaces")));
+            process::exit_now(1)
+        }
+    }
+}
+
+/// Learn which process is the container's, and bury the one that made it.
+fn identity(channel: &Channel, signals: &Signals, between: OwnedFd) -> Outcome<(i32, OwnedFd)> {
+    let message = signals.receive(channel);
+    if !matches!(message, Ok(Message::Identity(_))) {
+        let _ = clone::pidfd_send_signal(between.as_fd(), libc::SIGKILL);
+    }
+    clone::wait(between.as_fd()).because(|| "cannot reap the go-between".to_owned())?;
+    match message? {
+        Message::Identity(pid) => {
+            let pidfd = clone::pidfd_open(pid).because(|| "the process has gone".to_owned())?;
+            channel.go()?;
+            Ok((pid, pidfd))
+        }
+        Message::Failed(failure) => Err(failure),
+        _ => Err(Failure::new("the process died before it was ready")),
     }
 }
 

@@ -58,7 +58,10 @@ fn read_only_mount(file: &OwnedFd) -> io::Result<OwnedFd> {
 }
 
 fn sealed_copy(file: OwnedFd) -> io::Result<OwnedFd> {
-    let copy = rustix::fs::memfd_create("gantry-runtime", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    // Linux 6.3 and newer may be told to make no copy executable that does not ask for it.
+    let copy = rustix::fs::memfd_create("gantry-runtime", flags | MemfdFlags::EXEC)
+        .or_else(|_| rustix::fs::memfd_create("gantry-runtime", flags))?;
     let mut target = File::from(copy.try_clone()?);
     io::copy(&mut File::from(file), &mut target)?;
     drop(target);

@@ -4,15 +4,18 @@
 //! `/proc/PID/exe`, lets it go on, and writes to the file as soon as nobody executes it any more (CVE-2019-5736).
 
 mod common;
+#[path = "common/hostile.rs"]
+mod hostile;
 
 use common::{Bed, Ran, finish, id, until};
+use hostile::Canary;
 use serde_json::json;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Stops, opens and overwrites. Says `caught EXE` for what could be opened, and `WROTE EXE` for a success.
+/// Stops, looks for a way to the host's files, opens and overwrites. Says `ESCAPED by WAY`, `caught EXE` for what could be opened, and `WROTE EXE` for a success.
 const ATTACK: &str = r#"
     while [ ! -e /out/stop ]; do
         kill -STOP -1 2>/dev/null
@@ -20,6 +23,10 @@ const ATTACK: &str = r#"
             [ $p = /proc/1 ] && continue
             exe=$(readlink $p/exe 2>/dev/null)
             case "$exe" in */busybox | '') continue ;; esac
+            up=/../../../../../../../..
+            for way in $p/root $p/cwd$up $p/fd/*$up; do
+                [ -e "$way$CANARY/passwd" ] && echo "ESCAPED by $way" >> /out/log
+            done
             mkdir "/out/seen${p#/proc}${exe##*/}" 2>/dev/null || continue
             sh /out/write "$exe" 9<$p/exe 2>/dev/null &
         done
@@ -40,6 +47,7 @@ const WRITE: &str = r#"
 
 /// An attacker, and a copy of the runtime for it to hit.
 struct Attack {
+    canary: Canary,
     bed: Bed,
     name: String,
     runtime: PathBuf,
@@ -49,6 +57,8 @@ struct Attack {
 impl Attack {
     fn new(user_namespace: bool) -> Self {
         let mut bed = Bed::new(ATTACK);
+        let canary = Canary::new();
+        bed.config["process"]["env"] = json!(["PATH=/bin", format!("CANARY={}", canary.path().display())]);
         let out = bed.path("out");
         fs::create_dir_all(out.join("seen")).expect("a directory");
         for dir in [&out, &out.join("seen")] {
@@ -68,7 +78,7 @@ impl Attack {
         symlink("/proc/self/exe", bed.rootfs("bin/link")).expect("a link");
         fs::write(bed.rootfs("bin/script"), "#!/proc/self/exe\n").expect("a script");
         fs::set_permissions(bed.rootfs("bin/script"), fs::Permissions::from_mode(0o755)).expect("its mode");
-        Self { bed, name: id("attack"), runtime, user_namespace }
+        Self { canary, bed, name: id("attack"), runtime, user_namespace }
     }
 
     /// The copy of the runtime, on the state root of the bed.
@@ -88,16 +98,20 @@ impl Attack {
     }
 
     /// Let it come to its end, which is after the last attempt to write, then see what it has done.
-    fn end(&self) {
+    ///
+    /// - `looks`: whether it may have looked at files of the host. That is what a container with `CAP_SYS_PTRACE` can do
+    ///   to one that shares its PID namespace, as `docs/runtime.md` says.
+    fn end(&self, looks: bool) {
         fs::write(self.bed.path("out/stop"), "").expect("a file");
         self.bed.wait_for_status(&self.name, "stopped");
-        self.check();
+        self.check(looks);
     }
 
-    fn check(&self) {
+    fn check(&self, looks: bool) {
         let before = fs::read(env!("CARGO_BIN_EXE_gantry-runtime")).expect("the original");
         assert!(fs::read(&self.runtime).expect("the copy") == before, "the host's file was changed: {}", self.log());
-        assert!(!self.log().contains("WROTE"), "{}", self.log());
+        assert!(!self.log().contains("WROTE") && (looks || !self.log().contains("ESCAPED")), "{}", self.log());
+        self.canary.assert_untouched("files of the host");
     }
 }
 
@@ -142,7 +156,7 @@ fn exec_into_an_attacker() {
         if !attack.user_namespace {
             until("it has caught us", || attack.log().contains("caught"));
         }
-        attack.end();
+        attack.end(false);
     }
 }
 
@@ -175,6 +189,35 @@ fn run_beside_an_attacker() {
         if !attack.user_namespace {
             until("it has caught us", || attack.log().contains("caught"));
         }
-        attack.end();
+        attack.end(!user_namespace);
     }
+}
+
+#[test]
+fn exec_into_a_container_that_may_trace_is_like_any_other() {
+    let mut bed = Bed::new("sleep 100000");
+    let all = json!(["CAP_SYS_PTRACE", "CAP_KILL"]);
+    bed.config["process"]["capabilities"] = json!({"bounding": all, "effective": all, "permitted": all});
+    let name = id("trace");
+    bed.ok(&["run", "-d", &name]);
+    for kind in ["pid", "net", "ipc", "uts", "mnt", "cgroup"] {
+        let inside = bed.ok(&["exec", &name, "readlink", &format!("/proc/self/ns/{kind}")]);
+        let want = fs::read_link(format!("/proc/{}/ns/{kind}", bed.pid(&name))).expect("a namespace");
+        assert_eq!(inside.trim(), want.display().to_string(), "{kind}");
+    }
+    let cgroup = bed.ok(&["exec", &name, "cat", "/proc/self/cgroup"]);
+    assert!(cgroup.lines().all(|line| line.ends_with(":/")), "in the container's cgroups: {cgroup}");
+    assert_eq!(bed.run(&["exec", &name, "sh", "-c", "exit 9"]).code, 9);
+    assert_eq!(bed.run(&["exec", &name, "nothing"]).code, 127);
+    assert_eq!(bed.run(&["exec", "-t", &name, "sh", "-c", "tty; exit 4"]).code, 4);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "exec 3</etc/hostname 4</; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_gantry-runtime"), "--root"]);
+    shell.arg(bed.path("state")).args(["exec", "--preserve-fds", "1", &name, "sh", "-c", "cat <&3; ls /proc/self/fd"]);
+    let ran = finish(shell.current_dir(bed.bundle()));
+    assert_eq!(ran.out, fs::read_to_string("/etc/hostname").expect("a name") + "0\n1\n2\n3\n4\n", "{ran:?}");
+    bed.ok(&["exec", "-d", "--pid-file", "exec-pid", &name, "sleep", "100000"]);
+    let pid: i32 = fs::read_to_string(bed.bundle().join("exec-pid")).expect("a pid").parse().expect("a number");
+    assert!(common::runs(pid));
+    bed.ok(&["delete", "--force", &name]);
+    until("it is gone", || !common::runs(pid));
 }

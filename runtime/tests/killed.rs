@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// met at the same place.
 const STRIDE: usize = 23;
 /// How long one case may usually take. Where it ends is no matter of right or wrong.
-const BUDGET: Duration = Duration::from_secs(8);
+const BUDGET: Duration = Duration::from_secs(5);
 
 /// What is killed, and how it is prepared.
 struct Case {
