@@ -118,7 +118,10 @@ mod tests {
     #[test]
     fn the_manual_names_every_command_and_every_option() {
         let manual = include_str!("../../docs/cli.md");
-        let elsewhere = ["run", "start", "stop", "kill", "rm", "pull", "images", "rmi", "load", "lab"];
+        let elsewhere = [
+            "run", "start", "stop", "kill", "rm", "pull", "images", "rmi", "load", "save", "tag", "push", "image",
+            "system", "commit", "diff", "lab",
+        ];
         for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
             let name = command.get_name();
             assert!(manual.contains(&format!("`gantry {name}")), "{name} is not in docs/cli.md");

@@ -576,3 +576,73 @@ fn images_are_listed_and_removed() {
         bed.nothing_left();
     });
 }
+
+#[test]
+fn images_are_named_saved_checked_and_pruned() {
+    alone(|bed| {
+        let json = |words: &str| -> serde_json::Value { serde_json::from_str(&bed.ok(words)).unwrap() };
+        let refused = |words: &str, code: i32, what: &str| {
+            let done = bed.output(words);
+            assert_eq!(done.status.code(), Some(code), "{words}: {}", text(&done.stderr));
+            let told = text(&done.stderr) + &text(&done.stdout);
+            assert!(told.contains(what), "{words}: {told}");
+        };
+        bed.ok(&format!("tag {IMAGE} shop/box:2"));
+        refused("tag nosuch shop/box:2", 1, "not in the store");
+        refused(&format!("tag {IMAGE} Shop:2"), 1, "not an image reference");
+        bed.ok("save -o saved.tar shop/box:2");
+        assert_eq!(
+            bed.gantry("save shop/box:2").output().unwrap().stdout,
+            fs::read(bed.dir.join("saved.tar")).unwrap()
+        );
+        refused("save -o nowhere/saved.tar shop/box:2", 1, "cannot write nowhere/saved.tar");
+        refused("save -o other.tar shop/box:2 nosuch", 1, "`nosuch` is not in the store");
+        assert!(!bed.dir.join("other.tar").exists(), "no half archive");
+        let inspected = json(&format!("image inspect {IMAGE}"));
+        assert_eq!(inspected[0]["names"].as_array().unwrap().len(), 2);
+        assert!(bed.ok(&format!("image history {IMAGE}")).contains("CREATED BY"));
+        assert!(bed.ok("image verify").contains("intact"));
+        let diff_id = inspected[0]["layers"][0]["diff_id"].as_str().unwrap().replace("sha256:", "");
+        let file = bed.dir.join("data/images/layers").join(diff_id).join("fs/bin/busybox");
+        fs::write(&file, "not busybox").unwrap();
+        refused(&format!("image verify {IMAGE}"), 1, "/bin/busybox: its");
+        assert!(bed.ok(&format!("image verify --repair {IMAGE}")).contains("repaired"));
+        assert_eq!(bed.sh("", "echo works").stdout, b"works\n");
+        refused("push 127.0.0.1:9/box:1", 1, "not in the store");
+        bed.ok(&format!("tag {IMAGE} 127.0.0.1:9/box:1"));
+        refused("push 127.0.0.1:9/box:1", 1, "127.0.0.1:9");
+        refused("image prune", 1, "add --force");
+        let before = json("system df --json");
+        assert_eq!((before["images"]["count"].as_u64(), before["containers"]["count"].as_u64()), (Some(1), Some(0)));
+        bed.ok("image prune -f");
+        assert_eq!(json("system df --json"), before, "it has names");
+        assert!(bed.ok("system prune -af").contains("untagged shop/box:2"));
+        assert_eq!(json("system df --json")["images"]["count"], 0);
+        bed.ok("load -i saved.tar");
+        assert!(bed.ok("image ls").contains("shop/box:2"));
+        bed.nothing_left();
+    });
+}
+
+#[test]
+fn images_are_made_from_containers_and_directories() {
+    alone(|bed| {
+        bed.ok(&format!("run --name edited {IMAGE} touch /data/mark"));
+        assert!(bed.ok("diff edited").contains("A /data/mark"), "{}", bed.ok("diff edited"));
+        bed.ok("commit -m by-hand edited edited:1");
+        let there = bed.gantry("run --rm edited:1 sh -c").arg("test -e /data/mark").output().unwrap();
+        assert!(there.status.success(), "{}", text(&there.stderr));
+        assert!(!bed.output("commit nosuch x:1").status.success());
+        let root = bed.dir.join("root");
+        fs::create_dir_all(root.join("bin")).unwrap();
+        fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+        let make = "image from-rootfs --time 0 --entrypoint /bin/busybox --cmd echo --cmd made root made:1";
+        assert_eq!(bed.ok(make), bed.ok(make), "reproducible");
+        assert_eq!(bed.ok("run --rm made:1"), "made\n");
+        assert_eq!(bed.output("image from-rootfs --env A root x:1").status.code(), Some(2));
+        assert_eq!(bed.output("image from-rootfs nosuch x:1").status.code(), Some(1));
+        assert_eq!(bed.output("image from-rootfs --compression lzma root x:1").status.code(), Some(2));
+        bed.ok("rm edited");
+        bed.nothing_left();
+    });
+}

@@ -3,6 +3,8 @@
 //! # Source
 //! RFC 9110 section 11 (challenges); distribution `docs/spec/auth/token.md`; docker's `config.json`.
 
+mod helper;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,10 +13,13 @@ use serde::Deserialize;
 
 use crate::error::{ImageError, Result};
 use crate::files;
-use crate::reference::DEFAULT_REGISTRY;
+use crate::reference::{DEFAULT_REGISTRY, Reference};
 
 /// Larger than any real file of credentials.
 const FILE_MAX: u64 = 4 << 20;
+
+/// The name that helpers and files give with an identity token, which is exchanged for tokens of the registry.
+const TOKEN_USER: &str = "<token>";
 
 /// A user's name and password, or token.
 #[derive(Clone, PartialEq, Eq)]
@@ -32,62 +37,125 @@ impl fmt::Debug for Credentials {
 }
 
 impl Credentials {
+    /// The identity token, if it is one.
+    pub(crate) fn identity_token(&self) -> Option<&str> {
+        (self.username == TOKEN_USER).then_some(self.password.as_str())
+    }
+
     /// The value of an `Authorization` header.
     pub(crate) fn basic(&self) -> String {
         format!("Basic {}", encode_base64(format!("{}:{}", self.username, self.password).as_bytes()))
     }
 }
 
-/// `DOCKER_CONFIG/config.json`, or `.docker/config.json` in the home directory.
+/// Where docker and podman keep credentials: the first of these files that is there, or else where docker would write.
+///
+/// `$REGISTRY_AUTH_FILE`, `$DOCKER_CONFIG/config.json`, `~/.docker/config.json`,
+/// `$XDG_RUNTIME_DIR/containers/auth.json`, `~/.config/containers/auth.json`.
 pub fn default_auth_file() -> Option<PathBuf> {
-    let dir = match std::env::var_os("DOCKER_CONFIG").filter(|dir| !dir.is_empty()) {
-        Some(dir) => PathBuf::from(dir),
-        None => PathBuf::from(std::env::var_os("HOME").filter(|dir| !dir.is_empty())?).join(".docker"),
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = variable("HOME");
+    let docker = match variable("DOCKER_CONFIG") {
+        Some(dir) => Some(dir),
+        None => home.as_ref().map(|home| home.join(".docker")),
     };
-    Some(dir.join("config.json"))
+    let docker = docker.map(|dir| dir.join("config.json"));
+    let places = [
+        variable("REGISTRY_AUTH_FILE"),
+        docker.clone(),
+        variable("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
+        home.map(|home| home.join(".config/containers/auth.json")),
+    ];
+    places.into_iter().flatten().find(|path| path.is_file()).or(docker)
 }
 
-#[derive(Deserialize)]
-struct DockerConfig {
-    #[serde(default)]
-    auths: BTreeMap<String, DockerAuth>,
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct AuthFile {
+    auths: BTreeMap<String, AuthEntry>,
+    /// Registries whose credentials a program has.
+    cred_helpers: BTreeMap<String, String>,
+    /// The program for all others.
+    creds_store: String,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct DockerAuth {
+struct AuthEntry {
     auth: String,
     username: String,
     password: String,
+    identitytoken: String,
 }
 
-/// The credentials for `registry` in docker's `config.json`; none if the file or the entry is not there.
-pub(crate) fn from_file(file: &Path, registry: &str) -> Result<Option<Credentials>> {
+/// The credentials for the repository of `reference` in a docker `config.json` or a containers `auth.json`; none if the
+/// file or the entry is not there. The entry of the longest path that fits counts.
+///
+/// # Errors
+/// `BadCredentials`: the file is malformed, or its helper fails or does not answer.
+pub(crate) fn from_file(file: &Path, reference: &Reference) -> Result<Option<Credentials>> {
     let Some(bytes) = files::read_limited(file, FILE_MAX)? else {
         return Ok(None);
     };
-    let bad = |why: &str| ImageError::BadCredentials { file: file.to_path_buf(), why: why.to_owned() };
-    let config: DockerConfig = serde_json::from_slice(&bytes).map_err(|e| bad(&e.to_string()))?;
-    let Some((_, auth)) = config.auths.iter().find(|(key, _)| key_host(key) == registry) else {
-        return Ok(None);
-    };
-    if auth.auth.is_empty() {
-        let (username, password) = (auth.username.clone(), auth.password.clone());
-        // An entry without both is a mark that a credential helper has them.
-        return Ok((!username.is_empty() && !password.is_empty()).then_some(Credentials { username, password }));
+    let bad = |why: String| ImageError::BadCredentials { file: file.to_path_buf(), why };
+    let config: AuthFile = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
+    let registry = reference.registry();
+    let helper = config.cred_helpers.iter().find(|(key, _)| key_parts(key).0 == registry).map(|(_, name)| name);
+    if let Some(name) = helper {
+        return helper::ask(name, &server(registry)).map_err(bad);
     }
-    let decoded = decode_base64(&auth.auth).and_then(|bytes| String::from_utf8(bytes).ok());
-    let decoded = decoded.ok_or_else(|| bad(&format!("`auth` of {registry} is not base64")))?;
-    let (username, password) =
-        decoded.split_once(':').ok_or_else(|| bad(&format!("`auth` of {registry} has no colon")))?;
-    Ok(Some(Credentials { username: username.to_owned(), password: password.trim_end_matches('\0').to_owned() }))
+    let fits = |key: &str| {
+        let (host, path) = key_parts(key);
+        let repository = reference.repository();
+        let inside = path.is_empty()
+            || repository.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        (host == registry && inside).then_some(path.len())
+    };
+    let entry =
+        config.auths.iter().filter_map(|(key, entry)| Some((fits(key)?, entry))).max_by_key(|(length, _)| *length);
+    if let Some(credentials) = entry.map(|(_, entry)| entry.read(registry)).transpose().map_err(bad)?.flatten() {
+        return Ok(Some(credentials));
+    }
+    // An entry without anything is a mark that the program has it.
+    if config.creds_store.is_empty() {
+        Ok(None)
+    } else {
+        helper::ask(&config.creds_store, &server(registry)).map_err(bad)
+    }
 }
 
-/// Keys are hosts or old addresses such as `https://index.docker.io/v1/`.
-fn key_host(key: &str) -> &str {
-    let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
-    let host = key.split('/').next().unwrap_or(key);
-    if matches!(host, "index.docker.io" | "registry-1.docker.io") { DEFAULT_REGISTRY } else { host }
+impl AuthEntry {
+    /// What a person can read, or why not.
+    fn read(&self, registry: &str) -> Result<Option<Credentials>, String> {
+        if !self.identitytoken.is_empty() {
+            return Ok(Some(Credentials { username: TOKEN_USER.to_owned(), password: self.identitytoken.clone() }));
+        }
+        if self.auth.is_empty() {
+            let (username, password) = (self.username.clone(), self.password.clone());
+            return Ok((!username.is_empty() && !password.is_empty()).then_some(Credentials { username, password }));
+        }
+        let decoded = decode_base64(&self.auth).and_then(|bytes| String::from_utf8(bytes).ok());
+        let decoded = decoded.ok_or_else(|| format!("`auth` of {registry} is not base64"))?;
+        let (username, password) =
+            decoded.split_once(':').ok_or_else(|| format!("`auth` of {registry} has no colon"))?;
+        let password = password.trim_end_matches('\0').to_owned();
+        Ok(Some(Credentials { username: username.to_owned(), password }))
+    }
+}
+
+/// Host and path of a key: hosts, hosts with a path (`quay.io/team`), or old addresses such as
+/// `https://index.docker.io/v1/`.
+fn key_parts(key: &str) -> (&str, &str) {
+    let address = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://"));
+    let (host, path) = address.unwrap_or(key).split_once('/').unwrap_or((address.unwrap_or(key), ""));
+    let path = if address.is_some() || matches!(path, "v1/" | "v2/" | "v1" | "v2") { "" } else { path };
+    let host = if matches!(host, "index.docker.io" | "registry-1.docker.io") { DEFAULT_REGISTRY } else { host };
+    (host, path.trim_end_matches('/'))
+}
+
+/// What docker calls a registry when it speaks to a helper.
+fn server(registry: &str) -> String {
+    if registry == DEFAULT_REGISTRY { "https://index.docker.io/v1/".to_owned() } else { registry.to_owned() }
 }
 
 /// One way to log in that a server offers.
@@ -233,20 +301,29 @@ mod tests {
     }
 
     #[test]
-    fn credentials_are_found_under_the_keys_that_docker_writes() {
+    fn credentials_are_found_under_the_keys_that_docker_and_podman_write() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("config.json");
         let text = r#"{"auths":{"https://index.docker.io/v1/":{"auth":"dXNlcjpwYTpzcw=="},"reg:5000":{"username":"u","password":"p"},
-            "helper.example":{},"broken.example":{"auth":"!"}},"credsStore":"desktop"}"#;
+            "quay.io":{"auth":"YTpi"},"quay.io/team":{"auth":"Yzpk"},"id.example":{"identitytoken":"tok"},
+            "helper.example":{},"broken.example":{"auth":"!"}}}"#;
         std::fs::write(&file, text).unwrap();
-        let find = |registry: &str| from_file(&file, registry).map(|c| c.map(|c| (c.username, c.password)));
+        let find = |name: &str| from_file(&file, &name.parse().unwrap()).map(|c| c.map(|c| (c.username, c.password)));
         let pair = |a: &str, b: &str| Some((a.to_owned(), b.to_owned()));
-        assert_eq!(find("docker.io").unwrap(), pair("user", "pa:ss"));
-        assert_eq!(find("reg:5000").unwrap(), pair("u", "p"));
-        assert_eq!(find("helper.example").unwrap(), None);
-        assert_eq!(find("other.example").unwrap(), None);
-        assert!(find("broken.example").unwrap_err().to_string().contains("base64"));
-        assert!(from_file(&dir.path().join("absent"), "docker.io").unwrap().is_none());
+        for (name, expected) in [
+            ("busybox", pair("user", "pa:ss")),
+            ("reg:5000/a", pair("u", "p")),
+            ("quay.io/other/a", pair("a", "b")),
+            ("quay.io/teams/a", pair("a", "b")),
+            ("quay.io/team/a", pair("c", "d")),
+            ("id.example/a", pair("<token>", "tok")),
+            ("helper.example/a", None),
+            ("other.example/a", None),
+        ] {
+            assert_eq!(find(name).unwrap(), expected, "{name}");
+        }
+        assert!(find("broken.example/a").unwrap_err().to_string().contains("base64"));
+        assert!(from_file(&dir.path().join("absent"), &"a".parse().unwrap()).unwrap().is_none());
     }
 
     #[test]

@@ -51,6 +51,12 @@ impl Image {
         Platform { os: self.os.clone(), architecture: self.architecture.clone(), variant: self.variant.clone() }
     }
 
+    /// Everything of it that must not be collected while it is used.
+    pub(crate) fn parts(&self) -> Vec<Digest> {
+        let layers = self.layers.iter().flat_map(|layer| [layer.digest, layer.diff_id]);
+        layers.chain([self.digest, self.id]).collect()
+    }
+
     /// The name to show: the first one in short form, or the start of the id.
     pub fn display_name(&self) -> String {
         self.names.first().map_or_else(|| self.id.short(), Reference::familiar)

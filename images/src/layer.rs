@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
+use crate::catalog;
 use crate::digest::{Digest, HashReader, Hasher};
 use crate::error::{ImageError, Result, at};
 use crate::files;
@@ -97,6 +98,36 @@ pub(crate) fn ingest(
     mut origin: Origin<'_>,
     source: &mut dyn Read,
 ) -> Result<()> {
+    let (tree, scratch) = place(lease)?;
+    let (fed, unpacked) = run(spec, &tree, &scratch, store.limits(), &mut origin, source);
+    let outcome = settle(store, spec, &tree, origin, fed, unpacked);
+    files::remove_all(&scratch)?;
+    if outcome.is_err() {
+        files::remove_all(&tree)?;
+    }
+    outcome.map_err(|error| error.in_store(store.root()))
+}
+
+/// Verify a layer that the store has, and unpack it once more; returns the directory with its `fs` and its list, which
+/// goes with the lease.
+///
+/// # Errors
+/// As `ingest`.
+pub(crate) fn unpack_beside(store: &Store, lease: &Lease, spec: &LayerSpec, blob: &mut dyn Read) -> Result<PathBuf> {
+    let (tree, scratch) = place(lease)?;
+    let (fed, unpacked) = run(spec, &tree, &scratch, store.limits(), &mut Origin::Stored, blob);
+    files::remove_all(&scratch)?;
+    match fed.and(unpacked) {
+        Ok(_) => Ok(tree),
+        Err(error) => {
+            files::remove_all(&tree)?;
+            Err(error.in_store(store.root()))
+        }
+    }
+}
+
+/// Directories for a tree and for what is replaced while it is made.
+fn place(lease: &Lease) -> Result<(PathBuf, PathBuf)> {
     // Two blobs of one image may unpack to the same tree, at the same time.
     let name = files::unique();
     let tree = lease.path(&format!("{name}.tree"));
@@ -104,13 +135,7 @@ pub(crate) fn ingest(
     for dir in [&tree, &tree.join("fs"), &scratch] {
         files::ensure_dir(dir, if dir.ends_with("fs") { 0o755 } else { 0o700 })?;
     }
-    let (fed, unpacked) = run(spec, &tree.join("fs"), &scratch, store.limits(), &mut origin, source);
-    let outcome = settle(store, spec, &tree, origin, fed, unpacked);
-    files::remove_all(&scratch)?;
-    if outcome.is_err() {
-        files::remove_all(&tree)?;
-    }
-    outcome.map_err(|error| error.in_store(store.root()))
+    Ok((tree, scratch))
 }
 
 /// Both threads; returns when both have ended.
@@ -308,8 +333,8 @@ fn unpack_stream(
     let stream_max = limits.bytes.saturating_add(limits.inodes.saturating_mul(4096));
     let reader =
         HashReader::new(decoder(spec.compression, packed).map_err(|e| bad(&what, &e.to_string()))?, stream_max);
-    let (meta, rest) =
-        unpack::unpack(reader, tree, scratch, limits).map_err(|error| unpack_error(&what, tree, error))?;
+    let (meta, rest) = unpack::unpack(reader, &tree.join("fs"), scratch, &tree.join(catalog::NAME), limits)
+        .map_err(|error| unpack_error(&what, tree, error))?;
     // What a buffer has already read has been hashed on the way in.
     let got = rest.into_inner().finish().map_err(|e| bad(&what, &format!("cannot be unpacked: {e}")))?;
     if got == spec.diff_id {

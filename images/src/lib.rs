@@ -23,7 +23,9 @@
 //! ```
 
 mod auth;
+mod build;
 pub mod bundle;
+mod catalog;
 mod digest;
 mod dns;
 mod error;
@@ -36,26 +38,35 @@ mod load;
 mod manifest;
 mod merge;
 mod mount;
+mod pack;
 mod platform;
 mod progress;
 mod pull;
+mod push;
 mod reference;
 mod registry;
+mod save;
+mod scrub;
 mod snapshot;
 mod store;
 mod tarball;
 mod unpack;
+mod usage;
 
 pub use auth::{Credentials, default_auth_file};
+pub use build::{BuildOptions, Change};
 pub use digest::{BadDigest, Digest};
 pub use error::{ImageError, Result};
 pub use image::{Image, LayerInfo};
 pub use load::{LoadOptions, LoadSource};
-pub use manifest::{Healthcheck, ImageConfig};
+pub use manifest::{Healthcheck, History, ImageConfig};
+pub use pack::Packed;
 pub use platform::Platform;
 pub use progress::{Event, NoProgress, Progress};
 pub use pull::{PullOptions, PullPolicy};
 pub use reference::{DEFAULT_REGISTRY, DEFAULT_TAG, Reference};
+pub use scrub::{Damage, Verified};
 pub use snapshot::{Snapshot, SnapshotOptions};
 pub use store::{Removed, Store};
 pub use unpack::Limits;
+pub use usage::{Prune, Space, Usage};

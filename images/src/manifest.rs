@@ -234,6 +234,30 @@ pub(crate) struct ConfigFile {
     #[serde(default, deserialize_with = "null_is_default")]
     pub(crate) config: ImageConfig,
     pub(crate) rootfs: RootFs,
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub(crate) history: Vec<History>,
+}
+
+/// One step of how an image was made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct History {
+    /// When, in RFC 3339.
+    pub created: Option<String>,
+    /// The instruction.
+    #[serde(deserialize_with = "null_is_default")]
+    pub created_by: String,
+    /// Remark of the author.
+    #[serde(deserialize_with = "null_is_default")]
+    pub comment: String,
+    /// It changed no files.
+    pub empty_layer: bool,
+    /// Its layer, as packed.
+    #[serde(skip_deserializing)]
+    pub layer: Option<Digest>,
+    /// Bytes of the layer's files, unpacked.
+    #[serde(skip_deserializing)]
+    pub size: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::error::{Result, at};
-use crate::unpack::{LayerMeta, OPAQUE, unescape};
+use crate::pack::is_opaque;
+use crate::unpack::{LayerMeta, unescape};
 
 /// An unpacked layer.
 #[derive(Debug)]
@@ -123,11 +124,6 @@ fn stacked<'a>(layers: &[&'a Tree], path: &Path) -> Result<Vec<&'a Tree>> {
         alive = next;
     }
     Ok(alive)
-}
-
-fn is_opaque(path: &Path) -> bool {
-    let mut value = [0; 1];
-    rustix::fs::lgetxattr(path, OPAQUE, &mut value[..]).is_ok_and(|length| length == 1 && value[0] == b'y')
 }
 
 /// The attributes that the directory should have: those of the topmost layer that declared it.

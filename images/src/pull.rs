@@ -61,8 +61,22 @@ pub struct PullOptions {
     pub insecure_registries: Vec<String>,
     /// For the registry; without them `auth_file` is read.
     pub credentials: Option<Credentials>,
-    /// A docker `config.json`; `default_auth_file()` gives the usual one.
+    /// A docker `config.json` or containers `auth.json`; `default_auth_file()` gives the usual one.
     pub auth_file: Option<PathBuf>,
+}
+
+impl PullOptions {
+    /// Who we are to the registry of `reference`.
+    pub(crate) async fn credentials_for(&self, reference: &Reference) -> Result<Option<Credentials>> {
+        match (&self.credentials, &self.auth_file) {
+            (Some(credentials), _) => Ok(Some(credentials.clone())),
+            (None, Some(file)) => {
+                let (file, reference) = (file.clone(), reference.clone());
+                blocking(move || auth::from_file(&file, &reference)).await
+            }
+            (None, None) => Ok(None),
+        }
+    }
 }
 
 /// What is to be fetched.
@@ -96,22 +110,34 @@ impl Store {
             _ => {}
         }
         progress.event(Event::Resolving { what: reference.familiar() });
-        let credentials = match (&options.credentials, &options.auth_file) {
-            (Some(credentials), _) => Some(credentials.clone()),
-            (None, Some(file)) => auth::from_file(file, reference.registry())?,
-            (None, None) => None,
-        };
-        let pull = Pull {
-            store: self,
-            registry: Registry::new(reference, &options.insecure_registries, credentials)?,
-            reference,
-            platform,
-            progress,
-            stop: watch::Sender::new(false),
-        };
+        let pull = Pull::new(self, reference, platform, options, progress).await?;
         let image = pull.run().await.map_err(|e| e.in_store(self.root()))?;
         progress.event(Event::Done { digest: image.digest });
         Ok(image)
+    }
+
+    /// Fetch again the packed layers of an image that the store has lost.
+    pub(crate) async fn fetch_missing(
+        &self,
+        image: &Image,
+        specs: &[LayerSpec],
+        options: &PullOptions,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let missing: Vec<LayerSpec> =
+            specs.iter().filter(|spec| !self.has_blob(spec.digest, spec.size)).cloned().collect();
+        let Some(first) = missing.first() else {
+            return Ok(());
+        };
+        let reference = image
+            .names
+            .first()
+            .ok_or_else(|| ImageError::NotFound(format!("layer {} of an image without a name", first.digest)))?;
+        let pull = Pull::new(self, reference, image.platform(), options, progress).await?;
+        pull.check_room(&missing)?;
+        let lease = Arc::new(self.lease()?);
+        self.protect(&lease, image.parts())?;
+        pull.layers(&missing, &lease).await.map_err(|e| e.in_store(self.root()))
     }
 }
 
@@ -125,7 +151,19 @@ struct Pull<'a> {
     stop: watch::Sender<bool>,
 }
 
-impl Pull<'_> {
+impl<'a> Pull<'a> {
+    async fn new(
+        store: &'a Store,
+        reference: &'a Reference,
+        platform: Platform,
+        options: &PullOptions,
+        progress: &'a dyn Progress,
+    ) -> Result<Self> {
+        let credentials = options.credentials_for(reference).await?;
+        let registry = Registry::new(reference, &options.insecure_registries, credentials)?;
+        Ok(Self { store, registry, reference, platform, progress, stop: watch::Sender::new(false) })
+    }
+
     async fn run(&self) -> Result<Image> {
         let wanted = match (self.reference.digest(), self.reference.tag()) {
             (Some(digest), _) => Some(digest),
@@ -136,12 +174,12 @@ impl Pull<'_> {
             return Ok(image);
         }
         let plan = self.plan(wanted).await?;
-        self.check_room(&plan)?;
+        self.check_room(&plan.layers)?;
         let lease = Arc::new(self.store.lease()?);
         let parts = plan.layers.iter().flat_map(|spec| [spec.digest, spec.diff_id]);
         let own = [Digest::of(&plan.manifest), Digest::of(&plan.config)];
         self.store.protect(&lease, parts.chain(own))?;
-        self.layers(&plan, &lease).await?;
+        self.layers(&plan.layers, &lease).await?;
         self.commit(plan, lease).await
     }
 
@@ -202,8 +240,8 @@ impl Pull<'_> {
     }
 
     /// Refuse before anything is fetched what cannot fit: packed layers alone need this much.
-    fn check_room(&self, plan: &Plan) -> Result<()> {
-        let missing = plan.layers.iter().filter(|spec| !self.store.has_blob(spec.digest, spec.size));
+    fn check_room(&self, layers: &[LayerSpec]) -> Result<()> {
+        let missing = layers.iter().filter(|spec| !self.store.has_blob(spec.digest, spec.size));
         let needed = missing.fold(0u64, |sum, spec| sum.saturating_add(spec.size));
         if needed > IMAGE_MAX {
             return Err(ImageError::TooBig { what: self.reference.familiar(), limit: IMAGE_MAX, unit: "bytes packed" });
@@ -217,8 +255,8 @@ impl Pull<'_> {
     }
 
     /// Largest first: it decides when all are done.
-    async fn layers(&self, plan: &Plan, lease: &Arc<Lease>) -> Result<()> {
-        let unique: BTreeMap<Digest, &LayerSpec> = plan.layers.iter().map(|spec| (spec.digest, spec)).collect();
+    async fn layers(&self, layers: &[LayerSpec], lease: &Arc<Lease>) -> Result<()> {
+        let unique: BTreeMap<Digest, &LayerSpec> = layers.iter().map(|spec| (spec.digest, spec)).collect();
         let mut specs: Vec<LayerSpec> = unique.into_values().cloned().collect();
         specs.sort_by_key(|spec| std::cmp::Reverse(spec.size));
         let mut all = stream::iter(specs).map(|spec| self.layer(spec, lease)).buffer_unordered(LAYERS_AT_ONCE);
@@ -357,7 +395,7 @@ fn verify(what: &str, bytes: &[u8], wanted: Option<Digest>) -> Result<Digest> {
 }
 
 /// Run what waits for disks or locks beside the runtime.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(|_| ImageError::Stopped)?
 }
 

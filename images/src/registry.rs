@@ -6,13 +6,16 @@
 //! # Source
 //! OCI distribution-spec 1.1, "Pull"; RFC 9110 (ranges, `Retry-After`).
 
+mod upload;
+
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, RANGE, RETRY_AFTER, WWW_AUTHENTICATE,
+    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, RANGE, RETRY_AFTER,
+    WWW_AUTHENTICATE,
 };
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
@@ -51,7 +54,7 @@ pub(crate) struct Registry {
     name: String,
     repository: String,
     /// `https://host/v2/repository`.
-    base: String,
+    base: Url,
     plain: bool,
     credentials: Option<Credentials>,
     /// The `Authorization` header that last worked.
@@ -72,6 +75,10 @@ impl Registry {
         let plain = loopback || insecure.contains(&name);
         let host = if name == DEFAULT_REGISTRY { "registry-1.docker.io" } else { name.as_str() };
         let base = format!("{}://{host}/v2/{}", if plain { "http" } else { "https" }, reference.repository());
+        let base = Url::parse(&base).map_err(|error| ImageError::BadReference {
+            reference: reference.to_string(),
+            why: format!("its registry cannot be addressed: {error}"),
+        })?;
         let client = client(plain, loopback).map_err(|source| ImageError::Network {
             registry: name.clone(),
             request: "the first connection".into(),
@@ -208,25 +215,57 @@ impl Registry {
         }
     }
 
-    /// Send a request to the repository; log in if that is asked for.
+    fn url(&self, path: &str) -> Url {
+        let mut url = self.base.clone();
+        url.set_path(&format!("{}/{path}", self.base.path()));
+        url
+    }
+
+    /// Send a request for something of the repository; log in if that is asked for.
     async fn send(&self, method: Method, path: &str, accept: &str, range: Option<&str>) -> Result<Response> {
-        let url = format!("{}/{path}", self.base);
-        let request = || {
-            let mut request = self.client.request(method.clone(), &url).header(ACCEPT, accept);
-            if let Some(value) = self.authorization() {
-                request = request.header(AUTHORIZATION, value);
-            }
-            match range {
-                Some(range) => request.header(RANGE, range),
-                None => request,
-            }
-        };
-        let response = self.attempts(&format!("{method} {path}"), request).await?;
+        let ask = Ask::new(method, self.url(path)).header(ACCEPT, accept);
+        self.ask(&match range {
+            Some(range) => ask.header(RANGE, range),
+            None => ask,
+        })
+        .await
+    }
+
+    /// Send a request, again if that may help; log in if that is asked for.
+    async fn ask(&self, ask: &Ask) -> Result<Response> {
+        let what = ask.title();
+        let response = self.attempts(&what, || self.request(ask)).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
-        self.log_in(&method, path, response).await?;
-        self.attempts(&format!("{method} {path}"), request).await
+        self.log_in(&ask.method, ask.url.path(), response).await?;
+        self.attempts(&what, || self.request(ask)).await
+    }
+
+    /// As `ask`, but broken off is broken off.
+    async fn once(&self, ask: &Ask) -> Result<Response> {
+        let send = || async { self.request(ask).send().await.map_err(|source| self.network(ask.title(), source)) };
+        let response = send().await?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return Ok(response);
+        }
+        self.log_in(&ask.method, ask.url.path(), response).await?;
+        send().await
+    }
+
+    fn request(&self, ask: &Ask) -> RequestBuilder {
+        let mut request = self.client.request(ask.method.clone(), ask.url.clone());
+        for (name, value) in &ask.headers {
+            request = request.header(name, value);
+        }
+        if let Some(body) = &ask.body {
+            request = request.body(body.clone());
+        }
+        // Uploads may go to another host, which is told nothing.
+        match self.authorization() {
+            Some(value) if ask.url.origin() == self.base.origin() => request.header(AUTHORIZATION, value),
+            _ => request,
+        }
     }
 
     /// Send a request until it is answered with something other than "later".
@@ -276,12 +315,19 @@ impl Registry {
             access_token: Option<String>,
         }
         let url = self.token_url(challenge)?;
-        let request = || {
-            let request = self.client.get(url.clone());
-            match &self.credentials {
-                Some(credentials) => request.header(AUTHORIZATION, credentials.basic()),
-                None => request,
+        let request = || match self.credentials.as_ref().map(|credentials| (credentials, credentials.identity_token()))
+        {
+            // OAuth 2.0, section 6 of RFC 6749: the same parameters, in a body.
+            Some((_, Some(token))) => {
+                let mut form = url.clone();
+                let pairs = [("grant_type", "refresh_token"), ("client_id", "gantry"), ("refresh_token", token)];
+                form.query_pairs_mut().extend_pairs(pairs);
+                let body = form.query().unwrap_or_default().to_owned();
+                form.set_query(None);
+                self.client.post(form).header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(body)
             }
+            Some((credentials, None)) => self.client.get(url.clone()).header(AUTHORIZATION, credentials.basic()),
+            None => self.client.get(url.clone()),
         };
         let response = self.attempts("a token", request).await?;
         let status = response.status();
@@ -394,6 +440,23 @@ impl Registry {
             }
         }
         Ok(bytes)
+    }
+}
+
+/// A request.
+struct Ask {
+    method: Method,
+    url: Url,
+    headers: Vec<(HeaderName, String)>,
+    body: Option<Bytes>,
+}
+
+impl Ask {
+    /// For messages.
+    fn title(&self) -> String {
+        let path = self.url.path();
+        let short = ["/manifests/", "/blobs/"].into_iter().find_map(|part| path.rfind(part));
+        format!("{} {}", self.method, short.map_or(path, |at| &path[at + 1..]))
     }
 }
 
@@ -520,7 +583,7 @@ mod tests {
             ("ghcr.io/a/b", "https://ghcr.io/v2/a/b"),
         ] {
             let registry = Registry::new(&reference.parse().unwrap(), &insecure, None).unwrap();
-            assert_eq!(registry.base, base, "{reference}");
+            assert_eq!(registry.base.as_str(), base, "{reference}");
         }
     }
 

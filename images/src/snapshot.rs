@@ -56,7 +56,7 @@ impl Store {
     pub fn snapshot(&self, image: &Image, id: &str, options: &SnapshotOptions) -> Result<Snapshot> {
         check_id(id)?;
         let lease = self.lease()?;
-        self.protect(&lease, image_parts(image))?;
+        self.protect(&lease, image.parts())?;
         let (_, _, layers) = self.manifest(image.digest)?;
         self.ensure_unpacked(&lease, &layers)?;
         let (stack_dir, stack) = self.stack(&lease, image.digest, &layers).map_err(|e| e.in_store(self.root()))?;
@@ -203,12 +203,6 @@ impl Store {
         }
         Ok(snapshots)
     }
-}
-
-/// Everything of an image that must not be collected while it is being mounted.
-fn image_parts(image: &Image) -> Vec<Digest> {
-    let layers = image.layers.iter().flat_map(|layer| [layer.digest, layer.diff_id]);
-    layers.chain([image.digest, image.id]).collect()
 }
 
 /// The root directory of the container has the attributes of this one.

@@ -25,12 +25,12 @@ use crate::files;
 use crate::image::{Image, LayerInfo};
 use crate::index::{Entry, Index};
 use crate::lease::{self, Lease};
-use crate::manifest::{self, CONFIG_MAX, ConfigFile, Document, LayerSpec, MANIFEST_MAX, Manifest};
+use crate::manifest::{self, CONFIG_MAX, ConfigFile, Document, History, LayerSpec, MANIFEST_MAX, Manifest};
 use crate::merge::{self, Stack, Tree};
 use crate::reference::{DEFAULT_REGISTRY, Reference};
 use crate::unpack::{LayerMeta, Limits};
 
-const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+pub(crate) const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
 const DIRECTORIES: [&str; 7] = ["blobs", "blobs/sha256", "layers", "images", "containers", "ingest", "trash"];
 
@@ -247,7 +247,7 @@ impl Store {
         }
     }
 
-    fn index(&self) -> Result<Index> {
+    pub(crate) fn index(&self) -> Result<Index> {
         Index::read(self.root())?.ok_or_else(|| bad_store(self.root(), "it has no index.json".into()))
     }
 
@@ -454,6 +454,62 @@ impl Store {
         }
     }
 
+    /// Give another name to an image; the image that had it loses it.
+    ///
+    /// # Errors
+    /// `NotFound`, `BadReference` for a name with a digest, and those of the file system.
+    pub fn tag(&self, name: &str, new: &Reference) -> Result<Image> {
+        if new.digest().is_some() {
+            let why = "a name with a digest cannot be given, because content decides it".to_owned();
+            return Err(ImageError::BadReference { reference: new.to_string(), why });
+        }
+        {
+            let _lock = self.lock()?;
+            let image = self.image(name)?.ok_or_else(|| ImageError::NotFound(name.to_owned()))?;
+            let mut index = self.index()?;
+            let found = index.manifests.iter().find(|entry| entry.digest == image.digest);
+            let mut entry = found.ok_or_else(|| ImageError::NotFound(name.to_owned()))?.clone();
+            entry.set_names(Some(new), None);
+            // Where the last name of an image goes to another, the image stays under its digest.
+            let loser = index.manifests.iter().find(|entry| entry.reference().as_ref() == Some(new)).cloned();
+            index.put(entry);
+            if let Some(mut loser) = loser.filter(|loser| loser.digest != image.digest) {
+                loser.annotations.remove(crate::index::REF_NAME);
+                index.put(loser);
+            }
+            index.write(self.root()).map_err(|e| e.in_store(self.root()))?;
+        }
+        self.find(new)?.ok_or_else(|| ImageError::NotFound(new.to_string()))
+    }
+
+    /// How an image was made, oldest step first, as its configuration tells.
+    ///
+    /// # Errors
+    /// Its configuration cannot be read.
+    pub fn history(&self, image: &Image) -> Result<Vec<History>> {
+        let (_, config, layers) = self.manifest(image.digest)?;
+        let mut layers = layers.into_iter();
+        let mut steps = config.history;
+        for step in &mut steps {
+            step.layer = if step.empty_layer { None } else { layers.next().map(|spec| spec.digest) };
+            step.size = step
+                .layer
+                .and_then(|layer| image.layers.iter().find(|l| l.digest == layer))
+                .map_or(0, |l| self.layer_meta(l.diff_id).map_or(0, |meta| meta.size));
+        }
+        // Layers that the history does not mention were added by a tool that writes none.
+        steps.extend(layers.map(|spec| History { layer: Some(spec.digest), ..History::default() }));
+        Ok(steps)
+    }
+
+    /// Media type and size of a manifest.
+    pub(crate) fn manifest_type(&self, digest: Digest) -> Result<(String, u64)> {
+        let index = self.index()?;
+        let entry = index.manifests.into_iter().find(|entry| entry.digest == digest);
+        let entry = entry.ok_or_else(|| ImageError::NotFound(digest.to_string()))?;
+        Ok((entry.media_type, entry.size))
+    }
+
     /// Take a name from an image; with its last name goes the image, and all content that no other image needs.
     ///
     /// - `name`: as for `image`; an id or digest means all names.
@@ -513,7 +569,7 @@ impl Store {
         Ok(removed)
     }
 
-    fn collect_locked(&self) -> Result<Removed> {
+    pub(crate) fn collect_locked(&self) -> Result<Removed> {
         let keep = self.needed()?;
         let mut removed = Removed::default();
         for (dir, is_blob) in [("images", false), ("layers", false), ("blobs/sha256", true)] {

@@ -22,6 +22,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::catalog::{self, Item, Owned, Recorder};
 use crate::error::is_disk_full;
 use crate::tarball::{Kind, Member, TarReader};
 
@@ -119,6 +120,11 @@ pub(crate) fn escape(path: &[u8]) -> String {
 
 /// The inverse of `escape`.
 pub(crate) fn unescape(text: &str) -> PathBuf {
+    PathBuf::from(std::ffi::OsStr::from_bytes(&unescape_bytes(text)))
+}
+
+/// As `unescape`, for what is not a path of its own.
+pub(crate) fn unescape_bytes(text: &str) -> Vec<u8> {
     let (mut bytes, mut rest) = (Vec::new(), text.as_bytes());
     while let Some((first, tail)) = rest.split_first() {
         let code = tail.get(..2).and_then(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 16).ok());
@@ -133,16 +139,18 @@ pub(crate) fn unescape(text: &str) -> PathBuf {
             }
         }
     }
-    PathBuf::from(std::ffi::OsStr::from_bytes(&bytes))
+    bytes
 }
 
-/// Unpack the archive into the empty directory `root`; what is replaced on the way goes to `scratch`.
+/// Unpack the archive into the empty directory `root`; what is replaced on the way goes to `scratch`, and a list of what
+/// is there to `list`.
 ///
 /// The reader is not read beyond the end mark of the archive by more than a buffer; it is handed back.
 pub(crate) fn unpack<R: Read>(
     reader: R,
     root: &Path,
     scratch: &Path,
+    list: &Path,
     limits: Limits,
 ) -> Result<(LayerMeta, BufReader<R>)> {
     let open = |dir: &Path| {
@@ -152,6 +160,8 @@ pub(crate) fn unpack<R: Read>(
     let mut unpacker = Unpacker {
         root: Rc::new(open(root)?),
         scratch: open(scratch)?,
+        recorder: Recorder::create(list).map_err(unlisted)?,
+        hasher: blake3::Hasher::new(),
         replaced: 0,
         parent: None,
         directories: Vec::new(),
@@ -166,8 +176,14 @@ pub(crate) fn unpack<R: Read>(
         unpacker.member(&member, &mut tar)?;
     }
     unpacker.finish_directories()?;
+    unpacker.recorder.finish().map_err(unlisted)?;
     let undeclared = unpacker.undeclared.iter().map(|path| escape(path)).collect();
     Ok((LayerMeta { undeclared, ..unpacker.meta }, tar.into_inner()))
+}
+
+/// The list of the layer could not be written.
+fn unlisted(source: io::Error) -> UnpackError {
+    Write("write the list of files", catalog::NAME.as_bytes()).failed(source)
 }
 
 fn read_error(error: io::Error) -> UnpackError {
@@ -197,6 +213,9 @@ fn refuse<T>(path: &[u8], why: &str) -> Result<T> {
 struct Unpacker {
     root: Rc<OwnedFd>,
     scratch: OwnedFd,
+    recorder: Recorder,
+    /// Of the file being written.
+    hasher: blake3::Hasher,
     replaced: u64,
     /// The last parent directory used: archives are in order, so it nearly always serves again.
     parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
@@ -302,7 +321,8 @@ impl Unpacker {
         if member.kind != Kind::Directory {
             return refuse(&member.path, "stands for the root directory, but is none");
         }
-        dress_fd(self.root.as_fd(), member, b"/")?;
+        self.record(b"", &Item::Directory(owned(member)))?;
+        dress_fd(self.root.as_fd(), member, b"", &mut self.recorder)?;
         self.declare_directory(Vec::new(), member);
         Ok(())
     }
@@ -313,13 +333,19 @@ impl Unpacker {
         self.directories.push((path, times(member)));
     }
 
+    /// Note what is at `path` now.
+    fn record(&mut self, path: &[u8], item: &Item) -> Result<()> {
+        self.recorder.item(path, item).map_err(unlisted)
+    }
+
     fn whiteout(&mut self, dir: &[u8], target: &[u8], path: &[u8]) -> Result<()> {
         let parent = self.parent(dir)?;
         if !dir.is_empty() && self.meta.deletes_in.insert(escape(dir)) {
             self.remembered += dir.len() as u64;
         }
         match sys::mknodat(parent.as_fd(), target, FileType::CharacterDevice, Mode::empty(), 0) {
-            Ok(()) => Ok(()),
+            Ok(()) if dir.is_empty() => self.record(target, &Item::Whiteout),
+            Ok(()) => self.record(&[dir, b"/", target].concat(), &Item::Whiteout),
             Err(Errno::EXIST) if is_whiteout(parent.as_fd(), target) => Ok(()),
             Err(Errno::EXIST) => refuse(path, "deletes what the same layer makes"),
             Err(errno) => Err(Write("make whiteout", path).failed(errno)),
@@ -333,7 +359,8 @@ impl Unpacker {
         }
         let parent = self.parent(dir)?;
         sys::fsetxattr(parent.as_fd(), OPAQUE, b"y", XattrFlags::empty())
-            .map_err(|e| Write("make opaque", dir).failed(e))
+            .map_err(|e| Write("make opaque", dir).failed(e))?;
+        self.recorder.attribute(dir, OPAQUE.as_bytes(), b"y").map_err(unlisted)
     }
 
     fn make<R: Read>(&mut self, member: &Member, path: &[u8], tar: &mut TarReader<R>) -> Result<()> {
@@ -380,6 +407,7 @@ impl Unpacker {
                     self.meta.inodes += 1;
                     self.remembered += so_far.len() as u64;
                     self.undeclared.insert(so_far.to_vec());
+                    self.record(so_far, &Item::Directory(Owned { mode: 0o755, uid: 0, gid: 0 }))?;
                 }
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(Write("make directory", so_far).failed(errno)),
@@ -411,6 +439,7 @@ impl Unpacker {
         self.replaced += 1;
         let aside = self.replaced.to_string();
         sys::renameat(parent, name, &self.scratch, aside).map_err(|e| Write("replace", path).failed(e))?;
+        self.recorder.gone(path).map_err(unlisted)?;
         let inside =
             |other: &[u8]| other == path || other.strip_prefix(path).is_some_and(|rest| rest.starts_with(b"/"));
         self.parent = self.parent.take().filter(|(dir, _)| !inside(dir));
@@ -427,7 +456,8 @@ impl Unpacker {
         };
         self.replace(parent, name, path, make)?;
         let fd = open_beneath(parent, name).map_err(|e| Write("open", path).failed(e))?;
-        dress_fd(fd.as_fd(), member, path)?;
+        self.record(path, &Item::Directory(owned(member)))?;
+        dress_fd(fd.as_fd(), member, path, &mut self.recorder)?;
         self.declare_directory(path.to_vec(), member);
         Ok(())
     }
@@ -444,16 +474,23 @@ impl Unpacker {
         let fd = self.replace(parent, name, path, || sys::openat(parent, name, flags, Mode::from_raw_mode(0o600)))?;
         let file = File::from(fd);
         let failed = |e: io::Error| Write("write", path).failed(e);
+        self.hasher.reset();
         match &member.sparse {
             None => self.copy(tar, &file, 0, member.size).map_err(|e| e.at(path))?,
             Some(pieces) => {
                 file.set_len(member.size).map_err(failed)?;
+                let mut end = 0;
                 for (offset, length) in pieces {
+                    self.hash_hole(offset - end);
                     self.copy(tar, &file, *offset, *length).map_err(|e| e.at(path))?;
+                    end = offset + length;
                 }
+                self.hash_hole(member.size - end);
             }
         }
-        dress_fd(file.as_fd(), member, path)?;
+        let hash = self.hasher.finalize();
+        self.record(path, &Item::File { owned: owned(member), size: member.size, hash })?;
+        dress_fd(file.as_fd(), member, path, &mut self.recorder)?;
         sys::futimens(&file, &times(member)).map_err(|e| failed(e.into()))
     }
 
@@ -468,10 +505,21 @@ impl Unpacker {
             let want = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
             let count = tar.read_data(&mut self.buffer[..want]).map_err(CopyError::Read)?;
             file.write_all_at(&self.buffer[..count], offset).map_err(CopyError::Write)?;
+            self.hasher.update(&self.buffer[..count]);
             offset += count as u64;
             left -= count as u64;
         }
         Ok(())
+    }
+
+    /// A hole of a sparse file reads as zeros.
+    fn hash_hole(&mut self, mut length: u64) {
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        while length > 0 {
+            let count = length.min(ZEROS.len() as u64);
+            self.hasher.update(&ZEROS[..count as usize]);
+            length -= count;
+        }
     }
 
     fn symlink(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: &[u8], member: &Member) -> Result<()> {
@@ -479,6 +527,7 @@ impl Unpacker {
             return refuse(path, "is a symbolic link without a proper target");
         }
         self.replace(parent, name, path, || sys::symlinkat(member.link.as_slice(), parent, name))?;
+        self.record(path, &Item::Symlink { uid: member.uid, gid: member.gid, target: member.link.clone() })?;
         dress_leaf(parent, name, member, path)
     }
 
@@ -498,21 +547,23 @@ impl Unpacker {
             Some(_) if target == path => return Ok(()),
             Some(_) => {}
         }
-        self.replace(parent, name, path, || sys::linkat(&from, target_name, parent, name, AtFlags::empty()))
+        self.replace(parent, name, path, || sys::linkat(&from, target_name, parent, name, AtFlags::empty()))?;
+        self.recorder.hardlink(path, &target).map_err(unlisted)
     }
 
     fn node(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: &[u8], member: &Member) -> Result<()> {
-        let file_type = match member.kind {
+        let (file_type, kind) = match member.kind {
             Kind::Char if member.device == (0, 0) => {
                 return refuse(path, "is character device 0:0, which overlayfs takes for a whiteout");
             }
-            Kind::Char => FileType::CharacterDevice,
-            Kind::Block => FileType::BlockDevice,
-            _ => FileType::Fifo,
+            Kind::Char => (FileType::CharacterDevice, 'c'),
+            Kind::Block => (FileType::BlockDevice, 'b'),
+            _ => (FileType::Fifo, 'p'),
         };
         let device = sys::makedev(member.device.0, member.device.1);
         let mode = Mode::from_raw_mode(member.mode);
         self.replace(parent, name, path, || sys::mknodat(parent, name, file_type, mode, device))?;
+        self.record(path, &Item::Node { kind, owned: owned(member), device: member.device })?;
         dress_leaf(parent, name, member, path)?;
         sys::chmodat(parent, name, mode, AtFlags::empty()).map_err(|e| Write("set the mode of", path).failed(e))
     }
@@ -571,14 +622,18 @@ fn is_whiteout(parent: BorrowedFd<'_>, name: &[u8]) -> bool {
     stat.is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::CharacterDevice && s.st_rdev == 0)
 }
 
+fn owned(member: &Member) -> Owned {
+    Owned { mode: member.mode & 0o7777, uid: member.uid, gid: member.gid }
+}
+
 fn times(member: &Member) -> Timestamps {
     let time = Timespec { tv_sec: member.mtime_s, tv_nsec: member.mtime_ns.into() };
     Timestamps { last_access: time, last_modification: time }
 }
 
 /// Owner, mode and attributes of a file or directory, in this order: a new owner takes away set-id bits and
-/// capabilities.
-fn dress_fd(fd: BorrowedFd<'_>, member: &Member, path: &[u8]) -> Result<()> {
+/// capabilities. Attributes are recorded, so the file must be already.
+fn dress_fd(fd: BorrowedFd<'_>, member: &Member, path: &[u8], recorder: &mut Recorder) -> Result<()> {
     if (member.uid, member.gid) != (0, 0) {
         let (uid, gid) = (Uid::from_raw(member.uid), Gid::from_raw(member.gid));
         sys::fchown(fd, Some(uid), Some(gid)).map_err(|e| Write("set the owner of", path).failed(e))?;
@@ -589,7 +644,7 @@ fn dress_fd(fd: BorrowedFd<'_>, member: &Member, path: &[u8]) -> Result<()> {
             continue;
         }
         match sys::fsetxattr(fd, name.as_slice(), value, XattrFlags::empty()) {
-            Ok(()) => {}
+            Ok(()) => recorder.attribute(path, name, value).map_err(unlisted)?,
             Err(Errno::NOTSUP) if name.as_slice() != b"security.capability" => {}
             Err(errno) => return Err(Write("set an attribute of", path).failed(errno)),
         }

@@ -11,15 +11,17 @@ use crate::config::{Config, Process};
 use crate::container::capabilities;
 use crate::container::channel::{Channel, Message};
 use crate::container::init::{Terminal, hand_over};
-use crate::container::namespaces::{Kind, become_root};
+use crate::container::namespaces::{Kind, MountsOf, become_root};
 use crate::container::process::{self as program, Program};
 use crate::error::{Because, Failure, InStep, Outcome};
 use crate::foreground::{self, OomGuard, Signals};
-use crate::launch::{compile_filter, connect_console};
+use crate::launch::{self, compile_filter, connect_console};
+use crate::pidfd::Receiver;
 use crate::remove::saved_config;
+use crate::rootless;
 use crate::state::{self, StateDir, Status};
 use crate::sys::clone::{self, Side};
-use crate::sys::process;
+use crate::sys::{process, signal};
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -57,6 +59,41 @@ pub struct Options {
     pub pid_file: Option<PathBuf>,
     /// `--preserve-fds`.
     pub preserve_fds: u32,
+    /// `--pidfd-socket`.
+    pub pidfd_socket: Option<PathBuf>,
+    /// `--apparmor`.
+    pub apparmor: Option<String>,
+    /// `--process-label`.
+    pub process_label: Option<String>,
+    /// `--cgroup`: below the container's.
+    pub cgroups: Vec<SubCgroup>,
+    /// `--ignore-paused`.
+    pub ignore_paused: bool,
+}
+
+/// A cgroup below the container's, for some controllers or all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubCgroup {
+    /// v1 controllers it is for; none stands for all.
+    pub controllers: Vec<String>,
+    /// Its path below the container's own cgroup.
+    pub path: String,
+}
+
+impl SubCgroup {
+    /// `[CONTROLLER[,CONTROLLER...]:]PATH`; `None` when the path would leave the container's cgroup.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (controllers, path) = text.rsplit_once(':').unwrap_or(("", text));
+        let controllers = controllers.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
+        if path.split('/').any(|part| part == "..") {
+            return None;
+        }
+        Some(Self { controllers, path: path.trim_matches('/').to_owned() })
+    }
+
+    fn is_for(&self, v1: Option<&[String]>) -> bool {
+        self.controllers.is_empty() || v1.is_some_and(|names| names.iter().any(|name| self.controllers.contains(name)))
+    }
 }
 
 /// The process to run: a file, or the container's own with what the command line changes.
@@ -88,6 +125,12 @@ fn process_of(options: &Options, config: &Config) -> Outcome<Process> {
     }
     process.user.additional_gids.extend(&options.additional_gids);
     process.no_new_privileges |= options.no_new_privs;
+    if options.apparmor.is_some() {
+        process.apparmor_profile.clone_from(&options.apparmor);
+    }
+    if options.process_label.is_some() {
+        process.selinux_label.clone_from(&options.process_label);
+    }
     if !options.capabilities.is_empty() {
         let sets = process.capabilities.get_or_insert_default();
         for set in [&mut sets.bounding, &mut sets.effective, &mut sets.permitted] {
@@ -117,13 +160,13 @@ pub fn exec(options: &Options) -> Outcome<i32> {
     let signals = Signals::hold()?;
     let dir = StateDir::new(&options.root, &options.id)?;
     let record = dir.read_complete()?;
-    let status = dir.status(&record);
+    let (status, opened) = dir.look(&record);
     let init = match (status, record.init) {
-        (Status::Running | Status::Created, Some(init)) => init.open().map(|opened| (init.pid, opened)),
+        (Status::Running | Status::Created, Some(init)) => opened.map(|opened| (init.pid, opened)),
         _ => None,
     };
     let Some((init_pid, init)) = init else {
-        return Err(Failure::new(format!("container `{}` is {}", options.id, status.name()))
+        return Err(Failure::new(format!("cannot exec in a {} container: `{}`", status.name(), options.id))
             .hint("only a running container can take another process"));
     };
     let (_, config) = saved_config(&dir)?;
@@ -140,24 +183,36 @@ pub fn exec(options: &Options) -> Outcome<i32> {
         (None, true, false) => Terminal::Keep,
         (None, false, _) => Terminal::None,
     };
-    let cgroup = Cgroup::at(record.cgroup.clone()).in_step("cgroup")?;
+    let pidfd_receiver = Receiver::connect(options.pidfd_socket.as_ref())?;
+    let cgroup = Cgroup::at(record.cgroup.clone()).in_step("cgroup")?.without(&record.cgroup_left_out);
     let kinds = kinds(&config);
-    let watched = is_watched(&config, kinds);
-    if kinds & libc::CLONE_NEWPID != 0 && !watched {
+    // With the rights of its owner only, the user namespace must be joined before the others, and for good.
+    let ordinary = rootless::is_ordinary_user() && kinds & libc::CLONE_NEWUSER != 0;
+    let between = ordinary || is_watched(&config, kinds);
+    if !between && kinds & libc::CLONE_NEWPID != 0 {
         clone::setns(init.as_fd(), libc::CLONE_NEWPID)
             .because(|| "cannot join the pid namespace".to_owned())
             .in_step("join namespaces")?;
     }
+    let ignored = signal::ignored().in_step("clone")?;
+    let root = match MountsOf::of(&config) {
+        MountsOf::Container => None,
+        _ => Some(root_of(init_pid).in_step("join namespaces")?),
+    };
     let (ours, theirs) = Channel::pair().in_step("clone")?;
-    let (side, mut doors) = clone_into(&cgroup, init_pid).in_step("clone")?;
+    let (side, mut doors) = match options.cgroups.as_slice() {
+        [] => clone_into(&cgroup, init_pid).in_step("clone")?,
+        chosen => clone_below(&cgroup, chosen).in_step("cgroup")?,
+    };
     match side {
         Side::Child => {
             drop(ours);
-            let mut kinds = kinds;
-            if watched {
-                approach(init.as_fd(), kinds, std::mem::take(&mut doors), &theirs, &terminal, options.preserve_fds);
-                kinds = 0;
-                // Both processes write to one socket; nothing may come before our number.
+            if between {
+                if ordinary {
+                    go_between(init.as_fd(), kinds, &process, &theirs);
+                } else {
+                    approach(init.as_fd(), kinds, std::mem::take(&mut doors), &theirs, &terminal, options.preserve_fds);
+                }
                 if theirs.wait_for_go().is_err() {
                     process::exit_now(1);
                 }
@@ -167,9 +222,11 @@ pub fn exec(options: &Options) -> Outcome<i32> {
                 filter: filter.as_ref(),
                 preserve_fds: options.preserve_fds,
                 open_files: None,
+                ignored,
                 keyring: None,
             };
-            let child = Child { init: init.as_fd(), kinds, doors, terminal, channel: &theirs, program };
+            let kinds = if between { 0 } else { kinds };
+            let child = Child { init: init.as_fd(), kinds, root, doors, terminal, channel: &theirs, program };
             let failure = match child.run() {
                 Ok(never) => match never {},
                 Err(failure) => failure,
@@ -178,8 +235,8 @@ pub fn exec(options: &Options) -> Outcome<i32> {
             process::exit_now(1)
         }
         Side::Parent { pid, pidfd } => {
-            drop((theirs, init, terminal, doors));
-            let (pid, pidfd) = if watched { identity(&ours, &signals, pidfd)? } else { (pid, pidfd) };
+            drop((theirs, init, root, terminal, doors));
+            let (pid, pidfd) = if between { launch::identity(&ours, pidfd, &signals)? } else { (pid, pidfd) };
             let terminal = await_exec(&ours, &signals, pid).inspect_err(|_| {
                 let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
                 let _ = clone::wait(pidfd.as_fd());
@@ -187,10 +244,44 @@ pub fn exec(options: &Options) -> Outcome<i32> {
             if let Some(file) = &options.pid_file {
                 state::write_atomically(file, pid.to_string().as_bytes(), false).in_step("pid file")?;
             }
+            pidfd_receiver.send(pidfd.as_fd())?;
             if options.detach {
                 return Ok(0);
             }
             foreground::attend(pidfd.as_fd(), &signals, terminal).map(clone::Exit::shell_code)
+        }
+    }
+}
+
+/// The root directory of a container that shares its mount namespace with others.
+fn root_of(init_pid: i32) -> Outcome<OwnedFd> {
+    let path = format!("/proc/{init_pid}/root");
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path.as_str(), flags, Mode::empty()).because(|| format!("cannot open `{path}`"))
+}
+
+/// In the process between: join, make the new process as our sibling, tell who it is, and end. Returns in the new
+/// process only.
+fn go_between(init: BorrowedFd<'_>, kinds: i32, process: &Process, channel: &Channel) {
+    let join = || -> Outcome<i32> {
+        if let Some(value) = process.oom_score_adj {
+            // The last moment at which this user may: in the container's user namespace the file is root's.
+            launch::set_score("/proc/self/oom_score_adj", value)?;
+        }
+        process::set_not_dumpable().because(|| "cannot make the process undumpable".to_owned())?;
+        clone::setns(init, kinds).because(|| "cannot join the namespaces".to_owned())?;
+        become_root(process)?;
+        clone::clone3_sibling(0).because(|| "cannot make the process".to_owned())
+    };
+    match join() {
+        Ok(0) => {}
+        Ok(pid) => {
+            let _ = channel.send(&Message::Identity(pid));
+            process::exit_now(0)
+        }
+        Err(failure) => {
+            let _ = channel.send(&Message::Failed(failure.in_step("join namespaces")));
+            process::exit_now(1)
         }
     }
 }
@@ -201,7 +292,11 @@ fn is_watched(config: &Config, kinds: i32) -> bool {
     let capabilities = config.process.as_ref().and_then(|process| process.capabilities.as_ref());
     let traces = |name: &String| capabilities::bit(name) == capabilities::bit("CAP_SYS_PTRACE");
     let own_users = kinds & libc::CLONE_NEWUSER != 0;
-    !own_users && kinds & libc::CLONE_NEWPID != 0 && capabilities.is_some_and(|sets| sets.bounding.iter().any(traces))
+    let own_root = matches!(MountsOf::of(config), MountsOf::Container);
+    own_root
+        && !own_users
+        && kinds & libc::CLONE_NEWPID != 0
+        && capabilities.is_some_and(|sets| sets.bounding.iter().any(traces))
 }
 
 /// Join everything in a process that the container cannot see, make the one that it can see as our sibling, tell who it
@@ -243,24 +338,6 @@ fn approach(
     }
 }
 
-/// Learn which process is the container's, and bury the one that made it.
-fn identity(channel: &Channel, signals: &Signals, between: OwnedFd) -> Outcome<(i32, OwnedFd)> {
-    let message = signals.receive(channel);
-    if !matches!(message, Ok(Message::Identity(_))) {
-        let _ = clone::pidfd_send_signal(between.as_fd(), libc::SIGKILL);
-    }
-    clone::wait(between.as_fd()).because(|| "cannot reap the go-between".to_owned())?;
-    match message? {
-        Message::Identity(pid) => {
-            let pidfd = clone::pidfd_open(pid).because(|| "the process has gone".to_owned())?;
-            channel.go()?;
-            Ok((pid, pidfd))
-        }
-        Message::Failed(failure) => Err(failure),
-        _ => Err(Failure::new("the process died before it was ready")),
-    }
-}
-
 /// Namespaces the container has of its own, new or joined.
 fn kinds(config: &Config) -> i32 {
     Kind::ALL
@@ -285,6 +362,20 @@ fn clone_into(cgroup: &Cgroup, init_pid: i32) -> Outcome<(Side, Vec<OwnedFd>)> {
     Ok((clone::clone3(0, None).because(|| "cannot make the process".to_owned())?, doors))
 }
 
+/// Clone, to move into chosen cgroups below the container's.
+fn clone_below(cgroup: &Cgroup, chosen: &[SubCgroup]) -> Outcome<(Side, Vec<OwnedFd>)> {
+    let known = |name: &String| cgroup.hierarchies().v1_of(name).is_some();
+    if let Some(name) = chosen.iter().flat_map(|choice| &choice.controllers).find(|name| !known(name)) {
+        return Err(Failure::new(format!("unknown controller `{name}`"))
+            .hint("--cgroup CONTROLLER:PATH is for cgroup v1; see /proc/cgroups"));
+    }
+    // The last one given for a controller counts.
+    let doors = cgroup.doors_below(|v1| {
+        chosen.iter().rev().find(|choice| choice.is_for(v1)).map_or("", |choice| choice.path.as_str())
+    })?;
+    Ok((clone::clone3(0, None).because(|| "cannot make the process".to_owned())?, doors))
+}
+
 /// Wait until the program has been executed; returns the terminal if one came.
 fn await_exec(channel: &Channel, signals: &Signals, pid: i32) -> Outcome<Option<OwnedFd>> {
     let mut terminal = None;
@@ -303,6 +394,7 @@ fn await_exec(channel: &Channel, signals: &Signals, pid: i32) -> Outcome<Option<
 struct Child<'a> {
     init: BorrowedFd<'a>,
     kinds: i32,
+    root: Option<OwnedFd>,
     doors: Vec<OwnedFd>,
     terminal: Terminal,
     channel: &'a Channel,
@@ -324,11 +416,18 @@ impl Child<'_> {
                 .because(|| "cannot join the namespaces".to_owned())
                 .in_step("join namespaces")?;
         }
+        if let Some(root) = &self.root {
+            rustix::process::fchdir(root)
+                .and_then(|()| rustix::process::chroot("."))
+                .because(|| "cannot change the root".to_owned())
+                .in_step("join namespaces")?;
+        }
         if self.kinds & libc::CLONE_NEWUSER != 0 {
-            become_root().in_step("join namespaces")?;
+            become_root(self.program.process).in_step("join namespaces")?;
         }
         process::set_session().because(|| "cannot make a session".to_owned()).in_step("session")?;
-        if let Some(value) = self.program.process.oom_score_adj {
+        let score = self.program.process.oom_score_adj;
+        if let Some(value) = score.filter(|_| !rootless::is_ordinary_user()) {
             set_own_oom_score(value).in_step("OOM score")?;
         }
         if self.program.process.terminal {
@@ -360,6 +459,26 @@ fn set_own_oom_score(value: i32) -> Outcome<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cgroups_below() {
+        let parsed = |text: &str| SubCgroup::parse(text).map(|sub| (sub.controllers.join("+"), sub.path));
+        for (text, want) in [
+            ("/", Some(("", ""))),
+            ("/a/b/", Some(("", "a/b"))),
+            ("memory:/a", Some(("memory", "a"))),
+            ("cpu,cpuacct:a", Some(("cpu+cpuacct", "a"))),
+            ("a/../..", None),
+            ("memory:..", None),
+        ] {
+            let want = want.map(|(controllers, path)| (controllers.to_owned(), path.to_owned()));
+            assert_eq!(parsed(text), want, "{text}");
+        }
+        let memory = ["memory".to_owned()];
+        let one = SubCgroup::parse("memory:/a").expect("good");
+        assert!(one.is_for(Some(&memory)) && !one.is_for(None) && !one.is_for(Some(&["cpu".to_owned()])));
+        assert!(SubCgroup::parse("/a").expect("good").is_for(None));
+    }
 
     #[test]
     fn a_later_variable_replaces_an_earlier_one() {

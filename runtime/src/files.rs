@@ -1,8 +1,8 @@
 //! Reading files that may not be what they should: never waits, never reads without a bound.
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
-use std::fs::File;
-use std::io::{self, Read};
+use rustix::io::Errno;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -36,8 +36,17 @@ fn read_open(file: OwnedFd, bytes_max: u64) -> io::Result<Vec<u8>> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
     }
     let size = u64::try_from(stat.st_size).unwrap_or(0);
+    // One more than it says, so that the first read sees the end.
     let mut bytes = Vec::with_capacity(size.min(bytes_max) as usize + 1);
-    File::from(file).take(bytes_max + 1).read_to_end(&mut bytes)?;
+    while bytes.len() as u64 <= bytes_max {
+        match rustix::io::read(&file, rustix::buffer::spare_capacity(&mut bytes)) {
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+            // A regular file gives all that is asked for unless it ends.
+            Ok(count) if count == 0 || bytes.len() < bytes.capacity() => break,
+            Ok(_) => bytes.reserve(64 * 1024),
+        }
+    }
     if bytes.len() as u64 > bytes_max {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {bytes_max} bytes")));
     }

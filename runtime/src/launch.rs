@@ -9,6 +9,7 @@ use crate::cgroup::{self, Cgroup};
 use crate::config::{self, Config};
 use crate::container::channel::{Channel, Message};
 use crate::container::hooks;
+use crate::container::idmap;
 use crate::container::init::{self, Init, Start, Terminal};
 use crate::container::mounts::{self, Prepared};
 use crate::container::namespaces::Namespaces;
@@ -16,14 +17,19 @@ use crate::container::process::Program;
 use crate::container::rlimits;
 use crate::error::{Because, Failure, InStep, Outcome};
 use crate::foreground::{OomGuard, Signals};
+use crate::pidfd::Receiver;
+use crate::rootless::{self, Rootless};
 use crate::seccomp::{self, Filter};
 use crate::state::{self, Lock, ProcessId, Record, StateDir, Status};
 use crate::sys::clone::{self, Side};
-use crate::sys::process;
+use crate::sys::{process, signal};
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
+
+/// More mounts than this, and the limit of open files is raised.
+const MOUNTS_MANY: usize = 32;
 
 /// What `create` and `run` have in common.
 #[derive(Debug, Clone, Default)]
@@ -38,12 +44,16 @@ pub struct Options {
     pub pid_file: Option<PathBuf>,
     /// Socket that takes the terminal.
     pub console_socket: Option<PathBuf>,
+    /// Socket that takes a pidfd of the first process.
+    pub pidfd_socket: Option<PathBuf>,
     /// Descriptors to keep beyond standard error.
     pub preserve_fds: u32,
     /// Use chroot rather than pivot_root.
     pub no_pivot: bool,
     /// Keep the caller's session keyring.
     pub no_new_keyring: bool,
+    /// `--rootless`.
+    pub rootless: Rootless,
 }
 
 /// When the program runs, and who has its standard streams.
@@ -167,25 +177,30 @@ impl Drop for Undo {
 /// A step fails, or a signal ends the attempt; nothing is left then.
 pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Signals) -> Outcome<Launched> {
     let config = &bundle.config;
-    if !rustix::process::geteuid().is_root() {
-        return Err(Failure::new("containers can be made by root only").hint("run as root, for example with sudo"));
+    if rootless::is_ordinary_user() {
+        check_for_ordinary_user(config)?;
     }
     let terminal = terminal_receiver(options, config, &manner)?;
+    let pidfd_receiver = Receiver::connect(options.pidfd_socket.as_ref())?;
     let dir = StateDir::new(&options.root, &options.id)?;
     let lock = dir.claim().in_step("claim id")?;
     let mut undo = Undo { dir: dir.clone(), lock: Some(lock), cgroup: None, pidfd: None };
     let mut record = intent(options, bundle, &manner)?;
-    dir.write(&record).in_step("record intent")?;
-    let copy = dir.file("config.json");
-    fs::write(&copy, &bundle.text).because(|| format!("cannot write `{}`", copy.display())).in_step("record intent")?;
+    dir.write_first(&record).in_step("record intent")?;
 
-    let cgroup = Cgroup::at(record.cgroup.clone()).in_step("cgroup")?;
-    cgroup.create().in_step("cgroup")?;
+    let mut cgroup = Cgroup::at(record.cgroup.clone()).in_step("cgroup")?;
+    make_cgroup(options, config, &mut cgroup).in_step("cgroup")?;
+    if !cgroup.left_out().is_empty() || cgroup.path() != record.cgroup {
+        record.cgroup = cgroup.path().to_owned();
+        record.cgroup_left_out = cgroup.left_out().to_vec();
+        dir.write(&record).in_step("record intent")?;
+    }
     undo.cgroup = Some(cgroup.clone());
     cgroup.apply(&config.linux.resources).in_step("limits")?;
 
-    let open_files = rlimits::raise_open_files();
-    let prepared = Prepared::open(config, &bundle.path, &cgroup).in_step("open mounts")?;
+    // One descriptor per bind mount is held.
+    let open_files = if config.mounts.len() > MOUNTS_MANY { rlimits::raise_open_files() } else { None };
+    let prepared = Prepared::open_early(config, &bundle.path, &cgroup).in_step("open mounts")?;
     let namespaces = Namespaces::plan(config).in_step("namespaces")?;
     let (ours, theirs) = Channel::pair().in_step("clone")?;
     let start = match manner.later {
@@ -194,11 +209,13 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     };
     let keyring = format!("_ses.{}", options.id);
     let process = config.process.as_ref().ok_or_else(|| Failure::new("there is nothing to run"))?;
-    let state = dir.state(&record);
+    let state = record.state(Status::Creating, None);
+    let ignored = signal::ignored().in_step("clone")?;
     let between = namespaces.needs_go_between();
-    if !between {
-        namespaces.join_pid_for_children().in_step("join namespaces")?;
+    if namespaces.makes_user() {
+        give_streams(process, &config.linux.uid_mappings, manner.stdio.as_ref());
     }
+    let back = if between { None } else { namespaces.join_pid_for_children().in_step("join namespaces")? };
     let (side, doors) = clone_into(&cgroup, if between { 0 } else { namespaces.born_into }).in_step("clone")?;
     match side {
         Side::Child => {
@@ -213,10 +230,11 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
                 filter: bundle.filter.as_ref(),
                 preserve_fds: options.preserve_fds,
                 open_files,
+                ignored,
                 keyring: (!options.no_new_keyring).then_some(keyring.as_str()),
             };
             if between {
-                go_between(&namespaces, &theirs);
+                go_between(config, process, &namespaces, &theirs);
                 // Both processes write to one socket; nothing may come before our number.
                 if theirs.wait_for_go().is_err() {
                     process::exit_now(1);
@@ -224,7 +242,8 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
             }
             init::run(Init {
                 config,
-                prepared: &prepared,
+                bundle: &bundle.path,
+                prepared,
                 cgroup: &cgroup,
                 doors,
                 namespaces: &namespaces,
@@ -242,16 +261,44 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
         }
         Side::Parent { pid, pidfd } => {
             drop((theirs, start, prepared, terminal, manner.stdio, doors));
-            undo.pidfd = Some(pidfd);
-            let pid = if between { identity(&ours, &mut undo, signals)? } else { pid };
-            record.init = Some(ProcessId::of(pid)?);
-            dir.write(&record).in_step("record process")?;
+            let pid = match between {
+                false => {
+                    undo.pidfd = Some(pidfd);
+                    pid
+                }
+                true => {
+                    let (pid, pidfd) = identity(&ours, pidfd, signals)?;
+                    undo.pidfd = Some(pidfd);
+                    pid
+                }
+            };
+            if let Some(own) = back {
+                // Hooks and other programs that we run are not the container's.
+                clone::setns(own.as_fd(), libc::CLONE_NEWPID)
+                    .because(|| "cannot go back to the runtime's pid namespace".to_owned())
+                    .in_step("join namespaces")?;
+            }
+            record.init = match &undo.pidfd {
+                Some(pidfd) => Some(ProcessId::held(pid, pidfd.as_fd())?),
+                None => None,
+            };
+            // Hooks may ask for the state. Nobody else is served by a record of a process that is not there yet: should
+            // we die, it ends by itself.
+            if !config.hooks.prestart.is_empty() || !config.hooks.create_runtime.is_empty() {
+                dir.write(&record).in_step("record process")?;
+            }
+            // Written while the process is at work, so that little is left to do when it is ready.
+            record.complete = true;
+            dir.draft(&record).in_step("record process")?;
+            dir.write_config(&bundle.text).in_step("record process")?;
             set_oom_score(process.oom_score_adj, pid).in_step("OOM score")?;
             let terminal = converse(config, &ours, pid, &cgroup, &state, signals)?;
-            record.complete = true;
-            dir.write(&record).in_step("record process")?;
+            dir.publish().in_step("record process")?;
             if let Some(file) = &options.pid_file {
                 state::write_atomically(file, pid.to_string().as_bytes(), false).in_step("pid file")?;
+            }
+            if let Some(pidfd) = &undo.pidfd {
+                pidfd_receiver.send(pidfd.as_fd())?;
             }
             let pidfd = undo.pidfd.take().ok_or_else(|| Failure::new("the process is lost"))?;
             drop(undo.lock.take());
@@ -262,7 +309,10 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
 }
 
 /// What `state.json` says before anything is made.
-fn intent(options: &Options, bundle: &Bundle, manner: &Manner) -> Outcome<Record> {
+///
+/// # Errors
+/// `/proc` is not readable.
+pub fn intent(options: &Options, bundle: &Bundle, manner: &Manner) -> Outcome<Record> {
     let me = ProcessId::of(std::process::id() as i32)?;
     let config = &bundle.config;
     Ok(Record {
@@ -273,12 +323,83 @@ fn intent(options: &Options, bundle: &Bundle, manner: &Manner) -> Outcome<Record
         created: crate::time::rfc3339(SystemTime::now()),
         boot_id: state::boot_id(),
         cgroup: cgroup::place(config.linux.cgroups_path.as_deref(), &options.id),
+        cgroup_left_out: Vec::new(),
         annotations: config.annotations.clone(),
         creator: me,
         init: None,
         supervisor: manner.supervised.then_some(me),
         complete: false,
+        poststart: !config.hooks.poststart.is_empty(),
+        poststop: !config.hooks.poststop.is_empty(),
     })
+}
+
+/// What an ordinary user cannot have, before anything is made.
+fn check_for_ordinary_user(config: &Config) -> Outcome<()> {
+    if config.namespace("user").is_none() {
+        return Err(Failure::new(
+            "$.linux.namespaces: rootless container requires user namespaces: there is no `user`",
+        )
+        .hint("`gantry-runtime spec --rootless` writes a bundle for an ordinary user; or run as root"));
+    }
+    for (index, mount) in config.mounts.iter().enumerate() {
+        let idmap = |option: &String| option == "idmap" || option == "ridmap";
+        if !mount.uid_mappings.is_empty() || mount.options.iter().any(idmap) {
+            let text = format!("$.mounts[{index}]: mapping the IDs of a mount takes the rights of the host's root");
+            return Err(Failure::new(text).hint("remove `idmap` and the maps of the mount, or run as root"));
+        }
+    }
+    Ok(())
+}
+
+/// Make the cgroup; a rootless runtime leaves out what it may not make, unless the bundle names a place and gets none.
+fn make_cgroup(options: &Options, config: &Config, cgroup: &mut Cgroup) -> Outcome<()> {
+    let named = config.linux.cgroups_path.as_deref().is_some_and(|path| !path.is_empty());
+    if !rootless::is_ordinary_user() {
+        match cgroup.create() {
+            Err(_) if options.rootless.tolerates() => {}
+            result => return result,
+        }
+    } else if options.rootless == Rootless::No {
+        return cgroup.create();
+    }
+    if cgroup.create_where_allowed()? {
+        return Ok(());
+    }
+    if named {
+        return Err(Failure::new(format!("cannot make cgroup `{}`: permission denied", cgroup.path()))
+            .hint("remove `linux.cgroupsPath`, or let a directory above it be delegated to the user"));
+    }
+    let membership = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let v2 = cgroup.hierarchies().v2.clone();
+    if let Some(place) = v2.and_then(|mount| rootless::delegated_place(&membership, &mount, &options.id)) {
+        let mut delegated = cgroup.clone().moved_to(place);
+        delegated.create_where_allowed()?;
+        *cgroup = delegated;
+    }
+    Ok(())
+}
+
+/// Let the program of a container with a user namespace open `/dev/stdout` and the like: pipes belong to whoever made
+/// them, and in the namespace we cannot give them away any more.
+fn give_streams(process: &config::Process, map: &[config::IdMapping], stdio: Option<&[OwnedFd; 3]>) {
+    use rustix::fs::{FileType, Uid};
+    let Some(uid) = idmap::to_host(map, process.user.uid) else { return };
+    if rootless::is_ordinary_user() {
+        return;
+    }
+    for number in 0..3 {
+        let fd = match stdio {
+            Some(replaced) => Some(replaced[number].as_fd()),
+            None => process::inherited(number as i32),
+        };
+        let Some(fd) = fd else { continue };
+        let is_pipe = rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_fifo());
+        if is_pipe {
+            // Not ours to give: the program can still read and write it.
+            let _ = rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), None);
+        }
+    }
 }
 
 /// Clone into the container's v2 directory, or, where the kernel refuses that, move there through its file.
@@ -298,11 +419,25 @@ fn clone_into(cgroup: &Cgroup, flags: u64) -> Outcome<(Side, Vec<OwnedFd>)> {
 
 /// In the process between: join, make the container's process as our sibling, tell who it is, and end. Returns in the
 /// new process only.
-fn go_between(namespaces: &Namespaces, channel: &Channel) {
-    let result = namespaces
-        .join_around_user()
-        .and_then(|()| clone::clone3_sibling(namespaces.born_into).because(|| "cannot make the process".to_owned()));
-    match result {
+fn go_between(config: &Config, process: &config::Process, namespaces: &Namespaces, channel: &Channel) {
+    let join = || -> Outcome<i32> {
+        if let Some(value) = process.oom_score_adj.filter(|_| rootless::is_ordinary_user()) {
+            // The last moment at which this user may: in the container's user namespace the file is root's.
+            set_score("/proc/self/oom_score_adj", value)?;
+        }
+        // The process to come is seen by those that are in the namespaces already, and our binary through it.
+        process::set_not_dumpable().because(|| "cannot make the process undumpable".to_owned())?;
+        namespaces.join_around_user(process)?;
+        if namespaces.unshare_time {
+            // Before there is a process in it; nothing of the container sees this one, which is in no namespace of it
+            // that shows processes.
+            process::set_dumpable().because(|| "cannot make the process dumpable".to_owned())?;
+            init::unshare_time(config, false)?;
+            process::set_not_dumpable().because(|| "cannot make the process undumpable".to_owned())?;
+        }
+        clone::clone3_sibling(namespaces.born_into).because(|| "cannot make the process".to_owned())
+    };
+    match join() {
         Ok(0) => {}
         Ok(pid) => {
             let _ = channel.send(&Message::Identity(pid));
@@ -315,16 +450,21 @@ fn go_between(namespaces: &Namespaces, channel: &Channel) {
     }
 }
 
-/// Learn from the go-between which process is the container's, and bury the go-between.
-fn identity(channel: &Channel, undo: &mut Undo, signals: &Signals) -> Outcome<i32> {
-    match signals.receive(channel)? {
+/// Learn from a go-between which process is the container's, and bury the go-between.
+///
+/// # Errors
+/// It failed, or the process has gone.
+pub fn identity(channel: &Channel, between: OwnedFd, signals: &Signals) -> Outcome<(i32, OwnedFd)> {
+    // It ends by itself whatever happens: when it has sent its message, or when nobody listens any more.
+    let message = signals.receive(channel).inspect_err(|_| {
+        let _ = clone::pidfd_send_signal(between.as_fd(), libc::SIGKILL);
+    });
+    clone::wait(between.as_fd()).because(|| "cannot reap the go-between".to_owned())?;
+    match message? {
         Message::Identity(pid) => {
             let pidfd = clone::pidfd_open(pid).because(|| "the container's process has gone".to_owned())?;
-            if let Some(between) = undo.pidfd.replace(pidfd) {
-                clone::wait(between.as_fd()).because(|| "cannot reap the go-between".to_owned())?;
-            }
             channel.go()?;
-            Ok(pid)
+            Ok((pid, pidfd))
         }
         other => Err(unexpected(other)),
     }
@@ -353,8 +493,9 @@ fn converse(
     loop {
         match guard.receive(channel, signals)? {
             Message::NeedMaps => {
-                write_map(pid, "uid_map", &config.linux.uid_mappings).in_step("user namespace")?;
-                write_map(pid, "gid_map", &config.linux.gid_mappings).in_step("user namespace")?;
+                let linux = &config.linux;
+                idmap::write(pid, &linux.uid_mappings, &linux.gid_mappings).in_step("user namespace")?;
+                config.process.iter().for_each(|process| rlimits::raise_of(pid, &process.rlimits));
                 channel.go()?;
             }
             Message::NeedHooks => {
@@ -370,23 +511,26 @@ fn converse(
     }
 }
 
-fn write_map(pid: i32, file: &str, map: &[config::IdMapping]) -> Outcome<()> {
-    let line = |entry: &config::IdMapping| format!("{} {} {}\n", entry.container_id, entry.host_id, entry.size);
-    let text: String = map.iter().map(line).collect();
-    let path = format!("/proc/{pid}/{file}");
-    fs::write(&path, &text).because(|| format!("cannot write {text:?} to `{path}`"))
+fn set_oom_score(value: Option<i32>, pid: i32) -> Outcome<()> {
+    value.map_or(Ok(()), |value| set_score(&format!("/proc/{pid}/oom_score_adj"), value))
 }
 
-fn set_oom_score(value: Option<i32>, pid: i32) -> Outcome<()> {
-    let Some(value) = value else { return Ok(()) };
-    let path = format!("/proc/{pid}/oom_score_adj");
-    let already = fs::read_to_string(&path).is_ok_and(|text| text.trim() == value.to_string());
-    if already {
+/// Set a score, unless it is the one wanted. Without privilege it can be raised only: a rootless container that wants
+/// a lower one keeps what its caller has, and is killed the earlier.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn set_score(path: &str, value: i32) -> Outcome<()> {
+    let now: Option<i32> = fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok());
+    if now == Some(value) {
         return Ok(());
     }
-    fs::write(&path, value.to_string())
-        .because(|| format!("cannot set `process.oomScoreAdj` to {value}"))
-        .or_hint("lowering it below the runtime's own takes CAP_SYS_RESOURCE")
+    match fs::write(path, value.to_string()) {
+        Err(_) if now.is_some_and(|now| value < now) && rootless::is_rootless() => Ok(()),
+        result => result
+            .because(|| format!("cannot set `process.oomScoreAdj` to {value}"))
+            .or_hint("lowering it below the runtime's own takes CAP_SYS_RESOURCE"),
+    }
 }
 
 /// A socket on which the container's process waits for `start`. Bound through a descriptor, since socket paths are
@@ -433,7 +577,10 @@ pub fn connect_start(dir: &StateDir) -> Outcome<Option<Channel>> {
 }
 
 /// Who takes the terminal, checked before anything is made.
-fn terminal_receiver(options: &Options, config: &Config, manner: &Manner) -> Outcome<Terminal> {
+///
+/// # Errors
+/// Nobody does, or the socket cannot be reached.
+pub fn terminal_receiver(options: &Options, config: &Config, manner: &Manner) -> Outcome<Terminal> {
     let wanted = config.process.as_ref().is_some_and(|process| process.terminal);
     match (&options.console_socket, wanted) {
         (None, false) => Ok(Terminal::None),

@@ -13,13 +13,16 @@ pub mod cgroup;
 pub mod commands;
 pub mod config;
 pub mod container;
+pub mod criu;
 pub mod error;
 pub mod exec;
 pub mod files;
 pub mod foreground;
 pub mod launch;
+pub mod pidfd;
 pub mod remove;
 pub mod report;
+pub mod rootless;
 pub mod sealed;
 pub mod seccomp;
 pub mod state;
@@ -27,23 +30,17 @@ pub mod supervisor;
 pub mod sys;
 pub mod time;
 
+use error::Failure;
 use std::ffi::OsString;
 use std::time::Instant;
 
-/// Exit code for a line that cannot be understood.
-const WRONG_USAGE: u8 = 2;
-
 /// Carry out a command line, without the name of the program; returns the exit code.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
-    let (global, command) = match args::parse(arguments) {
-        Ok(parsed) => parsed,
-        Err(error) => {
-            eprintln!("gantry-runtime: {error}\nhint: see `gantry-runtime --help`");
-            return WRONG_USAGE;
-        }
-    };
     let begun = Instant::now();
-    let code = match commands::run(&global, command) {
+    let (global, parsed) = args::parse(arguments);
+    report::debug(&global, &format!("{parsed:?}"));
+    let outcome = parsed.map_err(|error| usage(&error)).and_then(|parsed| commands::run(&global, &parsed));
+    let code = match outcome {
         Ok(code) => u8::try_from(code).unwrap_or(u8::MAX),
         Err(failure) => {
             report::failure(&global, &failure);
@@ -52,4 +49,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     };
     report::debug(&global, &format!("exit code {code} after {:?}", begun.elapsed()));
     code
+}
+
+fn usage(error: &args::UsageError) -> Failure {
+    let command = error.command.map(|name| format!(" {name}")).unwrap_or_default();
+    Failure::new(error.to_string()).hint(format!("see `gantry-runtime{command} --help`")).code(error.code)
 }

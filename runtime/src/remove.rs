@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::container::hooks;
 use crate::error::{Because, Failure, InStep, Outcome};
 use crate::files;
+use crate::rootless;
 use crate::state::{Grip, Lock, ProcessId, Record, StateDir, Status};
 use crate::sys::clone;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -57,7 +58,11 @@ pub fn remove(dir: &StateDir, seen: Option<&Record>, id: &str) -> Outcome<Option
         dir.remove()?;
         return Ok(Some(Vec::new()));
     }
-    let cgroup = Cgroup::at(place_of(dir, record, id)).in_step("cgroup")?;
+    let left_out = record.map_or(&[][..], |record| &record.cgroup_left_out);
+    let mut cgroup = Cgroup::at(place_of(dir, record, id)).in_step("cgroup")?.without(left_out);
+    if rootless::is_ordinary_user() {
+        cgroup = cgroup.without_foreign();
+    }
     // A frozen process does not die.
     cgroup.thaw();
     if let Some(record) = record {
@@ -153,7 +158,7 @@ fn wait(process: &ProcessId) {
 }
 
 fn run_hooks(dir: &StateDir, record: Option<&Record>) -> Vec<String> {
-    let Some(record) = record else {
+    let Some(record) = record.filter(|record| record.poststop) else {
         return Vec::new();
     };
     let Ok(text) = files::read(&dir.file("config.json"), files::CONFIG_BYTES_MAX) else {

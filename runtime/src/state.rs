@@ -5,18 +5,19 @@
 //! config.json  the configuration it was created with, for exec and hooks
 //! start.sock   there while the container is created and not started
 //! ```
-//! A process is known by its number and start time, on this boot; both are checked through a pidfd before any signal.
+//! A process is known by its number and the inode of its pidfd (before Linux 6.9: its start time), on this boot; both
+//! are checked before any signal.
 
 use crate::error::{Because, Failure, InStep, Outcome, is_absent};
-use crate::files;
-use crate::sys::clone;
+use crate::sys::{clone, file};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -24,6 +25,15 @@ use std::time::{Duration, Instant};
 
 /// Longest container ID; it becomes a file name.
 const ID_MAX: usize = 250;
+
+/// The record.
+const STATE: &str = "state.json";
+/// What takes its place once the container is complete.
+const DRAFT: &str = "state.json.new";
+/// The configuration.
+const CONFIG: &str = "config.json";
+/// The socket on which a created container waits.
+const START: &str = "start.sock";
 
 /// How long to try to remove a directory that somebody still writes to.
 const REMOVE_WITHIN: Duration = Duration::from_secs(2);
@@ -93,13 +103,23 @@ impl State {
 }
 
 /// A process that must not be mistaken for another.
+///
+/// Since Linux 6.9 a pidfd has an inode number that no other process of this boot gets; asking for it takes a
+/// microsecond, where the start time from `/proc/PID/stat` takes fifty. Older kernels have the start time only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessId {
     /// Number.
     pub pid: i32,
-    /// Clock ticks after boot at which it started.
+    /// Inode number of its pidfd; 0 where that says nothing.
+    #[serde(default)]
+    pub inode: u64,
+    /// Clock ticks after boot at which it started; 0 where the inode is known.
+    #[serde(default)]
     pub start_time: u64,
 }
+
+/// `PID_FS_MAGIC`.
+const PIDFS_MAGIC: u64 = 0x5049_4446;
 
 /// What `/proc/PID/stat` says.
 struct Stat {
@@ -108,16 +128,23 @@ struct Stat {
 }
 
 fn stat(pid: i32) -> io::Result<Stat> {
-    let text = fs::read(format!("/proc/{pid}/stat"))?;
+    // 52 numbers and a name of at most 16 bytes.
+    let mut buffer = [0; 1536];
+    let count = file::read_into(Path::new(&format!("/proc/{pid}/stat")), &mut buffer)?;
+    let text = &buffer[..count];
     // The name may contain anything, so fields are counted from its closing bracket.
     let after = text.iter().rposition(|&byte| byte == b')').map_or(&[][..], |at| &text[at + 1..]);
-    let text = String::from_utf8_lossy(after);
-    let fields: Vec<&str> = text.split_ascii_whitespace().collect();
-    let start_time = fields.get(19).and_then(|field| field.parse().ok());
-    match (fields.first().and_then(|field| field.bytes().next()), start_time) {
+    let mut fields = after.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty());
+    let state = fields.next().and_then(|field| field.first().copied());
+    let start_time = fields.nth(18).and_then(|field| std::str::from_utf8(field).ok()?.parse().ok());
+    match (state, start_time) {
         (Some(state), Some(start_time)) => Ok(Stat { state, start_time }),
         _ => Err(io::Error::from(io::ErrorKind::InvalidData)),
     }
+}
+
+fn inode(pidfd: BorrowedFd<'_>) -> Option<u64> {
+    Some(rustix::fs::fstat(pidfd).ok()?.st_ino)
 }
 
 impl ProcessId {
@@ -126,17 +153,42 @@ impl ProcessId {
     /// # Errors
     /// It is gone.
     pub fn of(pid: i32) -> Outcome<Self> {
+        let pidfd = clone::pidfd_open(pid).because(|| format!("there is no process {pid}"))?;
+        Self::held(pid, pidfd.as_fd())
+    }
+
+    /// A process that is alive, or a child not reaped, from its number and a descriptor.
+    ///
+    /// # Errors
+    /// `/proc` is not mounted and the kernel is old.
+    pub fn held(pid: i32, pidfd: BorrowedFd<'_>) -> Outcome<Self> {
+        let unique = rustix::fs::fstatfs(pidfd).is_ok_and(|found| found.f_type as u64 == PIDFS_MAGIC);
+        if unique && let Some(inode) = inode(pidfd) {
+            return Ok(Self { pid, inode, start_time: 0 });
+        }
         let found = stat(pid).because(|| format!("cannot read `/proc/{pid}/stat`"))?;
-        Ok(Self { pid, start_time: found.start_time })
+        Ok(Self { pid, inode: 0, start_time: found.start_time })
     }
 
     /// A descriptor of the process, if it is still the same and has not ended.
     pub fn open(&self) -> Option<OwnedFd> {
         let pidfd = clone::pidfd_open(self.pid).ok()?;
-        // Read after the descriptor is held: the number cannot be reused between the two.
-        let found = stat(self.pid).ok()?;
-        (found.start_time == self.start_time && !matches!(found.state, b'Z' | b'X')).then_some(pidfd)
+        let same = if self.inode != 0 {
+            inode(pidfd.as_fd()) == Some(self.inode) && !has_ended(pidfd.as_fd())
+        } else {
+            // Read after the descriptor is held: the number cannot be reused between the two.
+            let found = stat(self.pid).ok()?;
+            found.start_time == self.start_time && !matches!(found.state, b'Z' | b'X')
+        };
+        same.then_some(pidfd)
     }
+}
+
+/// A pidfd can be read when its process has ended.
+fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
 /// What is kept in `state.json`.
@@ -157,6 +209,9 @@ pub struct Record {
     pub boot_id: String,
     /// Place below each cgroup mount.
     pub cgroup: String,
+    /// Hierarchies it is not in, by mount point: a rootless runtime may not write there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cgroup_left_out: Vec<PathBuf>,
     /// Annotations.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
@@ -168,6 +223,28 @@ pub struct Record {
     pub supervisor: Option<ProcessId>,
     /// Created completely.
     pub complete: bool,
+    /// Its configuration has hooks for after the start.
+    #[serde(default)]
+    pub poststart: bool,
+    /// Its configuration has hooks for after the end.
+    #[serde(default)]
+    pub poststop: bool,
+}
+
+impl Record {
+    /// The state as the specification defines it, of a container at this point.
+    pub fn state(&self, status: Status, pid: Option<i32>) -> State {
+        State {
+            oci_version: self.oci_version.clone(),
+            id: self.id.clone(),
+            status,
+            pid,
+            bundle: self.bundle.clone(),
+            rootfs: self.rootfs.clone(),
+            created: self.created.clone(),
+            annotations: self.annotations.clone(),
+        }
+    }
 }
 
 impl Record {
@@ -177,7 +254,10 @@ impl Record {
         let pids = [Some(self.creator), self.init, self.supervisor];
         self.id == id
             && self.cgroup.split('/').all(good_part)
-            && pids.into_iter().flatten().all(|process| process.pid > 1 && process.start_time > 0)
+            && pids
+                .into_iter()
+                .flatten()
+                .all(|process| process.pid > 1 && (process.start_time > 0 || process.inode > 0))
     }
 }
 
@@ -234,7 +314,21 @@ pub fn check_id(id: &str) -> Outcome<()> {
 
 /// Identity of this boot.
 pub fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+    let mut buffer = [0; 64];
+    let count = file::read_into(Path::new("/proc/sys/kernel/random/boot_id"), &mut buffer).unwrap_or(0);
+    String::from_utf8_lossy(&buffer[..count]).trim().to_owned()
+}
+
+/// Refuse to work without a place for states.
+///
+/// # Errors
+/// There is none: an ordinary user has it in a directory that is not there.
+pub fn check_root(root: &Path) -> Outcome<()> {
+    if root.as_os_str().is_empty() {
+        return Err(Failure::new("there is no place to keep containers of this user: XDG_RUNTIME_DIR is not set")
+            .hint("set it to a directory of the user, or give one with --root"));
+    }
+    Ok(())
 }
 
 impl StateDir {
@@ -244,6 +338,7 @@ impl StateDir {
     /// The ID is not valid.
     pub fn new(root: &Path, id: &str) -> Outcome<Self> {
         check_id(id)?;
+        check_root(root)?;
         Ok(Self { path: root.join(id), id: id.to_owned() })
     }
 
@@ -308,8 +403,10 @@ impl StateDir {
             result => result,
         }
         .map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => Failure::new(format!("container id `{}` is in use", self.id))
-                .hint(format!("choose another id, or remove it: gantry-runtime delete --force {}", self.id)),
+            io::ErrorKind::AlreadyExists => {
+                Failure::new(format!("container with given ID already exists: `{}`", self.id))
+                    .hint(format!("choose another id, or remove it: gantry-runtime delete --force {}", self.id))
+            }
             _ => Failure {
                 cause: Some(error.to_string()),
                 ..Failure::new(format!("cannot make `{}`", self.path.display()))
@@ -327,13 +424,52 @@ impl StateDir {
         &self.path
     }
 
+    /// Write the first `state.json` of a directory that was claimed just now. Nobody else knows of it, so it is not made
+    /// beside the place and renamed; should this process die half-way, an empty file counts as none.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_first(&self, record: &Record) -> Outcome<()> {
+        let bytes = serde_json::to_vec(record).because(|| "cannot encode the state".to_owned())?;
+        let path = self.file(STATE);
+        file::create(&path, &bytes).because(|| format!("cannot write `{}`", path.display()))
+    }
+
+    /// Keep the configuration the container was created with.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_config(&self, text: &[u8]) -> Outcome<()> {
+        let path = self.file(CONFIG);
+        file::create(&path, text).because(|| format!("cannot write `{}`", path.display()))
+    }
+
+    /// Write what `state.json` is to be, beside it.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn draft(&self, record: &Record) -> Outcome<()> {
+        let bytes = serde_json::to_vec(record).because(|| "cannot encode the state".to_owned())?;
+        let path = self.file(DRAFT);
+        file::create(&path, &bytes).because(|| format!("cannot write `{}`", path.display()))
+    }
+
+    /// Let the draft take the place of `state.json`.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn publish(&self) -> Outcome<()> {
+        let path = self.file(STATE);
+        fs::rename(self.file(DRAFT), &path).because(|| format!("cannot write `{}`", path.display()))
+    }
+
     /// Replace `state.json`.
     ///
     /// # Errors
     /// It cannot be written.
     pub fn write(&self, record: &Record) -> Outcome<()> {
         let bytes = serde_json::to_vec(record).because(|| "cannot encode the state".to_owned())?;
-        write_atomically(&self.file("state.json"), &bytes, false)
+        write_atomically(&self.file(STATE), &bytes, false)
     }
 
     /// Read `state.json`; `None` when creation was cut short before it was there.
@@ -341,9 +477,10 @@ impl StateDir {
     /// # Errors
     /// There is no such container, or the file is damaged.
     pub fn read(&self) -> Outcome<Option<Record>> {
-        let file = self.file("state.json");
+        let file = self.file(STATE);
         let remedy = "remove the container: gantry-runtime delete --force ID";
-        match files::read(&file, files::CONFIG_BYTES_MAX) {
+        match file::read(&file) {
+            Ok(bytes) if bytes.is_empty() => Ok(None),
             Ok(bytes) => {
                 let what = || format!("cannot understand `{}`", file.display());
                 let record: Record = serde_json::from_slice(&bytes).because(what).or_hint(remedy)?;
@@ -354,7 +491,7 @@ impl StateDir {
             }
             Err(error) if is_absent(&error) && self.path.is_dir() => Ok(None),
             Err(error) if is_absent(&error) => {
-                Err(Failure::new(format!("container `{}` does not exist", self.id)).hint("see `gantry-runtime list`"))
+                Err(Failure::new(format!("container does not exist: `{}`", self.id)).hint("see `gantry-runtime list`"))
             }
             Err(error) => Err(error).because(|| format!("cannot read `{}`", file.display())),
         }
@@ -371,19 +508,29 @@ impl StateDir {
         })
     }
 
+    /// Where the container is in its life, with a descriptor of its first process if that is alive.
+    pub fn look(&self, record: &Record) -> (Status, Option<OwnedFd>) {
+        let alive = |process: ProcessId| process.open().filter(|_| record.boot_id == boot_id());
+        let Some(init) = record.init else {
+            let status = if alive(record.creator).is_some() { Status::Creating } else { Status::Stopped };
+            return (status, None);
+        };
+        let Some(pidfd) = alive(init) else {
+            return (Status::Stopped, None);
+        };
+        let status = if !record.complete {
+            Status::Creating
+        } else if self.file(START).exists() {
+            Status::Created
+        } else {
+            Status::Running
+        };
+        (status, Some(pidfd))
+    }
+
     /// Where the container is in its life.
     pub fn status(&self, record: &Record) -> Status {
-        if record.boot_id != boot_id() {
-            return Status::Stopped;
-        }
-        match record.init {
-            Some(init) if init.open().is_none() => Status::Stopped,
-            Some(_) if !record.complete => Status::Creating,
-            Some(_) if self.file("start.sock").exists() => Status::Created,
-            Some(_) => Status::Running,
-            None if record.creator.open().is_some() => Status::Creating,
-            None => Status::Stopped,
-        }
+        self.look(record).0
     }
 
     /// The state as the specification defines it.
@@ -393,16 +540,7 @@ impl StateDir {
             Status::Stopped => Some(0),
             _ => record.init.map(|init| init.pid),
         };
-        State {
-            oci_version: record.oci_version.clone(),
-            id: record.id.clone(),
-            status,
-            pid,
-            bundle: record.bundle.clone(),
-            rootfs: record.rootfs.clone(),
-            created: record.created.clone(),
-            annotations: record.annotations.clone(),
-        }
+        record.state(status, pid)
     }
 
     /// Remove the directory; absent is success. A creator that is still writing makes it fill up again for a moment;
@@ -411,6 +549,13 @@ impl StateDir {
     /// # Errors
     /// It cannot be removed.
     pub fn remove(&self) -> Outcome<()> {
+        // What is nearly always in it, and nothing else: no need to list it.
+        for name in [STATE, CONFIG] {
+            let _ = fs::remove_file(self.file(name));
+        }
+        if fs::remove_dir(&self.path).is_ok() {
+            return Ok(());
+        }
         let deadline = Instant::now() + REMOVE_WITHIN;
         loop {
             match fs::remove_dir_all(&self.path) {
@@ -435,7 +580,7 @@ impl StateDir {
 
 impl StateDir {
     fn remove_known(&self) -> bool {
-        for name in ["state.json", "config.json", "start.sock"] {
+        for name in [STATE, DRAFT, CONFIG, START] {
             let _ = fs::remove_file(self.file(name));
         }
         fs::remove_dir(&self.path).is_ok()
@@ -498,10 +643,18 @@ mod tests {
     fn a_process_is_itself_only() {
         let me = ProcessId::of(std::process::id() as i32).expect("this process");
         assert!(me.open().is_some());
-        assert!(ProcessId { start_time: me.start_time + 1, ..me }.open().is_none(), "another start time");
+        let other = ProcessId { start_time: me.start_time.wrapping_add(1), inode: me.inode.wrapping_add(1), ..me };
+        assert!(other.open().is_none(), "another process of this number");
+        let old = ProcessId { inode: 0, start_time: stat(me.pid).expect("this process").start_time, ..me };
+        assert!(old.open().is_some(), "by its start time");
+        assert!(ProcessId { start_time: old.start_time + 1, ..old }.open().is_none(), "another start time");
         let mut child = std::process::Command::new("true").spawn().expect("a child");
         let pid = child.id() as i32;
         let id = ProcessId::of(pid).expect("the child, running or a zombie");
+        let pidfd = clone::pidfd_open(pid).expect("not reaped yet");
+        let ended = rustix::event::poll(&mut [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)], None);
+        assert_eq!(ended, Ok(1));
+        assert!(id.open().is_none(), "a zombie");
         child.wait().expect("its end");
         assert!(id.open().is_none(), "reaped");
     }
@@ -516,7 +669,7 @@ mod tests {
         drop(lock);
         assert!(matches!(dir.try_lock(), Ok(Grip::Locked(_))), "released");
         assert!(dir.read().expect("half-written").is_none());
-        assert!(dir.claim().expect_err("taken").to_string().contains("in use"));
+        assert!(dir.claim().expect_err("taken").to_string().contains("already exists"));
         dir.remove().expect("removed");
         dir.remove().expect("removing twice is fine");
         assert!(matches!(dir.try_lock(), Ok(Grip::Absent)));

@@ -101,7 +101,7 @@ fn mistakes_in_the_bundle() {
                 let joined = json!({"type": "network", "path": "/no/where"});
                 bed.config["linux"]["namespaces"].as_array_mut().expect("namespaces")[1] = joined;
             }),
-            "namespaces: cannot open the network namespace `/no/where`",
+            "namespaces: $.linux.namespaces[1].path: cannot open the network namespace `/no/where`",
         ),
         (
             "a key of a later issue",
@@ -163,12 +163,12 @@ fn ids_that_are_no_ids() {
 }
 
 #[test]
-fn wrong_usage_is_two_and_help_is_zero() {
+fn wrong_usage_is_an_error_and_help_is_none() {
     let bed = Bed::new("true");
     for (args, code, text) in [
-        (&["fly"][..], 2, "no command `fly`"),
-        (&["create"], 2, "needs a container id"),
-        (&["kill", "x", "NOPE"], 2, "not a signal"),
+        (&["fly"][..], 3, "no command `fly`"),
+        (&["create"], 1, "requires a container id"),
+        (&["kill", "x", "NOPE"], 1, "unknown signal \"NOPE\""),
         (&["--systemd-cgroup", "create", "x"], 1, "cgroupfs"),
     ] {
         let ran = bed.run(args);
@@ -187,7 +187,7 @@ fn errors_go_to_the_log_file_as_callers_read_them() {
     bed.run(&["--log", &file, "--log-format", "json", "state", "nobody"]);
     let line: Value = serde_json::from_str(fs::read_to_string(&file).expect("the log").trim()).expect("JSON");
     assert_eq!(line["level"], json!("error"));
-    assert!(line["msg"].as_str().expect("a message").contains("`nobody` does not exist"), "{line}");
+    assert!(line["msg"].as_str().expect("a message").contains("container does not exist: `nobody`"), "{line}");
     assert!(line["time"].is_string());
 }
 

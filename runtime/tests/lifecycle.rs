@@ -17,10 +17,10 @@ fn create_start_kill_delete() {
     assert_eq!(bed.status(&name), "created");
     let pid: i32 = fs::read_to_string(bed.bundle().join("pid")).expect("the pid file").parse().expect("a number");
     assert_eq!(bed.pid(&name), pid);
-    assert!(bed.run(&["create", &name]).err.contains("in use"));
+    assert!(bed.run(&["create", &name]).err.contains("already exists"));
     bed.ok(&["start", &name]);
     assert_eq!(bed.status(&name), "running");
-    assert!(bed.run(&["start", &name]).err.contains("it is running"));
+    assert!(bed.run(&["start", &name]).err.contains("cannot start an already running container"));
     let refused = bed.run(&["delete", &name]);
     assert!(refused.code == 1 && refused.err.contains("not stopped: running"), "{refused:?}");
     // Its program may not have set the trap yet, and process 1 ignores what it does not handle.

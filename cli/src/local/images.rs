@@ -23,7 +23,7 @@ pub fn store(global: &Global) -> Result<Store, LocalError> {
     Ok(Store::open(data.join("images"))?)
 }
 
-fn open(global: &Global, command: &'static str) -> Result<Store, LocalError> {
+pub(super) fn open(global: &Global, command: &'static str) -> Result<Store, LocalError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(LocalError::NotRoot(command));
     }
@@ -51,14 +51,18 @@ pub fn ensure(store: &Store, name: &str, policy: PullPolicy, insecure: &[String]
 
 /// In a runtime that ends with it: afterwards this process has no threads again.
 fn pull(store: &Store, reference: &Reference, policy: PullPolicy, insecure: &[String]) -> Result<Image, LocalError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(LocalError::kernel("start the downloader"))?;
     let insecure_registries = insecure.to_vec();
     let options = PullOptions { policy, insecure_registries, auth_file: default_auth_file(), ..PullOptions::default() };
-    let show = Show::new();
-    let pulled = runtime.block_on(store.pull(reference, &options, &show));
+    let show = Show::new(false);
+    let pulled = block_on(store.pull(reference, &options, &show))?;
     show.end();
     Ok(pulled?)
+}
+
+/// Wait for `work` in a runtime that ends with it.
+pub(super) fn block_on<T>(work: impl Future<Output = T>) -> Result<T, LocalError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    Ok(runtime.map_err(LocalError::kernel("start the downloader"))?.block_on(work))
 }
 
 /// Fetch images from their registries.
@@ -213,7 +217,7 @@ impl Load {
         } else {
             LoadSource::Path(self.input.clone())
         };
-        let show = Show::new();
+        let show = Show::new(false);
         let loaded = store.load(source, &show);
         show.end();
         for image in loaded.map_err(LocalError::from)? {
@@ -223,22 +227,25 @@ impl Load {
     }
 }
 
-fn print(text: &str) {
+pub(super) fn print(text: &str) {
     drop(io::stdout().write_all(text.as_bytes())); // nobody reads it
 }
 
 /// Progress: bars on a terminal, a line for each layer elsewhere; on standard error.
-struct Show {
+pub(super) struct Show {
     bars: Option<MultiProgress>,
+    quiet: bool,
     layers: Mutex<BTreeMap<String, ProgressBar>>,
 }
 
 impl Show {
-    fn new() -> Self {
-        Self { bars: io::stderr().is_terminal().then(MultiProgress::new), layers: Mutex::default() }
+    /// - `quiet`: show nothing.
+    pub(super) fn new(quiet: bool) -> Self {
+        let bars = (!quiet && io::stderr().is_terminal()).then(MultiProgress::new);
+        Self { bars, quiet, layers: Mutex::default() }
     }
 
-    fn end(&self) {
+    pub(super) fn end(&self) {
         if let Some(bars) = &self.bars {
             drop(bars.clear()); // only looks
         }
@@ -259,7 +266,7 @@ impl Show {
     }
 
     fn line(&self, text: &str) {
-        if self.bars.is_none() {
+        if self.bars.is_none() && !self.quiet {
             eprintln!("{text}");
         }
     }
@@ -270,7 +277,7 @@ impl Progress for Show {
         match event {
             Event::Resolving { what } => match &self.bars {
                 Some(bars) => drop(bars.println(&what)), // only looks
-                None => eprintln!("{what}"),
+                None => self.line(&what),
             },
             Event::LayerStart { digest, total } => {
                 self.line(&format!("layer {}: {}", digest.short(), Bytes(total)));

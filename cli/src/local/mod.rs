@@ -6,8 +6,10 @@
 //! stop, kill, start, rm, logs, list ─── commands ─────────────┘
 //! ```
 
+mod build;
 mod commands;
 mod error;
+mod image;
 pub mod images;
 mod life;
 mod options;
@@ -16,7 +18,9 @@ mod run;
 mod runtime;
 mod volumes;
 
+pub use build::{Commit, Diff};
 pub use commands::{ExecOptions, Kill, LogOptions, Rm, Start, Stop, any, exec, knows, logs, ps};
+pub use image::{Image, Push, Save, System, Tag};
 pub use images::{Images, Load, Pull, Rmi};
 pub use options::Run;
 pub use run::Watch;
@@ -45,5 +49,16 @@ mod tests {
         check::<super::Images>("images");
         check::<super::Rmi>("rmi");
         check::<super::Load>("load");
+        check::<super::Push>("push");
+        check::<super::Tag>("tag");
+        check::<super::Save>("save");
+        check::<super::image::Inspect>("image inspect");
+        check::<super::image::ShowHistory>("image history");
+        check::<super::image::Verify>("image verify");
+        check::<super::image::Prune>("image prune");
+        check::<super::image::Df>("system df");
+        check::<super::Commit>("commit");
+        check::<super::Diff>("diff");
+        check::<super::build::FromRootfs>("image from-rootfs");
     }
 }

@@ -30,8 +30,9 @@ fn task() {
         }
         "pull" => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let options = PullOptions::default();
-            runtime.block_on(store.pull(&words[2].parse().unwrap(), &options, &NoProgress)).unwrap();
+            let options = PullOptions { auth_file: gantry_images::default_auth_file(), ..PullOptions::default() };
+            let pulled = runtime.block_on(store.pull(&words[2].parse().unwrap(), &options, &NoProgress));
+            pulled.unwrap_or_else(|error| panic!("{error}"));
         }
         other => panic!("{other}"),
     }

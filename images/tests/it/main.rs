@@ -3,11 +3,15 @@
 //! Every test works on a `tmpfs` of its own in a mount namespace of its own thread: nothing is left behind, however it
 //! ends, and any number can run at once.
 
+mod build;
 mod common;
 mod concurrent;
 mod hostile;
 mod load;
+mod login;
 mod pull;
+mod push;
 mod real_registry;
 mod registry;
+mod scrub;
 mod snapshot;

@@ -5,9 +5,9 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use gantry_images::{ImageError, NoProgress, PullOptions, SnapshotOptions, Store};
+use gantry_images::{ImageError, LoadSource, NoProgress, PullOptions, Reference, SnapshotOptions, Store};
 
-use crate::common::{Built, Layer, Tar, noise, workplace};
+use crate::common::{Built, Events, Layer, Tar, noise, workplace};
 use crate::concurrent::{child, finish};
 
 struct Running(Child);
@@ -85,6 +85,48 @@ fn what_another_tool_pushed_is_pulled() {
     let missing = format!("127.0.0.1:{port}/shop/web:2").parse().unwrap();
     let error = runtime.block_on(store.pull(&missing, &PullOptions::default(), &NoProgress)).unwrap_err();
     assert_eq!(error.to_string(), format!("`shop/web:2` is not in registry 127.0.0.1:{port}"));
+}
+
+#[test]
+fn what_is_pushed_and_saved_other_tools_read() {
+    if !ready() {
+        return;
+    }
+    let work = workplace("256m");
+    let port = free_port();
+    let _registry = start(port, "");
+    // More than one piece.
+    let built = Built::new(&[noise(1, 3, 6 << 20), Layer::zstd(Tar::new().file("etc/motd", "hello"))]);
+    built.write_layout(&work.join("layout"), "app:1");
+    let store = Store::open(work.join("store")).unwrap();
+    store.load(LoadSource::Path(work.join("layout")), &NoProgress).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let push = |target: &str| {
+        let events = Events::default();
+        let target: Reference = format!("127.0.0.1:{port}/{target}").parse().unwrap();
+        let digest = runtime.block_on(store.push("app:1", &target, &PullOptions::default(), &events)).unwrap();
+        assert_eq!(digest, built.digest());
+        store.tag("app:1", &target).unwrap();
+        events.reused()
+    };
+    assert_eq!(push("shop/web:1"), [false; 3]);
+    assert_eq!(push("shop/web:2"), [true; 3], "there already");
+    assert_eq!(push("shop/other:1"), [true; 3], "taken from the first repository");
+    let skopeo = |args: &[&str]| {
+        let output = Command::new("skopeo").args(args).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
+    for name in ["shop/web:1", "shop/web:2", "shop/other:1"] {
+        let image = format!("docker://127.0.0.1:{port}/{name}");
+        assert_eq!(skopeo(&["inspect", "--tls-verify=false", "--raw", &image]), built.manifest);
+    }
+    let mut archive = fs::File::create(work.join("app.tar")).unwrap();
+    store.save(&["app:1"], &mut archive, "app.tar").unwrap();
+    assert_eq!(skopeo(&["inspect", "--raw", "oci-archive:/mnt/app.tar"]), built.manifest);
+    skopeo(&["copy", "--insecure-policy", "docker-archive:/mnt/app.tar:app:1", "dir:/mnt/dir"]);
+    let config = fs::read(work.join("dir").join(built.id().hex())).unwrap();
+    assert_eq!(config, built.config, "as docker reads it");
 }
 
 /// HTTPS, with a certificate that the environment trusts, at a name from `/etc/hosts`.

@@ -43,6 +43,8 @@ pub(crate) struct State {
     pub(crate) manifests: BTreeMap<String, (String, Vec<u8>)>,
     pub(crate) faults: Vec<(&'static str, VecDeque<Fault>)>,
     pub(crate) login: Login,
+    /// Uploads under way, by number.
+    pub(crate) uploads: Vec<Vec<u8>>,
     /// Answer ranges with all of it.
     pub(crate) no_ranges: bool,
     /// `METHOD path range`
@@ -125,6 +127,7 @@ struct Request {
     method: String,
     path: String,
     headers: BTreeMap<String, String>,
+    body: Vec<u8>,
 }
 
 fn read(reader: &mut impl BufRead) -> Option<Request> {
@@ -141,7 +144,10 @@ fn read(reader: &mut impl BufRead) -> Option<Request> {
         };
         headers.insert(key.to_ascii_lowercase(), value.trim().to_owned());
     }
-    Some(Request { method, path, headers })
+    let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    Some(Request { method, path, headers, body })
 }
 
 fn serve(stream: &TcpStream, address: SocketAddr, state: &Mutex<State>) {
@@ -163,12 +169,23 @@ fn respond(mut stream: &TcpStream, address: SocketAddr, request: &Request, state
     let authorization = request.headers.get("authorization").cloned().unwrap_or_default();
     let (mut status, mut kind, mut body) = (200, "application/octet-stream".to_owned(), Vec::new());
     if request.path.starts_with("/token") {
-        let granted = matches!(&state.login, Login::Bearer(wanted) if *wanted == authorization);
-        let asked = request.path.contains("service=double") && request.path.contains("scope=repository%3A");
+        // An identity token comes in a form, everything else in the address.
+        let form = String::from_utf8_lossy(&request.body).into_owned();
+        let refresh = form.split('&').find_map(|pair| pair.strip_prefix("refresh_token="));
+        let who = refresh.map_or(authorization.clone(), |token| format!("refresh {token}"));
+        let granted = matches!(&state.login, Login::Bearer(wanted) if *wanted == who);
+        let all = request.path.clone() + &form;
+        let asked = all.contains("service=double") && all.contains("scope=repository%3A");
         (status, body) = if granted && asked { (200, br#"{"token":"t0ken"}"#.to_vec()) } else { (401, Vec::new()) };
     } else if let Some(challenge) = challenge(&state.login, &authorization, address) {
         (status, head) = (401, format!("WWW-Authenticate: {challenge}\r\n"));
         body = br#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}"#.to_vec();
+    } else if let Some((_, rest)) = request.path.split_once("/blobs/uploads/") {
+        (status, head) = upload(request, rest, state, matches!(fault, Some(Fault::HangUp)));
+    } else if let (Some((_, what)), "PUT") = (request.path.split_once("/manifests/"), request.method.as_str()) {
+        let kind = request.headers.get("content-type").cloned().unwrap_or_default();
+        state.manifests.insert(what.to_owned(), (kind, request.body.clone()));
+        status = 201;
     } else if let Some((_, what)) = request.path.split_once("/manifests/") {
         match state.manifests.get(what) {
             Some((media_type, bytes)) => {
@@ -216,6 +233,38 @@ fn respond(mut stream: &TcpStream, address: SocketAddr, request: &Request, state
         (sent == length).then_some(())?;
     }
     Some(())
+}
+
+/// Half of a piece arrives if it is to break off.
+fn upload(request: &Request, rest: &str, state: &mut State, broken: bool) -> (u16, String) {
+    let (number, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let number: usize = number.parse().unwrap_or(state.uploads.len());
+    let mounted = query.strip_prefix("mount=").and_then(|rest| rest.split('&').next()).map(|d| d.replace("%3A", ":"));
+    match request.method.as_str() {
+        "POST" if mounted.is_some_and(|digest| state.blobs.contains_key(&digest)) => return (201, String::new()),
+        "POST" => state.uploads.push(Vec::new()),
+        "PATCH" => {
+            let start: usize = request.headers["content-range"].split_once('-').unwrap().0.parse().unwrap();
+            if start != state.uploads[number].len() {
+                return (416, String::new());
+            }
+            let count = if broken { request.body.len() / 2 } else { request.body.len() };
+            state.uploads[number].extend(&request.body[..count]);
+        }
+        "PUT" => {
+            let digest = query.split_once("digest=").unwrap().1.replace("%3A", ":");
+            let bytes = state.uploads[number].clone();
+            if Digest::of(&bytes).to_string() != digest {
+                return (400, String::new());
+            }
+            state.blobs.insert(digest, bytes);
+            return (201, String::new());
+        }
+        _ => {}
+    }
+    let last = state.uploads[number].len().saturating_sub(1);
+    let status = if request.method == "GET" { 204 } else { 202 };
+    (status, format!("Location: /v2/x/blobs/uploads/{number}\r\nRange: 0-{last}\r\n"))
 }
 
 fn challenge(login: &Login, authorization: &str, address: SocketAddr) -> Option<String> {

@@ -14,6 +14,7 @@ pub mod table;
 
 use crate::config::Resources;
 use crate::error::{Because, Failure, InStep, Outcome, is_absent};
+use crate::rootless;
 use crate::sys::{bpf, clone};
 use hierarchy::Hierarchies;
 use rustix::fs::{Mode, OFlags};
@@ -28,6 +29,10 @@ use table::Version;
 
 /// Parent of the cgroups of containers whose bundle names no place.
 const DEFAULT_PARENT: &str = "gantry-runtime";
+/// Whether cgroups can be made through systemd.
+pub const SYSTEMD: bool = false;
+/// The same through a user's own systemd.
+pub const SYSTEMD_USER: bool = false;
 /// How long to wait for killed processes to leave.
 const EMPTY_WITHIN: Duration = Duration::from_secs(10);
 
@@ -48,6 +53,8 @@ pub struct Cgroup {
     hierarchies: Hierarchies,
     /// Below each mount point, without a leading slash.
     path: String,
+    /// Mount points of hierarchies that the container is not in, because a rootless runtime may not write there.
+    left_out: Vec<PathBuf>,
 }
 
 /// What a container used and suffered, read before its cgroup goes.
@@ -72,7 +79,42 @@ impl Cgroup {
     /// # Errors
     /// The host's hierarchies cannot be found out.
     pub fn at(path: String) -> Outcome<Self> {
-        Ok(Self { hierarchies: Hierarchies::observe()?, path })
+        Ok(Self { hierarchies: Hierarchies::observe()?, path, left_out: Vec::new() })
+    }
+
+    /// The same without some hierarchies, by mount point.
+    pub fn without(self, left_out: &[PathBuf]) -> Self {
+        Self { left_out: left_out.to_vec(), ..self }
+    }
+
+    /// The same without directories that are there and not ours: an ordinary user may not take them for its own.
+    pub fn without_foreign(mut self) -> Self {
+        let foreign = |directory: &Directory| {
+            directory.path.exists() && rustix::fs::access(&directory.path, rustix::fs::Access::WRITE_OK).is_err()
+        };
+        let mounts: Vec<PathBuf> =
+            self.directories().into_iter().filter(foreign).map(|directory| directory.mount).collect();
+        self.left_out.extend(mounts);
+        self
+    }
+
+    /// Mount points of the hierarchies that the container is not in.
+    pub fn left_out(&self) -> &[PathBuf] {
+        &self.left_out
+    }
+
+    /// The same in another place.
+    pub fn moved_to(self, path: String) -> Self {
+        Self { path, left_out: Vec::new(), ..self }
+    }
+
+    /// Below each mount point.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    fn is_left_out(&self, mount: &Path) -> bool {
+        self.left_out.iter().any(|other| other == mount)
     }
 
     /// The host's hierarchies.
@@ -85,6 +127,26 @@ impl Cgroup {
         mount.join(&self.path)
     }
 
+    /// The directory below a mount point that a container without a cgroup namespace sees: its own, or that of this
+    /// process in a hierarchy that the container is not moved in.
+    pub fn seen_in(&self, mount: &Path, v1: Option<&hierarchy::V1>) -> PathBuf {
+        if !self.is_left_out(mount) {
+            return self.path_in(mount);
+        }
+        let membership = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let own = membership.lines().find_map(|line| {
+            let (names, path) = line.split_once(':')?.1.split_once(':')?;
+            let same = match v1 {
+                Some(v1) => v1.controllers.iter().map(String::as_str).eq(names.split(',')),
+                None => names.is_empty(),
+            };
+            same.then(|| path.trim_start_matches('/').to_owned())
+        });
+        // Above the root of our own cgroup namespace there is nothing to show.
+        let own = own.filter(|path| !path.split('/').any(|part| part == ".."));
+        mount.join(own.unwrap_or_default())
+    }
+
     fn directories(&self) -> Vec<Directory> {
         let directory = |mount: &Path, v1: Option<&[String]>| Directory {
             mount: mount.to_owned(),
@@ -92,11 +154,35 @@ impl Cgroup {
             v1: v1.map(<[String]>::to_vec),
         };
         let v1 = self.hierarchies.v1.iter().map(|found| directory(&found.mount, Some(&found.controllers)));
-        v1.chain(self.hierarchies.v2.iter().map(|mount| directory(mount, None))).collect()
+        v1.chain(self.hierarchies.v2.iter().map(|mount| directory(mount, None)))
+            .filter(|directory| !self.is_left_out(&directory.mount))
+            .collect()
     }
 
     fn v2_directory(&self) -> Option<PathBuf> {
-        self.hierarchies.v2.as_ref().map(|mount| mount.join(&self.path))
+        let mount = self.hierarchies.v2.as_ref().filter(|mount| !self.is_left_out(mount));
+        mount.map(|mount| mount.join(&self.path))
+    }
+
+    /// Make the directories that a rootless runtime may make, leaving out the other hierarchies. False when none is
+    /// left.
+    ///
+    /// # Errors
+    /// As [`Cgroup::create`], but for the lack of permission.
+    pub fn create_where_allowed(&mut self) -> Outcome<bool> {
+        for directory in self.directories() {
+            let writable = |path: &Path| rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok();
+            match make(&directory) {
+                Ok(false) => {}
+                Ok(true) if writable(&directory.path) => self.refuse_if_used(&directory)?,
+                Ok(true) => self.left_out.push(directory.mount),
+                Err(error) if is_refusal(&error) => self.left_out.push(directory.mount),
+                Err(error) => {
+                    return Err(error).because(|| format!("cannot make cgroup `{}`", directory.path.display()));
+                }
+            }
+        }
+        Ok(!self.directories().is_empty())
     }
 
     /// Make the directories.
@@ -106,7 +192,7 @@ impl Cgroup {
     pub fn create(&self) -> Outcome<()> {
         let mut made = Vec::new();
         let result = self.directories().iter().try_for_each(|directory| {
-            if make(directory)? {
+            if make(directory).because(|| format!("cannot make cgroup `{}`", directory.path.display()))? {
                 return self.refuse_if_used(directory);
             }
             made.push(directory.path.clone());
@@ -171,15 +257,17 @@ impl Cgroup {
 
     fn directory_of(&self, controller: &str) -> Option<PathBuf> {
         match self.hierarchies.v1_of(controller) {
+            Some(hierarchy) if self.is_left_out(&hierarchy.mount) => None,
             Some(hierarchy) => Some(hierarchy.mount.join(&self.path)),
             None => self.v2_directory(),
         }
     }
 
     fn write(&self, write: &table::Write) -> Outcome<()> {
-        let directory = self
-            .directory_of(write.controller)
-            .ok_or_else(|| Failure::new(format!("no hierarchy has the controller `{}`", write.controller)))?;
+        let directory = self.directory_of(write.controller).ok_or_else(|| match self.left_out.is_empty() {
+            true => Failure::new(format!("no hierarchy has the controller `{}`", write.controller)),
+            false => no_permission(write),
+        })?;
         let mut file = directory.join(&write.file);
         let mut value = write.value.as_str();
         let mut result = write_file(&file, value);
@@ -217,6 +305,10 @@ impl Cgroup {
     fn apply_devices(&self, resources: &Resources) -> Outcome<()> {
         let rules = devices::rules(&resources.devices).map_err(|error| Failure::new(error.to_string()))?;
         if let Some(hierarchy) = self.hierarchies.v1_of("devices") {
+            if self.is_left_out(&hierarchy.mount) {
+                // Whoever may not write there can make no device either; the container has those it is given.
+                return Ok(());
+            }
             let directory = hierarchy.mount.join(&self.path);
             for (file, line) in devices::v1_writes(&rules).map_err(|error| Failure::new(error.to_string()))? {
                 let file = directory.join(file);
@@ -227,10 +319,17 @@ impl Cgroup {
         let Some(program) = devices::program(&rules) else {
             return Ok(());
         };
+        if !self.left_out.is_empty() && self.v2_directory().is_none() {
+            return Ok(());
+        }
         let directory =
             self.v2_directory().ok_or_else(|| Failure::new("no cgroup hierarchy can restrict access to devices"))?;
         let cgroup = open_directory(&directory).because(|| format!("cannot open `{}`", directory.display()))?;
-        let loaded = bpf::load_device_program(&program).because(|| "cannot load the device filter".to_owned())?;
+        let loaded = match bpf::load_device_program(&program) {
+            // As above.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && rootless::is_rootless() => return Ok(()),
+            result => result.because(|| "cannot load the device filter".to_owned())?,
+        };
         bpf::attach_device_program(cgroup.as_fd(), loaded.as_fd())
             .because(|| format!("cannot attach the device filter to `{}`", directory.display()))
     }
@@ -268,6 +367,25 @@ impl Cgroup {
             let flags = OFlags::WRONLY | OFlags::CLOEXEC;
             let door = rustix::fs::open(&file, flags, Mode::empty())
                 .because(|| format!("cannot open `{}`", file.display()))?;
+            doors.push(door);
+        }
+        Ok(doors)
+    }
+
+    /// The same for places below the container's directory, in every hierarchy.
+    ///
+    /// - `place`: the path below, from the controllers of a v1 hierarchy, or from `None` for v2.
+    ///
+    /// # Errors
+    /// There is no such cgroup.
+    pub fn doors_below<'a>(&self, place: impl Fn(Option<&[String]>) -> &'a str) -> Outcome<Vec<OwnedFd>> {
+        let mut doors = Vec::new();
+        for directory in self.directories() {
+            let name = if directory.v1.is_some() { "tasks" } else { "cgroup.procs" };
+            let file = directory.path.join(place(directory.v1.as_deref())).join(name);
+            let door = rustix::fs::open(&file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+                .because(|| format!("cannot open `{}`", file.display()))
+                .or_hint("--cgroup names a cgroup that exists below the container's own")?;
             doors.push(door);
         }
         Ok(doors)
@@ -462,19 +580,29 @@ fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
+/// Whether a rootless runtime may do without: the kernel or a read-only mount refuses.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::EROFS))
+}
+
+/// A limit of a container that has no cgroup where it would be set; in words that callers of runc look for.
+fn no_permission(write: &table::Write) -> Failure {
+    let text = "rootless needs no limits + no cgrouppath when no permission is granted for cgroups";
+    Failure::new(format!("cannot set `linux.resources.{}`: {text}", write.key))
+        .hint("let a cgroup with this controller be delegated to the user, or remove the limit")
+}
+
 /// Make a directory and its parents; true when it was there before.
-fn make(directory: &Directory) -> Outcome<bool> {
+fn make(directory: &Directory) -> io::Result<bool> {
     // A parent that is ours may vanish between two steps when another container is deleted: start over.
     for _ in 0..64 {
         match try_make(directory) {
             // Removed, or about to be.
             Err(error) if is_absent(&error) || error.raw_os_error() == Some(libc::ENODEV) => thread::yield_now(),
-            result => {
-                return result.because(|| format!("cannot make cgroup `{}`", directory.path.display()));
-            }
+            result => return result,
         }
     }
-    Err(Failure::new(format!("cannot make cgroup `{}`: its parent keeps vanishing", directory.path.display())))
+    Err(io::Error::new(io::ErrorKind::NotFound, "its parent keeps vanishing"))
 }
 
 fn try_make(directory: &Directory) -> io::Result<bool> {

@@ -3,6 +3,7 @@
 //! Pure: looks at the configuration only. What depends on the host is found by the step that needs it.
 
 use super::{Config, Process};
+use crate::container::idmap;
 use crate::container::namespaces::Kind;
 use crate::container::rlimits;
 use std::collections::BTreeSet;
@@ -163,9 +164,6 @@ fn check_mounts(config: &Config) -> Result<(), ConfigError> {
         if mount.destination.is_empty() {
             return Err(invalid(format!("{path}.destination"), "is empty"));
         }
-        if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-            return Err(unsupported(format!("{path}.uidMappings")));
-        }
         let clean = crate::container::path::clean(&mount.destination);
         let options = crate::container::options::parse(&mount.options)
             .map_err(|error| invalid(format!("{path}.options"), error.to_string()))?;
@@ -180,8 +178,85 @@ fn check_mounts(config: &Config) -> Result<(), ConfigError> {
             let problem = format!("`{clean}` lies inside /proc, which the runtime must be able to trust");
             return Err(invalid(format!("{path}.destination"), problem));
         }
+        check_mount_map(config, mount, &options, &path)?;
         if clean == "/" && !options.remount {
             return Err(invalid(format!("{path}.destination"), "is the root itself"));
+        }
+    }
+    Ok(())
+}
+
+/// An ID map of a mount: both halves, or that of the container's user namespace.
+fn check_mount_map(
+    config: &Config,
+    mount: &super::Mount,
+    options: &crate::container::options::Options,
+    path: &str,
+) -> Result<(), ConfigError> {
+    let (uids, gids) = (&mount.uid_mappings, &mount.gid_mappings);
+    let asks = options.idmap.is_some() || !uids.is_empty() || !gids.is_empty();
+    if !asks {
+        return Ok(());
+    }
+    for (half, other, key) in [(uids, gids, "gidMappings"), (gids, uids, "uidMappings")] {
+        if !half.is_empty() && other.is_empty() {
+            return Err(invalid(format!("{path}.{key}"), "is missing, an ID-mapped mount needs both maps"));
+        }
+    }
+    if uids.is_empty() && config.namespace("user").is_none() {
+        let problem = "asks for an ID map, but neither the mount nor a user namespace has one";
+        return Err(invalid(format!("{path}.options"), problem));
+    }
+    if options.remount {
+        return Err(invalid(path, "cannot change the ID map of a mount that is there"));
+    }
+    if matches!(mount.kind.as_deref(), Some("cgroup" | "cgroup2")) {
+        return Err(invalid(path, "is a cgroup filesystem, whose IDs cannot be mapped"));
+    }
+    check_map(uids, &format!("{path}.uidMappings"))?;
+    check_map(gids, &format!("{path}.gidMappings"))
+}
+
+fn check_map(map: &[super::IdMapping], path: &str) -> Result<(), ConfigError> {
+    idmap::check(map).map_err(|(index, problem)| invalid(format!("{path}[{index}]"), problem))
+}
+
+/// Without a mount namespace of its own the container has its root and no mount: one would stay on the host.
+fn check_shared_mounts(config: &Config) -> Result<(), ConfigError> {
+    let linux = &config.linux;
+    for (asks, key) in [
+        (!config.mounts.is_empty(), "mounts"),
+        (config.root.as_ref().is_some_and(|root| root.readonly), "root.readonly"),
+        (!linux.masked_paths.is_empty(), "linux.maskedPaths"),
+        (!linux.readonly_paths.is_empty(), "linux.readonlyPaths"),
+        (linux.rootfs_propagation.as_deref().is_some_and(|text| !text.is_empty()), "linux.rootfsPropagation"),
+    ] {
+        if asks {
+            let problem =
+                "cannot be carried out: `linux.namespaces` has no `mount`, and the host's mounts stay as they are";
+            return Err(invalid(key, problem));
+        }
+    }
+    Ok(())
+}
+
+/// Every ID of the process must exist in the user namespace that is made for it.
+fn check_mapped(config: &Config) -> Result<(), ConfigError> {
+    let Some(process) = &config.process else { return Ok(()) };
+    let (uids, gids) = (&config.linux.uid_mappings, &config.linux.gid_mappings);
+    let user = &process.user;
+    let groups = user.additional_gids.iter().enumerate();
+    let groups = groups.map(|(index, &gid)| (gids, gid, format!("additionalGids[{index}]"), "linux.gidMappings"));
+    for (map, id, key, name) in [
+        (uids, user.uid, "uid".to_owned(), "linux.uidMappings"),
+        (gids, user.gid, "gid".to_owned(), "linux.gidMappings"),
+    ]
+    .into_iter()
+    .chain(groups)
+    {
+        if idmap::to_host(map, id).is_none() {
+            let problem = format!("{id} is not in `{name}`, so it does not exist in the container");
+            return Err(invalid(format!("process.user.{key}"), problem));
         }
     }
     Ok(())
@@ -197,13 +272,13 @@ fn check_namespaces(config: &Config) -> Result<(), ConfigError> {
         if !seen.insert(kind) {
             return Err(invalid(path, format!("`{}` is given twice", namespace.kind)));
         }
-        if kind == Kind::Mount && namespace.joined().is_some() {
-            return Err(unsupported(format!("{path}.path")));
+        if namespace.joined().is_some_and(|file| !file.starts_with('/')) {
+            let file = namespace.joined().unwrap_or("");
+            return Err(invalid(format!("{path}.path"), format!("`{file}` is not an absolute path")));
         }
     }
     if !seen.contains(&Kind::Mount) {
-        let problem = "has no `mount` entry; mounting in the host's namespace is refused";
-        return Err(invalid("linux.namespaces", problem));
+        check_shared_mounts(config)?;
     }
     let maps = !config.linux.uid_mappings.is_empty() || !config.linux.gid_mappings.is_empty();
     if config.makes("user") {
@@ -215,14 +290,17 @@ fn check_namespaces(config: &Config) -> Result<(), ConfigError> {
                 return Err(invalid(key, "is empty, but a new user namespace needs a map"));
             }
         }
+        check_map(&config.linux.uid_mappings, "linux.uidMappings")?;
+        check_map(&config.linux.gid_mappings, "linux.gidMappings")?;
+        check_mapped(config)?;
     } else if maps && config.namespace("user").is_none() {
         return Err(invalid("linux.uidMappings", "is given without a user namespace"));
     }
-    if config.hostname.as_deref().is_some_and(|name| !name.is_empty()) && !config.makes("uts") {
-        return Err(invalid("hostname", "needs a new `uts` namespace, else it would rename the host"));
+    if config.hostname.as_deref().is_some_and(|name| !name.is_empty()) && config.namespace("uts").is_none() {
+        return Err(invalid("hostname", "needs a `uts` namespace, else it would rename the host"));
     }
-    if config.domainname.as_deref().is_some_and(|name| !name.is_empty()) && !config.makes("uts") {
-        return Err(invalid("domainname", "needs a new `uts` namespace, else it would rename the host"));
+    if config.domainname.as_deref().is_some_and(|name| !name.is_empty()) && config.namespace("uts").is_none() {
+        return Err(invalid("domainname", "needs a `uts` namespace, else it would rename the host"));
     }
     if !config.linux.time_offsets.is_empty() && !config.makes("time") {
         return Err(invalid("linux.timeOffsets", "needs a new `time` namespace"));
@@ -330,15 +408,7 @@ fn check_sysctl(config: &Config, name: &str) -> Result<(), ConfigError> {
 }
 
 fn check_hooks(config: &Config) -> Result<(), ConfigError> {
-    let hooks = &config.hooks;
-    for (key, list) in [
-        ("prestart", &hooks.prestart),
-        ("createRuntime", &hooks.create_runtime),
-        ("createContainer", &hooks.create_container),
-        ("startContainer", &hooks.start_container),
-        ("poststart", &hooks.poststart),
-        ("poststop", &hooks.poststop),
-    ] {
+    for (key, list) in config.hooks.each() {
         for (index, hook) in list.iter().enumerate() {
             let path = format!("hooks.{key}[{index}]");
             if !hook.path.starts_with('/') {
@@ -402,7 +472,12 @@ mod tests {
             ("/linux/namespaces/-", json!({"type": "pid"}), "$.linux.namespaces"),
             ("/linux/namespaces/-", json!({"type": "moon"}), "$.linux.namespaces"),
             ("/linux/namespaces/-", json!({"type": "user"}), "$.linux.uidMappings"),
-            ("/linux/namespaces", json!([{"type": "pid"}]), "$.linux.namespaces"),
+            ("/linux/namespaces", json!([{"type": "pid"}]), "$.mounts: "),
+            (
+                "/linux/namespaces/-",
+                json!({"type": "time", "path": "x"}),
+                "$.linux.namespaces[6].path: `x` is not an abs",
+            ),
             ("/mounts/-", json!({"destination": "/proc/self", "type": "tmpfs"}), "$.mounts[7].destination"),
             ("/mounts/-", json!({"destination": "/x/../proc/1", "type": "tmpfs"}), "$.mounts[7].destination"),
             ("/mounts/-", json!({"destination": "/x", "options": ["bind"]}), "$.mounts[7].source"),
@@ -428,5 +503,72 @@ mod tests {
     fn what_the_specification_does_not_know_is_ignored() {
         assert_eq!(with("/linux/somethingNew", json!({"a": 1})), Ok(()));
         assert_eq!(with("/mounts", json!(null)), Ok(()));
+    }
+
+    /// The example in a user namespace with ten users and groups, changed.
+    fn with_users(change: impl FnOnce(&mut Value)) -> String {
+        let mut config = serde_json::to_value(super::super::example::config(true)).expect("the example is JSON");
+        config["linux"]["uidMappings"] = json!([{"containerID": 0, "hostID": 1000, "size": 10}]);
+        config["linux"]["gidMappings"] = config["linux"]["uidMappings"].clone();
+        config["linux"]["namespaces"].as_array_mut().expect("a list").push(json!({"type": "user"}));
+        change(&mut config);
+        let checked = check(&serde_json::from_value(config).expect("the value has the right type"));
+        checked.err().map_or(String::new(), |error| error.to_string())
+    }
+
+    #[test]
+    fn maps_and_ids_that_do_not_fit_are_named() {
+        let map = |lines: Value| move |config: &mut Value| config["linux"]["uidMappings"] = lines;
+        let ids = |lines: Value| lines;
+        assert_eq!(with_users(|_| ()), "");
+        for (error, want) in [
+            (with_users(map(ids(json!([{"size": 0}])))), "$.linux.uidMappings[0]: has a `size` of 0"),
+            (
+                with_users(map(ids(json!([{"hostID": 1, "size": 9}, {"containerID": 20, "hostID": 5, "size": 1}])))),
+                "$.linux.uidMappings[1]: has a range of `hostID` in common with line 0",
+            ),
+            (with_users(|config| config["process"]["user"]["uid"] = json!(10)), "$.process.user.uid: 10 is not in"),
+            (with_users(|config| config["process"]["user"]["gid"] = json!(99)), "$.process.user.gid: 99 is not in"),
+            (
+                with_users(|config| config["process"]["user"]["additionalGids"] = json!([3, 77])),
+                "$.process.user.additionalGids[1]: 77 is not in `linux.gidMappings`",
+            ),
+        ] {
+            assert!(error.contains(want), "{error}");
+        }
+    }
+
+    #[test]
+    fn maps_of_mounts() {
+        let lines = json!([{"containerID": 0, "hostID": 5, "size": 1}]);
+        let mount = |key: &str, value: Value| {
+            let mut mount = json!({"destination": "/x", "type": "bind", "source": "/x", "options": ["bind"]});
+            mount[key] = value;
+            mount
+        };
+        let both = |options: Value| {
+            let mut mount = mount("options", options);
+            mount["uidMappings"] = lines.clone();
+            mount["gidMappings"] = lines.clone();
+            mount
+        };
+        for (why, mount, want) in [
+            ("half a map", mount("uidMappings", lines.clone()), "$.mounts[7].gidMappings: is missing"),
+            ("the other half", mount("gidMappings", lines.clone()), "$.mounts[7].uidMappings: is missing"),
+            ("no map anywhere", mount("options", json!(["bind", "idmap"])), "$.mounts[7].options: asks for an ID map"),
+            ("both", both(json!(["bind"])), ""),
+            ("both and the option", both(json!(["rbind", "ridmap"])), ""),
+            ("a remount", both(json!(["bind", "remount"])), "$.mounts[7]: cannot change the ID map"),
+        ] {
+            let error = with("/mounts/-", mount).err().map_or(String::new(), |error| error.to_string());
+            assert!(error.contains(want) && error.is_empty() == want.is_empty(), "{why}: {error}");
+        }
+        assert_eq!(
+            with_users(|config| config["mounts"]
+                .as_array_mut()
+                .expect("a list")
+                .push(mount("options", json!(["ridmap", "bind"])))),
+            ""
+        );
     }
 }

@@ -1,6 +1,8 @@
 //! The configuration that `gantry-runtime spec` writes.
 
-use super::{Capabilities, Config, DeviceRule, Linux, Mount, Namespace, Process, Resources, Rlimit, Root, User};
+use super::{
+    Capabilities, Config, DeviceRule, IdMapping, Linux, Mount, Namespace, Process, Resources, Rlimit, Root, User,
+};
 
 fn strings(list: &[&str]) -> Vec<String> {
     list.iter().map(|&text| text.to_owned()).collect()
@@ -21,7 +23,7 @@ fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount
 pub fn config(terminal: bool) -> Config {
     let keep = strings(&["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]);
     Config {
-        oci_version: "1.2.0".to_owned(),
+        oci_version: super::SPEC_VERSION.to_owned(),
         process: Some(Process {
             terminal,
             user: User::default(),
@@ -66,6 +68,27 @@ pub fn config(terminal: bool) -> Config {
         },
         ..Config::default()
     }
+}
+
+/// The same for an ordinary user: root in the container is that user, the network is the host's, and there are no
+/// limits, which need rights.
+pub fn rootless(mut config: Config, uid: u32, gid: u32) -> Config {
+    let map = |host_id| vec![IdMapping { container_id: 0, host_id, size: 1 }];
+    config.linux.uid_mappings = map(uid);
+    config.linux.gid_mappings = map(gid);
+    config.linux.namespaces.retain(|namespace| namespace.kind != "network");
+    config.linux.namespaces.push(Namespace { kind: "user".to_owned(), path: None });
+    config.linux.resources = Resources::default();
+    for mount in &mut config.mounts {
+        // Other groups than the user's own are not mapped.
+        mount.options.retain(|option| !option.starts_with("gid=") && !option.starts_with("uid="));
+        if mount.kind.as_deref() == Some("sysfs") {
+            // A new sysfs shows the network of a network namespace that must be the user's own.
+            let options = ["rbind", "nosuid", "noexec", "nodev", "ro"];
+            *mount = self::mount("/sys", "none", "/sys", &options);
+        }
+    }
+    config
 }
 
 fn mounts() -> Vec<Mount> {

@@ -11,6 +11,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
+/// Version of the specification that is carried out; also what `spec` writes.
+pub const SPEC_VERSION: &str = "1.3.0";
+
 /// Go writes an absent list as `null`; take it as empty.
 fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
@@ -232,18 +235,6 @@ config! {
         personality: Option<Personality>,
         /// Clock offsets of a new time namespace.
         time_offsets: BTreeMap<String, TimeOffset>,
-    }
-
-    /// One line of an ID map.
-    IdMapping {
-        /// First ID in the container.
-        #[serde(rename = "containerID")]
-        container_id: u32,
-        /// First ID on the host.
-        #[serde(rename = "hostID")]
-        host_id: u32,
-        /// How many.
-        size: u32,
     }
 
     /// Offset of one clock.
@@ -488,6 +479,34 @@ config! {
         /// `SCMP_CMP_*`.
         op: String,
     }
+}
+
+impl Hooks {
+    /// Every list with its key, in the order in which they run.
+    pub fn each(&self) -> [(&'static str, &[Hook]); 6] {
+        [
+            ("prestart", &self.prestart),
+            ("createRuntime", &self.create_runtime),
+            ("createContainer", &self.create_container),
+            ("startContainer", &self.start_container),
+            ("poststart", &self.poststart),
+            ("poststop", &self.poststop),
+        ]
+    }
+}
+
+/// One line of an ID map. Written with all its keys, as its schema demands.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct IdMapping {
+    /// First ID in the container.
+    #[serde(rename = "containerID", default)]
+    pub container_id: u32,
+    /// First ID on the host.
+    #[serde(rename = "hostID", default)]
+    pub host_id: u32,
+    /// How many.
+    #[serde(default)]
+    pub size: u32,
 }
 
 impl Config {

@@ -71,6 +71,11 @@ pub fn bit(name: &str) -> Option<u64> {
     NAMES.iter().position(|known| *known == short).map(|number| 1 << number)
 }
 
+/// Every name.
+pub fn all() -> impl Iterator<Item = String> {
+    NAMES.iter().map(|name| format!("CAP_{name}"))
+}
+
 /// Names of the bits of a set.
 fn names(set: u64) -> String {
     let named = NAMES.iter().enumerate().filter(|(number, _)| set >> number & 1 == 1);

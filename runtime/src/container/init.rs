@@ -13,6 +13,7 @@ use super::procfs::{Procfs, parameter_path};
 use crate::cgroup::{self, Cgroup};
 use crate::config::Config;
 use crate::error::{Because, Failure, Outcome};
+use crate::rootless;
 use crate::state::Status;
 use crate::sys::{clone, mount, process, socket};
 use rustix::fs::OFlags;
@@ -42,8 +43,10 @@ pub enum Start {
 pub struct Init<'a> {
     /// Configuration.
     pub config: &'a Config,
-    /// Trees opened on the host.
-    pub prepared: &'a Prepared,
+    /// The bundle's directory.
+    pub bundle: &'a std::path::Path,
+    /// Trees opened on the host; if not by the runtime process, then here.
+    pub prepared: Option<Prepared>,
     /// The container's cgroup.
     pub cgroup: &'a Cgroup,
     /// Files to write `0` into, to join it.
@@ -81,13 +84,15 @@ struct Step {
 /// The start of a container.
 const STEPS: &[Step] = &[
     Step { name: "self-protection", run: |init| init.protect() },
-    Step { name: "join cgroup", run: |init| init.join_cgroup() },
     Step { name: "join namespaces", run: |init| init.join_namespaces() },
+    Step { name: "open mounts", run: |init| init.open_mounts() },
     Step { name: "user namespace", run: |init| init.enter_user_namespace() },
-    Step { name: "late namespaces", run: |init| init.unshare_late() },
     Step { name: "session", run: |init| init.new_session() },
-    Step { name: "root filesystem", run: |init| mounts::attach_root(init.prepared) },
-    Step { name: "mounts", run: |init| init.context().mount_all() },
+    Step { name: "root filesystem", run: |init| mounts::attach_root(init.prepared()) },
+    Step { name: "mounts", run: |init| init.context().mount_some(0..init.cgroup_mount()) },
+    Step { name: "join cgroup", run: |init| init.join_cgroup() },
+    Step { name: "late namespaces", run: |init| init.unshare_late() },
+    Step { name: "mounts", run: |init| init.context().mount_some(init.cgroup_mount()..init.config.mounts.len()) },
     Step { name: "devices", run: |init| nodes::make(&init.context()) },
     Step { name: "terminal", run: |init| init.open_terminal() },
     Step { name: "masked paths", run: |init| init.context().mask() },
@@ -98,7 +103,7 @@ const STEPS: &[Step] = &[
     Step { name: "runtime hooks", run: |init| init.runtime_hooks() },
     Step { name: "container hooks", run: |init| init.container_hooks() },
     Step { name: "working directory", run: |init| init.make_working_directory() },
-    Step { name: "pivot root", run: |init| mounts::pivot(init.prepared, init.no_pivot) },
+    Step { name: "pivot root", run: |init| mounts::pivot(init.prepared(), init.no_pivot) },
     Step { name: "seal root", run: |init| init.context().seal_root() },
     Step { name: "personality", run: |init| init.set_personality() },
     Step { name: "find program", run: |init| init.find_program() },
@@ -127,22 +132,59 @@ impl Init<'_> {
     }
 
     fn context(&self) -> Context<'_> {
-        Context { config: self.config, prepared: self.prepared, cgroup: self.cgroup }
+        Context { config: self.config, prepared: self.prepared(), cgroup: self.cgroup }
+    }
+
+    fn prepared(&self) -> &Prepared {
+        self.prepared.as_ref().expect("the step `open mounts` comes first")
+    }
+
+    /// Late, in the mount namespace this is for, and while we still are the user who may reach the bundle.
+    fn open_mounts(&mut self) -> Outcome<()> {
+        if self.prepared.is_none() {
+            self.prepared = Some(Prepared::open(self.config, self.bundle, self.cgroup)?);
+        }
+        Ok(())
     }
 
     /// Keep others from reaching our binary through `/proc/PID/exe`, and end with the creator.
     fn protect(&mut self) -> Outcome<()> {
-        process::set_not_dumpable().because(|| "cannot make the process undumpable".to_owned())?;
-        process::set_parent_death_signal(libc::SIGKILL).because(|| "cannot ask for a death signal".to_owned())?;
+        if self.namespaces.makes_user() && self.namespaces.unshare_time && !self.joined {
+            // Clocks are set through a file that is ours only before the next step, and nobody sees us yet.
+            unshare_time(self.config, true)?;
+        }
+        // An ordinary user can write the ID maps of a dumpable process only. In a new user namespace none but that
+        // user's own processes on the host may look at it.
+        if !(rootless::is_ordinary_user() && self.namespaces.makes_user()) {
+            process::set_not_dumpable().because(|| "cannot make the process undumpable".to_owned())?;
+        }
+        self.end_with_creator()?;
+        let hooks = &self.config.hooks;
+        if hooks.create_container.is_empty() && hooks.start_container.is_empty() {
+            return Ok(());
+        }
         // The host's procfs still shows the number that the host knows.
         let link = rustix::fs::readlink("/proc/self", Vec::new()).because(|| "cannot read `/proc/self`".to_owned())?;
         self.host_pid = link.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or(0);
         Ok(())
     }
 
+    /// Where in the list of mounts the first of a cgroup filesystem is. That one must be made inside the container's
+    /// cgroup; what was made before it is not counted against the memory limit, which may be smaller than that.
+    fn cgroup_mount(&self) -> usize {
+        let mounts = &self.config.mounts;
+        let first = mounts.iter().position(|mount| matches!(mount.kind.as_deref(), Some("cgroup" | "cgroup2")));
+        first.unwrap_or(mounts.len())
+    }
+
+    fn end_with_creator(&self) -> Outcome<()> {
+        process::set_parent_death_signal(libc::SIGKILL).because(|| "cannot ask for a death signal".to_owned())
+    }
+
     fn join_cgroup(&mut self) -> Outcome<()> {
-        for door in self.doors.drain(..) {
-            rustix::io::write(&door, b"0").map_err(cgroup::refused)?;
+        // They are closed by the exec.
+        for door in &self.doors {
+            rustix::io::write(door, b"0").map_err(cgroup::refused)?;
         }
         Ok(())
     }
@@ -157,30 +199,17 @@ impl Init<'_> {
         }
         self.channel.send(&Message::NeedMaps)?;
         self.channel.wait_for_go()?;
-        become_root()
+        become_root(self.program.process)?;
+        // The change of user has taken that back.
+        self.end_with_creator()
     }
 
     fn unshare_late(&mut self) -> Outcome<()> {
         if self.namespaces.unshare_cgroup {
             clone::unshare(libc::CLONE_NEWCGROUP).because(|| "cannot make a cgroup namespace".to_owned())?;
         }
-        if self.namespaces.unshare_time {
-            clone::unshare(libc::CLONE_NEWTIME).because(|| "cannot make a time namespace".to_owned())?;
-            let offsets: String = self
-                .config
-                .linux
-                .time_offsets
-                .iter()
-                .map(|(clock, offset)| format!("{clock} {} {}\n", offset.secs, offset.nanosecs))
-                .collect();
-            if !offsets.is_empty() {
-                std::fs::write("/proc/self/timens_offsets", offsets)
-                    .because(|| "cannot set `linux.timeOffsets`".to_owned())?;
-            }
-            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-            let file = rustix::fs::open("/proc/self/ns/time_for_children", flags, rustix::fs::Mode::empty())
-                .because(|| "cannot open the time namespace".to_owned())?;
-            clone::setns(file.as_fd(), libc::CLONE_NEWTIME).because(|| "cannot enter the time namespace".to_owned())?;
+        if self.namespaces.unshare_time && !self.namespaces.makes_user() && !self.joined {
+            unshare_time(self.config, true)?;
         }
         Ok(())
     }
@@ -198,14 +227,16 @@ impl Init<'_> {
         if !self.program.process.terminal {
             return Ok(());
         }
-        let root = super::path::RootDir(self.prepared.root.as_fd());
+        let root = super::path::RootDir(self.prepared().root.as_fd());
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         let dev = root
             .open("/dev", flags, super::path::Links::Refuse)
             .because(|| "cannot open `/dev` of the container".to_owned())?;
         let (master, slave) = program::open_terminal(&dev, self.program.process)?;
-        let console = program::console_mount(&slave)?;
-        self.context().cover(console.as_fd(), "/dev/console")?;
+        if self.prepared().may_mount() {
+            let console = program::console_mount(&slave)?;
+            self.context().cover(console.as_fd(), "/dev/console")?;
+        }
         hand_over(&self.channel, &self.terminal, master)?;
         self.terminal = Terminal::None;
         program::take_terminal(&slave)
@@ -215,9 +246,18 @@ impl Init<'_> {
         if self.config.linux.sysctl.is_empty() {
             return Ok(());
         }
-        let procfs = Procfs::new()?;
+        let procfs = Procfs::new().or_else(|failure| Procfs::of_host().map_err(|_| failure))?;
         for (name, value) in &self.config.linux.sysctl {
-            procfs.write(&parameter_path(name), value)?;
+            // The files are the host's, the calls the namespace's.
+            match name.replace('/', ".").as_str() {
+                "kernel.hostname" => {
+                    mount::set_hostname(value).because(|| format!("cannot set the host name `{value}`"))?
+                }
+                "kernel.domainname" => {
+                    mount::set_domainname(value).because(|| format!("cannot set the domain name `{value}`"))?;
+                }
+                _ => procfs.write(&parameter_path(name), value)?,
+            }
         }
         Ok(())
     }
@@ -252,12 +292,18 @@ impl Init<'_> {
     }
 
     fn container_hooks(&mut self) -> Outcome<()> {
+        if self.config.hooks.create_container.is_empty() {
+            return Ok(());
+        }
         hooks::run("createContainer", &self.config.hooks.create_container, &self.state_as(Status::Creating))
     }
 
     /// The specification does not say that it must exist, and every other runtime makes it.
     fn make_working_directory(&mut self) -> Outcome<()> {
-        let root = super::path::RootDir(self.prepared.root.as_fd());
+        if self.program.process.cwd == "/" {
+            return Ok(());
+        }
+        let root = super::path::RootDir(self.prepared().root.as_fd());
         root.make_dir(&self.program.process.cwd, super::path::Links::Follow).map(drop)
     }
 
@@ -290,8 +336,33 @@ impl Init<'_> {
     }
 
     fn start_hooks(&mut self) -> Outcome<()> {
+        if self.config.hooks.start_container.is_empty() {
+            return Ok(());
+        }
         hooks::run("startContainer", &self.config.hooks.start_container, &self.state_as(Status::Created))
     }
+}
+
+/// Make a time namespace with the clocks of the bundle, for children, or to `enter` at once.
+///
+/// # Errors
+/// The kernel has none, or refuses an offset.
+pub fn unshare_time(config: &Config, enter: bool) -> Outcome<()> {
+    clone::unshare(libc::CLONE_NEWTIME).because(|| "cannot make a time namespace".to_owned())?;
+    let line = |(clock, offset): (&String, &crate::config::TimeOffset)| {
+        format!("{clock} {} {}\n", offset.secs, offset.nanosecs)
+    };
+    let offsets: String = config.linux.time_offsets.iter().map(line).collect();
+    if !offsets.is_empty() {
+        std::fs::write("/proc/self/timens_offsets", offsets).because(|| "cannot set `linux.timeOffsets`".to_owned())?;
+    }
+    if !enter {
+        return Ok(());
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::open("/proc/self/ns/time_for_children", flags, rustix::fs::Mode::empty())
+        .because(|| "cannot open the time namespace".to_owned())?;
+    clone::setns(file.as_fd(), libc::CLONE_NEWTIME).because(|| "cannot enter the time namespace".to_owned())
 }
 
 /// Wait for a `start` that means it.

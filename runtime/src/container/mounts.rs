@@ -6,19 +6,27 @@
 //!                                          fsopen/open_tree → attributes → move_mount onto a descriptor
 //! ```
 //! Bind sources are opened before the clone, so a user namespace needs no right to walk to them, and no path of the
-//! host is used after entering the container's namespace.
+//! host is used after entering the container's namespace. Two cases open them later, in the container's process: a
+//! runtime without the right to clone trees does so in the new mount namespace, as the user it runs as; and with a
+//! joined mount namespace, paths are those of that namespace.
 
-use super::options::{self, Bind, Options, Propagation, READ_ONLY};
+use super::idmap;
+use super::namespaces::MountsOf;
+use super::options::{self, Bind, IDMAP, Idmap, Options, Propagation, READ_ONLY};
 use super::path::{Links, RootDir, clean};
+use super::quick::{self, Places};
 use crate::cgroup::Cgroup;
-use crate::config::{Config, Mount};
+use crate::config::{Config, IdMapping, Mount};
 use crate::error::{Because, Failure, InStep, Outcome};
+use crate::rootless;
 use crate::sys::mount::{MountAttr, mount_setattr};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 /// Device files every container has: name, major, minor.
 pub const DEFAULT_DEVICES: &[(&str, u32, u32)] =
@@ -31,8 +39,16 @@ pub struct Prepared {
     pub root: OwnedFd,
     /// Per mount of the configuration.
     trees: Vec<Tree>,
+    /// User namespaces whose ID maps filesystems get that the container makes, by the index of the mount.
+    maps: Vec<(usize, Rc<OwnedFd>)>,
     /// Host device files, where making them is not allowed (user namespaces): path in the container, tree.
     pub devices: Vec<(String, OwnedFd)>,
+    /// In whose mount namespace all this goes.
+    mounts_of: MountsOf,
+    /// Where the root goes in a mount namespace that is joined: over itself.
+    seat: Option<OwnedFd>,
+    /// Filesystems that the container's process has made.
+    places: Places,
 }
 
 /// What a mount was prepared to.
@@ -80,42 +96,179 @@ pub fn root_path(config: &Config, bundle: &Path) -> PathBuf {
 }
 
 impl Prepared {
-    /// Open everything that comes from the host.
+    /// Open everything that comes from the host, in the runtime process; `None` when only the container's process can.
+    ///
+    /// # Errors
+    /// A source is missing or cannot be cloned.
+    pub fn open_early(config: &Config, bundle: &Path, cgroup: &Cgroup) -> Outcome<Option<Self>> {
+        if rootless::is_ordinary_user() || MountsOf::of(config) == MountsOf::Joined {
+            return Ok(None);
+        }
+        match open_root(config, bundle) {
+            Err(Errno::PERM) if rootless::in_user_namespace() => Ok(None),
+            root => Self::with_root(root, config, bundle, cgroup).map(Some),
+        }
+    }
+
+    /// The same in the container's process.
     ///
     /// # Errors
     /// A source is missing or cannot be cloned.
     pub fn open(config: &Config, bundle: &Path, cgroup: &Cgroup) -> Outcome<Self> {
+        Self::with_root(open_root(config, bundle), config, bundle, cgroup)
+    }
+
+    fn with_root(root: Result<OwnedFd, Errno>, config: &Config, bundle: &Path, cgroup: &Cgroup) -> Outcome<Self> {
         let path = root_path(config, bundle);
-        let root = open_tree(CWD, &path, true)
+        let root = root
             .because(|| format!("cannot open root filesystem `{}`", path.display()))
             .or_hint("`root.path` in config.json is relative to the bundle; does the directory exist?")?;
+        let mounts_of = MountsOf::of(config);
+        let (trees, maps, devices, seat) = (Vec::new(), Vec::new(), Vec::new(), None);
+        let mut prepared = Self { root, trees, maps, devices, mounts_of, seat, places: Places::default() };
+        if mounts_of == MountsOf::Runtime {
+            return Ok(prepared);
+        }
+        if mounts_of == MountsOf::Joined {
+            let what = || format!("cannot open root filesystem `{}`", path.display());
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            prepared.seat = Some(rustix::fs::open(&path, flags, Mode::empty()).because(what)?);
+        }
+        let root = prepared.root.as_fd();
         let default = default_propagation(config);
-        set_propagation(root.as_fd(), default).because(|| "cannot set the propagation of the root".to_owned())?;
+        set_propagation(root, default).because(|| "cannot set the propagation of the root".to_owned())?;
         // The mounts made in it must reach no other namespace until they are all there.
         let private = Propagation { kind: libc::MS_PRIVATE, recursive: false };
-        set_propagation(root.as_fd(), private).because(|| "cannot set the propagation of the root".to_owned())?;
-        let mut trees = Vec::with_capacity(config.mounts.len());
+        set_propagation(root, private).because(|| "cannot set the propagation of the root".to_owned())?;
+        let mut maps = Maps { config, made: Vec::new() };
+        prepared.trees.reserve(config.mounts.len());
         for (index, mount) in config.mounts.iter().enumerate() {
-            trees.push(prepare(config, mount, bundle, cgroup, default).map_err(|failure| at(failure, index, mount))?);
+            let (tree, map) = prepare(config, mount, bundle, cgroup, default, &mut maps)
+                .map_err(|failure| at(failure, index, mount))?;
+            prepared.trees.push(tree);
+            prepared.maps.extend(map.map(|map| (index, map)));
         }
-        let mut devices = Vec::new();
         if config.namespace("user").is_some() {
-            for (name, _, _) in DEFAULT_DEVICES {
+            for (name, major, minor) in DEFAULT_DEVICES {
                 let path = format!("/dev/{name}");
-                devices.push(host_device(&path)?);
+                let tree = host_device(&path, "c", *major, *minor)?;
+                prepared.devices.push((path, tree));
             }
-            for device in &config.linux.devices {
-                devices.push(host_device(&device.path)?);
+            // Pipes have no number and can be made by anybody.
+            for device in config.linux.devices.iter().filter(|device| device.kind != "p") {
+                let (major, minor) = (device.major.unwrap_or(0), device.minor.unwrap_or(0));
+                prepared.devices.push((device.path.clone(), host_device(&device.path, &device.kind, major, minor)?));
             }
         }
-        Ok(Self { root, trees, devices })
+        Ok(prepared)
+    }
+
+    /// Whether mounts may be made at all.
+    pub fn may_mount(&self) -> bool {
+        self.mounts_of != MountsOf::Runtime
     }
 }
 
-fn host_device(path: &str) -> Outcome<(String, OwnedFd)> {
-    let tree = open_tree(CWD, Path::new(path), false)
-        .because(|| format!("cannot open device `{path}` of the host, which a user namespace may not make"))?;
-    Ok((path.to_owned(), tree))
+fn open_root(config: &Config, bundle: &Path) -> Result<OwnedFd, Errno> {
+    let path = root_path(config, bundle);
+    if MountsOf::of(config) == MountsOf::Runtime {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        return rustix::fs::open(&path, flags, Mode::empty());
+    }
+    open_tree(CWD, &path, true)
+}
+
+/// A mount of a device file of the host that has the right numbers: whoever may not make one can only borrow.
+///
+/// # Errors
+/// There is none, or it is another device.
+pub fn host_device(path: &str, kind: &str, major: u32, minor: u32) -> Outcome<OwnedFd> {
+    let what = || format!("cannot open device `{path}` of the host, which a user namespace may not make");
+    let tree = open_tree(CWD, Path::new(path), false).because(what)?;
+    let stat = rustix::fs::fstat(&tree).because(what)?;
+    let found = FileType::from_raw_mode(stat.st_mode);
+    let right = if kind == "b" { found.is_block_device() } else { found.is_char_device() };
+    if right && stat.st_rdev == rustix::fs::makedev(major, minor) {
+        return Ok(tree);
+    }
+    Err(Failure::new(format!("`{path}` of the host is not device {kind} {major}:{minor}"))
+        .hint("in a user namespace a device of the bundle must be at the same path on the host"))
+}
+
+/// User namespaces for ID-mapped mounts; one for all mounts with the same map.
+struct Maps<'a> {
+    config: &'a Config,
+    made: Vec<(&'a [IdMapping], &'a [IdMapping], Rc<OwnedFd>)>,
+}
+
+impl<'a> Maps<'a> {
+    /// For a mount that has an ID map: its own, else that of the container's user namespace.
+    fn of(&mut self, mount: &'a Mount) -> Outcome<Rc<OwnedFd>> {
+        let own = !mount.uid_mappings.is_empty();
+        let linux = &self.config.linux;
+        let (uids, gids) = match own {
+            true => (&mount.uid_mappings[..], &mount.gid_mappings[..]),
+            false => (&linux.uid_mappings[..], &linux.gid_mappings[..]),
+        };
+        let made = self.made.iter().find(|(u, g, _)| (*u, *g) == (uids, gids));
+        if let Some((.., fd)) = made {
+            return Ok(Rc::clone(fd));
+        }
+        let joined = self.config.namespace("user").and_then(|namespace| namespace.joined());
+        let fd = match joined {
+            Some(path) if !own => rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                .because(|| format!("cannot open the user namespace `{path}`"))?,
+            _ => idmap::namespace(uids, gids)?,
+        };
+        let fd = Rc::new(fd);
+        self.made.push((uids, gids, Rc::clone(&fd)));
+        Ok(fd)
+    }
+}
+
+/// Whether a mount has an ID map, and how far down.
+pub fn idmap_of(mount: &Mount, options: &Options) -> Option<Idmap> {
+    options.idmap.or_else(|| (!mount.uid_mappings.is_empty()).then_some(Idmap::Single))
+}
+
+/// Give a tree that is not attached yet an ID map.
+fn map_ids(tree: BorrowedFd<'_>, depth: Idmap, map: &OwnedFd) -> Outcome<()> {
+    let attr = MountAttr { set: IDMAP, userns_fd: map.as_raw_fd() as u64, ..MountAttr::default() };
+    let Err(error) = mount_setattr(tree, depth == Idmap::Recursive, &attr) else {
+        return Ok(());
+    };
+    let kind = rustix::fs::fstatfs(tree).map_or_else(|_| "unknown".to_owned(), |found| name_of(found.f_type as u64));
+    let hint = match error.raw_os_error() {
+        Some(libc::EINVAL) if depth == Idmap::Recursive => {
+            format!("this kernel cannot map the IDs of every filesystem in it (the topmost is {kind}); try `idmap`")
+        }
+        Some(libc::EINVAL) => format!("this kernel cannot map the IDs of a {kind} filesystem, or it is mapped already"),
+        Some(libc::EPERM) => "it takes the rights of the user namespace in which the filesystem was mounted, \
+            the host's for most, and a map other than the host's"
+            .to_owned(),
+        _ => "see mount_setattr(2), MOUNT_ATTR_IDMAP".to_owned(),
+    };
+    Err(error).because(|| "cannot map the IDs of the mount".to_owned()).or_hint(&hint)
+}
+
+/// The usual name of a filesystem that a bundle may ask for in vain.
+fn name_of(magic: u64) -> String {
+    let known = match magic {
+        0x9fa0 => "proc",
+        0x6265_6572 => "sysfs",
+        0x1cd1 => "devpts",
+        0x1980_0202 => "mqueue",
+        0x0027_e0eb => "cgroup",
+        0x6367_7270 => "cgroup2",
+        0x0102_1994 => "tmpfs",
+        0xef53 => "ext4",
+        0x794c_7630 => "overlay",
+        0x6573_5546 => "fuse",
+        0x6969 => "nfs",
+        0x0102_1997 => "9p",
+        other => return format!("{other:#x}"),
+    };
+    known.to_owned()
 }
 
 fn at(mut failure: Failure, index: usize, mount: &Mount) -> Failure {
@@ -127,21 +280,31 @@ fn parse(mount: &Mount) -> Outcome<Options> {
     options::parse(&mount.options).map_err(|error| Failure::new(format!("option {error}")))
 }
 
-fn prepare(config: &Config, mount: &Mount, bundle: &Path, cgroup: &Cgroup, default: Propagation) -> Outcome<Tree> {
+fn prepare<'a>(
+    config: &Config,
+    mount: &'a Mount,
+    bundle: &Path,
+    cgroup: &Cgroup,
+    default: Propagation,
+    maps: &mut Maps<'a>,
+) -> Outcome<(Tree, Option<Rc<OwnedFd>>)> {
     let options = parse(mount)?;
     if options.remount {
-        return Ok(Tree::None);
+        return Ok((Tree::None, None));
     }
+    let idmap = idmap_of(mount, &options);
+    let map = idmap.map(|_| maps.of(mount)).transpose()?;
     if let Some(bind) = is_bind(mount, &options) {
         let source = bundle.join(mount.source.as_deref().unwrap_or(""));
         let recursive = bind == Bind::Recursive || !options.recursive_attr.eq(&MountAttr::default());
-        let tree = open_tree(CWD, &source, recursive)
-            .because(|| format!("cannot open bind source `{}`", source.display()))
-            .or_hint("the source of a bind mount must exist on this host")?;
+        let tree = open_tree(CWD, &source, recursive).map_err(|error| open_failed(error, &source, recursive))?;
         if options.propagations.is_empty() || default.kind != libc::MS_SLAVE {
             set_propagation(tree.as_fd(), default).because(|| "cannot set its propagation".to_owned())?;
         }
-        return Ok(Tree::Bind(tree));
+        if let (Some(depth), Some(map)) = (idmap, &map) {
+            map_ids(tree.as_fd(), depth, map)?;
+        }
+        return Ok((Tree::Bind(tree), None));
     }
     let is_cgroup = matches!(mount.kind.as_deref(), Some("cgroup" | "cgroup2"));
     if is_cgroup && config.namespace("cgroup").is_none() {
@@ -152,19 +315,33 @@ fn prepare(config: &Config, mount: &Mount, bundle: &Path, cgroup: &Cgroup, defau
                 .because(|| "cannot set its propagation".to_owned())?;
             trees.push((name, tree));
         }
-        return Ok(Tree::Cgroups(trees));
+        return Ok((Tree::Cgroups(trees), None));
     }
-    Ok(Tree::None)
+    Ok((Tree::None, map))
 }
 
-/// Directory name and the container's own directory for each hierarchy; the name is empty on a pure v2 host.
+fn open_failed(error: Errno, source: &Path, recursive: bool) -> Failure {
+    let hint = match error {
+        Errno::INVAL if !recursive => {
+            "something is mounted below it, which a user namespace may not leave out: use `rbind`"
+        }
+        Errno::PERM => "cloning a mount takes CAP_SYS_ADMIN in the owner of the mount namespace",
+        Errno::ACCESS => "the user that runs the runtime must be able to reach it",
+        _ => "the source of a bind mount must exist on this host",
+    };
+    let failure = Failure::new(format!("cannot open bind source `{}`", source.display())).hint(hint);
+    Failure { cause: Some(error.to_string()), ..failure }
+}
+
+/// Directory name and the container's own directory for each hierarchy; the name is empty on a pure v2 host. In a
+/// hierarchy that the container has no directory in, it is where the runtime is.
 fn cgroup_directories(cgroup: &Cgroup) -> Vec<(String, PathBuf)> {
     let hierarchies = cgroup.hierarchies();
     let mut list: Vec<(String, PathBuf)> =
-        hierarchies.v1.iter().map(|v1| (v1.directory_name(), cgroup.path_in(&v1.mount))).collect();
+        hierarchies.v1.iter().map(|v1| (v1.directory_name(), cgroup.seen_in(&v1.mount, Some(v1)))).collect();
     if let Some(v2) = &hierarchies.v2 {
         let name = if list.is_empty() { String::new() } else { "unified".to_owned() };
-        list.push((name, cgroup.path_in(v2)));
+        list.push((name, cgroup.seen_in(v2, None)));
     }
     list
 }
@@ -180,11 +357,18 @@ fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
 /// # Errors
 /// The mount calls fail.
 pub fn attach_root(prepared: &Prepared) -> Outcome<()> {
-    let all = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let old = rustix::fs::open("/", flags, Mode::empty()).because(|| "cannot open `/`".to_owned())?;
-    mount_setattr(old.as_fd(), true, &all).because(|| "cannot make the host's mounts private".to_owned())?;
-    attach(prepared.root.as_fd(), old.as_fd()).because(|| "cannot attach the root filesystem".to_owned())
+    match (prepared.mounts_of, &prepared.seat) {
+        (MountsOf::Runtime, _) => return Ok(()),
+        (_, Some(seat)) => {
+            return attach(prepared.root.as_fd(), seat.as_fd())
+                .because(|| "cannot attach the root filesystem in the joined mount namespace".to_owned());
+        }
+        _ => {}
+    }
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private).because(|| "cannot make the host's mounts private".to_owned())?;
+    rustix::mount::move_mount(&prepared.root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .because(|| "cannot attach the root filesystem".to_owned())
 }
 
 /// Everything a mount step needs to know.
@@ -203,24 +387,55 @@ impl Context<'_> {
         RootDir(self.prepared.root.as_fd())
     }
 
-    /// Make all mounts, in order.
+    fn places(&self) -> &Places {
+        &self.prepared.places
+    }
+
+    /// A directory of the container, made where it is missing.
+    ///
+    /// # Errors
+    /// As [`RootDir::make_dir`].
+    pub fn directory(&self, path: &str) -> Outcome<Rc<OwnedFd>> {
+        match self.places().get(self.root(), path) {
+            Some(found) => Ok(found),
+            None => self.root().make_dir(path, Links::for_path(path)).map(Rc::new),
+        }
+    }
+
+    /// Make some of the mounts, in order.
     ///
     /// # Errors
     /// One cannot be made as the bundle says.
-    pub fn mount_all(&self) -> Outcome<()> {
-        for (index, mount) in self.config.mounts.iter().enumerate() {
-            self.mount(mount, &self.prepared.trees[index]).map_err(|failure| at(failure, index, mount))?;
+    pub fn mount_some(&self, which: Range<usize>) -> Outcome<()> {
+        for (index, mount) in which.clone().zip(&self.config.mounts[which]) {
+            let map = self.prepared.maps.iter().find(|(at, _)| *at == index).map(|(_, map)| map.as_ref());
+            let Some(tree) = self.prepared.trees.get(index) else { continue };
+            self.mount(mount, tree, map).map_err(|failure| at(failure, index, mount))?;
         }
         Ok(())
     }
 
-    fn mount(&self, mount: &Mount, tree: &Tree) -> Outcome<()> {
+    fn mount(&self, mount: &Mount, tree: &Tree, map: Option<&OwnedFd>) -> Outcome<()> {
         let options = parse(mount)?;
         let destination = clean(&mount.destination);
         let links = Links::for_path(&destination);
         if options.remount {
             return self.remount(&destination, links, &options);
         }
+        let kind = mount.kind.as_deref().unwrap_or("");
+        if matches!(tree, Tree::None)
+            && map.is_none()
+            && quick::mount(
+                self.root(),
+                self.places(),
+                (kind, mount.source.as_deref()),
+                (&destination, links),
+                &options,
+            )
+        {
+            return Ok(());
+        }
+        self.places().cover(&destination);
         match (tree, mount.kind.as_deref().unwrap_or("")) {
             (Tree::Bind(tree), _) => {
                 let target = self.bind_target(tree.as_fd(), &destination, links)?;
@@ -233,13 +448,43 @@ impl Context<'_> {
             (_, "cgroup" | "cgroup2") => self.mount_cgroup(tree, &destination, links, &options),
             (_, kind) => {
                 let target = self.root().make_dir(&destination, links)?;
-                let made = new_filesystem(kind, mount.source.as_deref(), &options)?;
+                let made = match new_filesystem(kind, mount.source.as_deref(), &options) {
+                    Ok(made) => made,
+                    Err(failure) => self.host_view(kind, &options).unwrap_or(Err(failure))?,
+                };
+                if let (Some(depth), Some(map)) = (idmap_of(mount, &options), map) {
+                    map_ids(made.as_fd(), depth, map)?;
+                }
                 if options.copy_up {
                     super::copy_up::copy(self.root(), &destination, made.as_fd())?;
                 }
                 finish(made.as_fd(), target.as_fd(), &options)
             }
         }
+    }
+
+    /// The host's own mount of a filesystem that shows a namespace: what a user namespace can have when that
+    /// namespace is not of its own, and the kernel refuses a new mount for that reason.
+    fn host_view(&self, kind: &str, options: &Options) -> Option<Outcome<OwnedFd>> {
+        let (path, namespace) = match kind {
+            "sysfs" => ("/sys", "network"),
+            "mqueue" => ("/dev/mqueue", "ipc"),
+            "proc" => ("/proc", "pid"),
+            _ => return None,
+        };
+        let foreign = self.config.namespace("user").is_some() || rootless::in_user_namespace();
+        if !foreign || self.config.makes(namespace) {
+            return None;
+        }
+        let view = || {
+            let tree = open_tree(CWD, Path::new(path), true).because(|| format!("cannot open `{path}` of the host"))?;
+            let slave = Propagation { kind: libc::MS_SLAVE, recursive: true };
+            set_propagation(tree.as_fd(), slave).because(|| "cannot set its propagation".to_owned())?;
+            // As strict below as on top: it brings the host's mounts with it.
+            mount_setattr(tree.as_fd(), true, &options.attr).because(|| "cannot set the options".to_owned())?;
+            Ok(tree)
+        };
+        Some(view())
     }
 
     /// A place of the same kind as the source: directory on directory, file on file.
@@ -264,8 +509,8 @@ impl Context<'_> {
     /// The cgroup filesystem as the container may see it: one v2 mount, or a directory of v1 mounts.
     fn mount_cgroup(&self, tree: &Tree, destination: &str, links: Links, options: &Options) -> Outcome<()> {
         let hierarchies = self.cgroup.hierarchies();
-        let target = self.root().make_dir(destination, links)?;
         if hierarchies.v1.is_empty() {
+            let target = self.root().make_dir(destination, links)?;
             let made = match tree {
                 Tree::Cgroups(trees) => match trees.first() {
                     Some((_, tree)) => tree.try_clone().because(|| "cannot copy a descriptor".to_owned())?,
@@ -275,6 +520,22 @@ impl Context<'_> {
             };
             return finish(made.as_fd(), target.as_fd(), options);
         }
+        if matches!(tree, Tree::None) {
+            let names: Vec<(String, String)> = hierarchies
+                .v1
+                .iter()
+                .map(|v1| {
+                    // A hierarchy without controllers has to say so.
+                    let none = v1.controllers.iter().all(|name| name.contains('='));
+                    (v1.directory_name(), format!("{}{}", if none { "none," } else { "" }, v1.controllers.join(",")))
+                })
+                .chain(hierarchies.v2.iter().map(|_| ("unified".to_owned(), String::new())))
+                .collect();
+            if let Some(directory) = quick::cgroups(self.root(), self.places(), (destination, links), &names, options) {
+                return self.finish_cgroups(directory.as_fd(), options);
+            }
+        }
+        let target = self.root().make_dir(destination, links)?;
         let data = vec![("mode".to_owned(), Some("755".to_owned()))];
         let writable = Options { data, ..Options::default() };
         let directory = new_filesystem("tmpfs", Some("cgroup"), &writable)?;
@@ -305,13 +566,19 @@ impl Context<'_> {
                 place("unified", new_filesystem("cgroup2", Some("cgroup"), &one)?)?;
             }
         }
-        for v1 in hierarchies.v1.iter().filter(|v1| v1.controllers.len() > 1) {
+        self.finish_cgroups(directory.as_fd(), options)
+    }
+
+    /// Links for controllers that share a hierarchy, and the options of the directory.
+    fn finish_cgroups(&self, directory: BorrowedFd<'_>, options: &Options) -> Outcome<()> {
+        for v1 in self.cgroup.hierarchies().v1.iter().filter(|v1| v1.controllers.len() > 1) {
             for name in &v1.controllers {
-                rustix::fs::symlinkat(v1.directory_name(), &directory, name.as_str())
+                rustix::fs::symlinkat(v1.directory_name(), directory, name.as_str())
                     .because(|| format!("cannot make the link `{name}`"))?;
             }
         }
-        apply_attributes(directory.as_fd(), &one).because(|| "cannot set the options of the cgroup mount".to_owned())
+        let one = Options { data: Vec::new(), ..options.clone() };
+        apply_attributes(directory, &one).because(|| "cannot set the options of the cgroup mount".to_owned())
     }
 
     /// Make paths unreadable: an empty read-only directory, or the null device, on top.
@@ -324,8 +591,16 @@ impl Context<'_> {
         }
         let mut null: Option<OwnedFd> = None;
         let mut empty: Option<OwnedFd> = None;
+        let mut files = quick::Cover::default();
+        let mut checked = false;
         for path in &self.config.linux.masked_paths {
             let path = clean(path);
+            let attempt = files.put(self.root(), self.places(), &path, || {
+                quick::null_device(self.root(), self.places(), &mut checked)
+            });
+            if attempt != quick::Attempt::Otherwise {
+                continue;
+            }
             let what = || format!("cannot mask `{path}`");
             let Some(target) = self.existing(&path)? else {
                 continue;
@@ -365,10 +640,11 @@ impl Context<'_> {
     fn null_device(&self) -> Outcome<OwnedFd> {
         let what = || "cannot open `/dev/null` of the container to mask files with".to_owned();
         let null = self.root().open("/dev/null", OFlags::PATH | OFlags::NOFOLLOW, Links::Refuse).because(what)?;
-        let stat = rustix::fs::fstat(&null).because(what)?;
-        let is_null =
-            FileType::from_raw_mode(stat.st_mode).is_char_device() && stat.st_rdev == rustix::fs::makedev(1, 3);
-        if is_null { Ok(null) } else { Err(Failure::new("`/dev/null` of the container is not the null device")) }
+        if is_null_device(null.as_fd()) {
+            Ok(null)
+        } else {
+            Err(Failure::new("`/dev/null` of the container is not the null device"))
+        }
     }
 
     /// Make paths read-only, with everything below.
@@ -378,6 +654,9 @@ impl Context<'_> {
     pub fn make_readonly(&self) -> Outcome<()> {
         for path in &self.config.linux.readonly_paths {
             let path = clean(path);
+            if quick::make_readonly(self.root(), self.places(), &path) != quick::Attempt::Otherwise {
+                continue;
+            }
             let what = || format!("cannot make `{path}` read-only");
             let Some(target) = self.existing(&path)? else {
                 continue;
@@ -403,6 +682,9 @@ impl Context<'_> {
     /// # Errors
     /// The mount calls fail.
     pub fn seal_root(&self) -> Outcome<()> {
+        if !self.prepared.may_mount() {
+            return Ok(());
+        }
         let root = self.prepared.root.as_fd();
         if self.config.root.as_ref().is_some_and(|root| root.readonly) {
             let attr = MountAttr { set: READ_ONLY, ..MountAttr::default() };
@@ -423,6 +705,13 @@ impl Context<'_> {
         let target = self.root().make_file(path, Links::Refuse)?;
         attach(tree, target.as_fd()).because(|| format!("cannot mount on `{path}`"))
     }
+}
+
+/// Whether a descriptor is of the null device, and not of something in its place.
+pub fn is_null_device(fd: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstat(fd).is_ok_and(|stat| {
+        FileType::from_raw_mode(stat.st_mode).is_char_device() && stat.st_rdev == rustix::fs::makedev(1, 3)
+    })
 }
 
 /// A detached copy of the mount a descriptor refers to.
@@ -491,8 +780,8 @@ pub fn new_filesystem(kind: &str, source: Option<&str>, options: &Options) -> Ou
 /// The mount calls fail.
 pub fn pivot(prepared: &Prepared, by_moving: bool) -> Outcome<()> {
     rustix::process::fchdir(&prepared.root).because(|| "cannot enter the root filesystem".to_owned())?;
-    if by_moving {
-        // For roots on the initial ramfs, where pivot_root does not work: the tree is on `/` already.
+    if by_moving || prepared.mounts_of != MountsOf::Container {
+        // In a namespace of others only our own root may change. And for roots on the initial ramfs, where pivot_root does not work: the tree is on `/` already.
         crate::sys::mount::chroot_here().because(|| "cannot change the root".to_owned())?;
     } else {
         crate::sys::mount::pivot_root_here()

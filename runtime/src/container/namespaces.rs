@@ -1,13 +1,12 @@
 //! Which namespaces a container gets new, and which it joins.
 
-use crate::config::Config;
+use crate::config::{Config, Process};
 use crate::error::{Because, Failure, InStep, Outcome};
+use crate::rootless;
 use crate::sys::{clone, process};
 use rustix::fs::{Mode, OFlags};
-use std::os::fd::{AsFd, OwnedFd};
-
-/// `NSFS_MAGIC`.
-const NSFS_MAGIC: u64 = 0x6e73_6673;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// A kind of namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,6 +53,15 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
+    /// The name below `/proc/PID/ns`.
+    pub fn file(self) -> &'static str {
+        match self {
+            Self::Network => "net",
+            Self::Mount => "mnt",
+            other => other.name(),
+        }
+    }
+
     /// `CLONE_NEW*`.
     pub fn flag(self) -> i32 {
         match self {
@@ -65,6 +73,29 @@ impl Kind {
             Self::Time => libc::CLONE_NEWTIME,
             Self::Cgroup => libc::CLONE_NEWCGROUP,
             Self::Mount => libc::CLONE_NEWNS,
+        }
+    }
+}
+
+/// In whose mount namespace the container lives.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum MountsOf {
+    /// One of its own: what is mounted there is gone with it, and the root is pivoted.
+    #[default]
+    Container,
+    /// One it joins: its mounts stay there, and the root is changed for the container only.
+    Joined,
+    /// The runtime's: nothing may be mounted.
+    Runtime,
+}
+
+impl MountsOf {
+    /// From the configuration.
+    pub fn of(config: &Config) -> Self {
+        match config.namespace(Kind::Mount.name()) {
+            None => Self::Runtime,
+            Some(namespace) if namespace.joined().is_some() => Self::Joined,
+            Some(_) => Self::Container,
         }
     }
 }
@@ -87,7 +118,7 @@ impl Namespaces {
     /// From the configuration, opening those to join.
     ///
     /// # Errors
-    /// A namespace file cannot be opened.
+    /// A namespace file cannot be opened or is something else; or the bundle would change the host through it.
     pub fn plan(config: &Config) -> Outcome<Self> {
         let mut plan = Self { born_into: 0, unshare_cgroup: false, unshare_time: false, join: Vec::new() };
         for kind in Kind::ALL {
@@ -96,16 +127,12 @@ impl Namespaces {
             };
             match (namespace.joined(), kind) {
                 (Some(path), _) => {
-                    // A pipe in its place must not keep us waiting.
-                    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-                    let what = || format!("cannot open the {} namespace `{path}`", kind.name());
-                    let fd = rustix::fs::open(path, flags, Mode::empty())
-                        .because(what)
-                        .or_hint("is the process or container that owns it still running?")?;
-                    if rustix::fs::fstatfs(&fd).because(what)?.f_type as u64 != NSFS_MAGIC {
-                        let problem = format!("`{path}` is no {} namespace", kind.name());
-                        return Err(Failure::new(problem).hint("it must be a file such as /proc/PID/ns/net"));
-                    }
+                    let fd = open(path, kind).map_err(|mut failure| {
+                        let entry = config.linux.namespaces.iter().position(|entry| entry.kind == kind.name());
+                        failure.what = format!("$.linux.namespaces[{}].path: {}", entry.unwrap_or(0), failure.what);
+                        failure
+                    })?;
+                    protect_host(config, kind, fd.as_fd())?;
                     plan.join.push((kind, fd));
                 }
                 (None, Kind::Cgroup) => plan.unshare_cgroup = true,
@@ -117,11 +144,12 @@ impl Namespaces {
     }
 
     /// Whether joining and making must happen in two processes: what is made must be owned by the user namespace that
-    /// is joined, or what is joined must be joined before the new user namespace takes the right away.
+    /// is joined, or what is joined must be joined before the new user namespace takes the right away. Or the runtime
+    /// could not go back to its PID namespace, which takes rights in the user namespace that owns that one.
     pub fn needs_go_between(&self) -> bool {
-        let joins_user = self.join.iter().any(|(kind, _)| *kind == Kind::User);
+        let joins = |wanted: Kind| self.join.iter().any(|(kind, _)| *kind == wanted);
         let makes_user = self.born_into & libc::CLONE_NEWUSER as u64 != 0;
-        joins_user || makes_user && !self.join.is_empty()
+        joins(Kind::User) || makes_user && !self.join.is_empty() || joins(Kind::Pid) && rootless::is_rootless()
     }
 
     /// Whether a new user namespace needs its ID maps written.
@@ -140,45 +168,96 @@ impl Namespaces {
         Ok(())
     }
 
-    /// Join the PID namespace, for the children of this process.
+    /// Join the PID namespace, for the children of this process; returns the way back.
     ///
     /// # Errors
     /// As [`Namespaces::join_now`].
-    pub fn join_pid_for_children(&self) -> Outcome<()> {
-        match self.join.iter().find(|(kind, _)| *kind == Kind::Pid) {
-            None => Ok(()),
-            Some((kind, fd)) => {
-                clone::setns(fd.as_fd(), kind.flag()).because(|| "cannot join the pid namespace".to_owned())
-            }
-        }
+    pub fn join_pid_for_children(&self) -> Outcome<Option<OwnedFd>> {
+        let Some((kind, fd)) = self.join.iter().find(|(kind, _)| *kind == Kind::Pid) else {
+            return Ok(None);
+        };
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let own = rustix::fs::open("/proc/self/ns/pid", flags, Mode::empty())
+            .because(|| "cannot open the runtime's pid namespace".to_owned())?;
+        clone::setns(fd.as_fd(), kind.flag()).because(|| "cannot join the pid namespace".to_owned())?;
+        Ok(Some(own))
     }
 
     /// Join all in a go-between: with the rights of now where they suffice, else with those of the user namespace.
     ///
     /// # Errors
     /// As [`Namespaces::join_now`].
-    pub fn join_around_user(&self) -> Outcome<()> {
+    pub fn join_around_user(&self, process: &Process) -> Outcome<()> {
         let refused =
             |(kind, fd): &&(Kind, OwnedFd)| *kind != Kind::User && clone::setns(fd.as_fd(), kind.flag()).is_err();
         let later: Vec<&(Kind, OwnedFd)> = self.join.iter().filter(refused).collect();
         if let Some((kind, fd)) = self.join.iter().find(|(kind, _)| *kind == Kind::User) {
             clone::setns(fd.as_fd(), kind.flag()).because(|| "cannot join the user namespace".to_owned())?;
-            become_root()?;
+            become_root(process)?;
         }
         for (kind, fd) in later {
-            clone::setns(fd.as_fd(), kind.flag()).because(|| format!("cannot join the {} namespace", kind.name()))?;
+            clone::setns(fd.as_fd(), kind.flag())
+                .because(|| format!("cannot join the {} namespace", kind.name()))
+                .or_hint("the user namespace that owns it must be joined, too")?;
         }
         Ok(())
     }
 }
 
-/// Become the root user of the user namespace this process is in.
+/// Open a namespace file of one kind.
+fn open(path: &str, kind: Kind) -> Outcome<OwnedFd> {
+    let what = || format!("cannot open the {} namespace `{path}`", kind.name());
+    // A FIFO must not hold us up, and no terminal is wanted.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let fd = rustix::fs::open(path, flags, Mode::empty())
+        .because(what)
+        .or_hint("is the process or container that owns it still running?")?;
+    match clone::namespace_kind(fd.as_fd()) {
+        Ok(flag) if flag == kind.flag() => Ok(fd),
+        Ok(flag) => {
+            let found = Kind::ALL.into_iter().find(|kind| kind.flag() == flag).map_or("another", Kind::name);
+            Err(Failure::new(format!("`{path}` is a {found} namespace, not a {} namespace", kind.name())))
+        }
+        Err(_) => Err(Failure::new(format!("`{path}` is not a namespace"))
+            .hint(format!("such as /proc/PID/ns/{}, or a bind mount of it", kind.file()))),
+    }
+}
+
+/// A joined namespace that is the runtime's own must not be changed by what the bundle sets in it.
+fn protect_host(config: &Config, kind: Kind, fd: BorrowedFd<'_>) -> Outcome<()> {
+    let set = |value: &Option<String>| value.as_deref().is_some_and(|text| !text.is_empty());
+    let key = match kind {
+        Kind::Uts if set(&config.hostname) => "hostname",
+        Kind::Uts if set(&config.domainname) => "domainname",
+        Kind::Uts | Kind::Ipc | Kind::Network if !config.linux.sysctl.is_empty() => "linux.sysctl",
+        Kind::Mount if !config.mounts.is_empty() => "mounts",
+        _ => return Ok(()),
+    };
+    let host = format!("/proc/self/ns/{}", kind.file());
+    let what = || format!("cannot look at `{host}`");
+    let (theirs, ours) = (rustix::fs::fstat(fd).because(what)?, rustix::fs::stat(host.as_str()).because(what)?);
+    if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino) {
+        return Ok(());
+    }
+    Err(Failure::new(format!("$.{key}: would change the host, whose {} namespace the bundle joins", kind.name()))
+        .hint(format!("join another {} namespace, or leave out `{key}`", kind.name())))
+}
+
+/// Become the root user of the user namespace this process is in, or, when that maps none, the user of the program.
+/// Either has every capability there for as long as no program is executed.
 ///
 /// # Errors
-/// The namespace maps no root.
-pub fn become_root() -> Outcome<()> {
-    process::set_gid(0)
-        .and_then(|()| process::set_uid(0))
+/// The namespace maps neither.
+pub fn become_root(process: &Process) -> Outcome<()> {
+    let unmapped = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
+    let or = |become_it: fn(u32) -> io::Result<()>, id: u32| match become_it(0) {
+        Err(error) if unmapped(&error) && id != 0 => become_it(id),
+        result => result,
+    };
+    or(process::set_gid, process.user.gid)
+        .and_then(|()| or(process::set_uid, process.user.uid))
         .because(|| "cannot become root in the user namespace".to_owned())
-        .or_hint("the ID maps must contain user 0 and group 0 of the container")
+        .or_hint("the ID maps must contain user 0 and group 0 of the container, or `process.user`")?;
+    // The change of user may have taken these back; nothing of ours may be reached through /proc from now on.
+    process::set_not_dumpable().because(|| "cannot make the process undumpable".to_owned())
 }

@@ -1,6 +1,6 @@
 //! Device files and links below `/dev`.
 
-use super::mounts::{Context, DEFAULT_DEVICES};
+use super::mounts::{Context, DEFAULT_DEVICES, host_device};
 use super::path::{Links, RootDir, clean};
 use crate::config::Device;
 use crate::error::{Because, Failure, Outcome};
@@ -26,40 +26,50 @@ pub fn make(context: &Context<'_>) -> Outcome<()> {
         clean(&mount.destination) == "/dev"
             && (mount.kind.as_deref() == Some("bind") || mount.options.iter().any(|o| o == "bind" || o == "rbind"))
     });
+    if !context.prepared.may_mount() && config.namespace("user").is_some() {
+        // Neither made nor bound: what the root filesystem has is all there can be.
+        return Ok(());
+    }
     let root = RootDir(context.prepared.root.as_fd());
+    let place = |device: &Device| root.parent(&device.path, Links::for_path(&clean(&device.path)));
     if !context.prepared.devices.is_empty() {
         if !bound {
             for (path, tree) in &context.prepared.devices {
                 context.cover(tree.as_fd(), path)?;
             }
         }
+        for device in config.linux.devices.iter().filter(|device| device.kind == "p") {
+            let (dir, name) = place(device)?;
+            Node::from(device).make(dir.as_fd(), &name)?;
+        }
     } else {
         if !bound {
-            let dev = root.make_dir("/dev", Links::Refuse)?;
+            let dev = context.directory("/dev")?;
             for &(name, major, minor) in DEFAULT_DEVICES {
                 let device = Node { kind: FileType::CharacterDevice, major, minor, mode: 0o666, uid: 0, gid: 0 };
-                device.make(dev.as_fd(), name)?;
+                device.make_or_borrow(context, dev.as_fd(), &format!("/dev/{name}"), name)?;
             }
         }
         for device in &config.linux.devices {
-            let (dir, name) = root.parent(&device.path, Links::for_path(&clean(&device.path)))?;
-            Node::from(device).make(dir.as_fd(), &name)?;
+            let (dir, name) = place(device)?;
+            Node::from(device).make_or_borrow(context, dir.as_fd(), &clean(&device.path), &name)?;
         }
     }
     if bound {
         return Ok(());
     }
-    let dev = root.make_dir("/dev", Links::Refuse)?;
+    let dev = context.directory("/dev")?;
     for (name, target) in LINKS {
         link(dev.as_fd(), name, target)?;
     }
     // Anything but our link in this place would be a way to another terminal.
     if config.mounts.iter().any(|mount| clean(&mount.destination) == "/dev/pts") {
-        match rustix::fs::unlinkat(&dev, "ptmx", AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(error).because(|| "cannot replace `/dev/ptmx`".to_owned()),
-        }
-        link(dev.as_fd(), "ptmx", "pts/ptmx")?;
+        let link = || rustix::fs::symlinkat("pts/ptmx", &dev, "ptmx");
+        let result = match link() {
+            Err(Errno::EXIST) => rustix::fs::unlinkat(&dev, "ptmx", AtFlags::empty()).and_then(|()| link()),
+            result => result,
+        };
+        result.because(|| "cannot replace `/dev/ptmx`".to_owned())?;
     }
     Ok(())
 }
@@ -108,6 +118,20 @@ impl Node {
     fn is(&self, stat: &rustix::fs::Stat) -> bool {
         FileType::from_raw_mode(stat.st_mode) == self.kind
             && (self.kind == FileType::Fifo || stat.st_rdev == self.number())
+    }
+
+    /// Make it, or, where the kernel lets nobody make devices (root of a user namespace only), bind the host's.
+    fn make_or_borrow(&self, context: &Context<'_>, dir: BorrowedFd<'_>, path: &str, name: &str) -> Outcome<()> {
+        let result = self.make(dir, name);
+        let borrow = result.is_err()
+            && self.kind != FileType::Fifo
+            && context.prepared.may_mount()
+            && crate::rootless::in_user_namespace();
+        if !borrow {
+            return result;
+        }
+        let kind = if self.kind == FileType::BlockDevice { "b" } else { "c" };
+        context.cover(host_device(path, kind, self.major, self.minor)?.as_fd(), path)
     }
 
     fn make(&self, dir: BorrowedFd<'_>, name: &str) -> Outcome<()> {

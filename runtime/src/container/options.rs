@@ -14,6 +14,8 @@ const NOATIME: u64 = 0x10;
 const STRICTATIME: u64 = 0x20;
 const NODIRATIME: u64 = 0x80;
 const NOSYMFOLLOW: u64 = 0x20_0000;
+/// `MOUNT_ATTR_IDMAP`.
+pub const IDMAP: u64 = 0x10_0000;
 
 /// A propagation and whether it goes down the tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +35,15 @@ pub enum Bind {
     Recursive,
 }
 
+/// Which mounts get an ID map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Idmap {
+    /// `idmap`: this one.
+    Single,
+    /// `ridmap`: all below, too.
+    Recursive,
+}
+
 /// Options of one mount.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
@@ -46,6 +57,8 @@ pub struct Options {
     pub recursive_attr: MountAttr,
     /// Propagations, in order.
     pub propagations: Vec<Propagation>,
+    /// `idmap` or `ridmap`.
+    pub idmap: Option<Idmap>,
     /// `tmpcopyup`: fill the new tmpfs with what it covers.
     pub copy_up: bool,
     /// Options for the filesystem itself.
@@ -55,9 +68,6 @@ pub struct Options {
 /// An option that cannot be carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OptionError {
-    /// ID-mapped mounts.
-    #[error("`{0}` is not supported by this runtime")]
-    Unsupported(String),
     /// A word with a zero byte or nothing in it.
     #[error("`{0}` is not an option")]
     Invalid(String),
@@ -134,7 +144,8 @@ pub fn parse(words: &[String]) -> Result<Options, OptionError> {
                 "rbind" => options.bind = Some(Bind::Recursive),
                 "remount" => options.remount = true,
                 "tmpcopyup" => options.copy_up = true,
-                "idmap" | "ridmap" => return Err(OptionError::Unsupported(word.to_owned())),
+                "idmap" => options.idmap = options.idmap.or(Some(Idmap::Single)),
+                "ridmap" => options.idmap = Some(Idmap::Recursive),
                 _ => options.data.push(match word.split_once('=') {
                     Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
                     None => (word.to_owned(), None),
@@ -159,6 +170,11 @@ mod tests {
         match options.bind {
             Some(Bind::Single) => parts.push("bind".to_owned()),
             Some(Bind::Recursive) => parts.push("rbind".to_owned()),
+            None => {}
+        }
+        match options.idmap {
+            Some(Idmap::Single) => parts.push("idmap".to_owned()),
+            Some(Idmap::Recursive) => parts.push("ridmap".to_owned()),
             None => {}
         }
         for (name, attr) in [("", options.attr), ("r", options.recursive_attr)] {
@@ -195,7 +211,8 @@ mod tests {
             (&["defaults", ""], ""),
             (&["sync"], "sync:-"),
             (&["rw", "runbindable"], "+0-1 p20000r"),
-            (&["idmap"], "`idmap` is not supported by this runtime"),
+            (&["idmap"], "idmap"),
+            (&["ridmap", "idmap"], "ridmap"),
             (&["a\0b"], "`a\\0b` is not an option"),
         ] {
             assert_eq!(text(words), want, "{words:?}");

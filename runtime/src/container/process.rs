@@ -38,6 +38,8 @@ pub struct Program<'a> {
     pub preserve_fds: u32,
     /// Limit of open files to restore.
     pub open_files: Option<(u64, u64)>,
+    /// Signals that the caller had us ignore, as [`signal::ignored`] gives them.
+    pub ignored: u64,
     /// Session keyring to join, unless the caller keeps its own.
     pub keyring: Option<&'a str>,
 }
@@ -134,7 +136,7 @@ impl Program<'_> {
         process::close_on_exec_from(3 + self.preserve_fds)
             .because(|| "cannot close inherited descriptors".to_owned())
             .in_step("descriptors")?;
-        signal::reset_handlers();
+        signal::stop_ignoring(self.ignored);
         signal::set_mask(&signal::SignalSet::empty())
             .because(|| "cannot reset the signal mask".to_owned())
             .in_step("signals")?;
@@ -204,7 +206,11 @@ impl Program<'_> {
             None => Sets::default(),
         };
         sets.limit_bounding()?;
-        process::set_keep_caps(true).because(|| "cannot keep capabilities over the change of user".to_owned())?;
+        // Root stays root, and with it its capabilities.
+        let changes_user = user.uid != 0;
+        if changes_user {
+            process::set_keep_caps(true).because(|| "cannot keep capabilities over the change of user".to_owned())?;
+        }
         set_groups(&user.additional_gids)?;
         process::set_gid(user.gid)
             .because(|| format!("cannot become group {}", user.gid))
@@ -212,7 +218,9 @@ impl Program<'_> {
         process::set_uid(user.uid)
             .because(|| format!("cannot become user {}", user.uid))
             .or_hint("is the user mapped in the user namespace?")?;
-        process::set_keep_caps(false).because(|| "cannot stop keeping capabilities".to_owned())?;
+        if changes_user {
+            process::set_keep_caps(false).because(|| "cannot stop keeping capabilities".to_owned())?;
+        }
         // The change of user has emptied the effective set; what is permitted is still there to raise from.
         sets.apply()
     }
@@ -308,7 +316,8 @@ fn find_program(name: &str, search: &str) -> Outcome<String> {
 fn executable(path: &Path) -> io::Result<()> {
     let metadata = fs::metadata(path)?;
     if metadata.is_dir() {
-        return Err(io::Error::from_raw_os_error(libc::EISDIR));
+        // What `execve` says, and what callers look for.
+        return Err(io::Error::from_raw_os_error(libc::EACCES));
     }
     if metadata.permissions().mode() & 0o111 == 0 {
         return Err(io::Error::from_raw_os_error(libc::EACCES));

@@ -6,6 +6,9 @@ use crate::error::{Because, Failure, Outcome};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use std::os::fd::OwnedFd;
 
+/// `PROC_SUPER_MAGIC`.
+const PROC_MAGIC: u64 = 0x9fa0;
+
 /// Our own view of the current PID namespace.
 pub struct Procfs(OwnedFd);
 
@@ -16,6 +19,21 @@ impl Procfs {
     /// No right to mount.
     pub fn new() -> Outcome<Self> {
         new_filesystem("proc", Some("proc"), &Options::default()).map(Self)
+    }
+
+    /// The one mounted on the host, in a process that still has the host's root: for a user namespace whose processes
+    /// are the host's, which may not mount one.
+    ///
+    /// # Errors
+    /// It is not there, or something else is.
+    pub fn of_host() -> Outcome<Self> {
+        let what = || "cannot open `/proc` of the host".to_owned();
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::open("/proc", flags, Mode::empty()).because(what)?;
+        match rustix::fs::fstatfs(&fd).because(what)?.f_type as u64 {
+            PROC_MAGIC => Ok(Self(fd)),
+            _ => Err(Failure::new("`/proc` of the host is not a procfs")),
+        }
     }
 
     /// Write to a file in it.

@@ -49,6 +49,16 @@ pub fn apply(limits: &[Rlimit]) -> Outcome<()> {
     Ok(())
 }
 
+/// Raise the hard limits that a process in a user namespace cannot raise itself any more, as far as we can; it sets the
+/// limits, and says which it could not.
+pub fn raise_of(pid: i32, limits: &[Rlimit]) {
+    for limit in limits {
+        if let Some(resource) = resource(&limit.kind) {
+            let _ = process::raise_hard_limit_of(pid, resource, limit.hard);
+        }
+    }
+}
+
 /// Let this process open as many files as it may, returning the former limit: one descriptor per bind mount is held.
 pub fn raise_open_files() -> Option<(u64, u64)> {
     let (soft, hard) = process::get_rlimit(libc::RLIMIT_NOFILE).ok()?;

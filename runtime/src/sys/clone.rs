@@ -89,6 +89,16 @@ pub fn setns(fd: BorrowedFd<'_>, kinds: libc::c_int) -> io::Result<()> {
     check_int(unsafe { libc::setns(fd.as_raw_fd(), kinds) }).map(drop)
 }
 
+/// `NS_GET_NSTYPE`: the `CLONE_NEW*` flag of an open namespace file.
+///
+/// # Errors
+/// `ENOTTY` when the file is no namespace.
+pub fn namespace_kind(fd: BorrowedFd<'_>) -> io::Result<libc::c_int> {
+    const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
+    // SAFETY: the request takes no argument and touches no memory of ours.
+    check_int(unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_NSTYPE as _) })
+}
+
 /// `unshare(2)`.
 ///
 /// # Errors

@@ -5,6 +5,7 @@
 
 pub mod bpf;
 pub mod clone;
+pub mod file;
 pub mod mount;
 pub mod process;
 pub mod seccomp;

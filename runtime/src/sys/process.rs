@@ -13,6 +13,13 @@ fn prctl(option: libc::c_int, a: libc::c_ulong, b: libc::c_ulong) -> io::Result<
     check_int(unsafe { libc::prctl(option, a, b, zero, zero) })
 }
 
+/// The effective user and group this program was started with, which the kernel left in our memory: no system call.
+pub fn ids_at_start() -> (u32, u32) {
+    // SAFETY: integers by value; reads the auxiliary vector.
+    let value = |kind| unsafe { libc::getauxval(kind) } as u32;
+    (value(libc::AT_EUID), value(libc::AT_EGID))
+}
+
 /// Be killed by `signal` when the parent dies; 0 takes it back.
 ///
 /// # Errors
@@ -27,6 +34,14 @@ pub fn set_parent_death_signal(signal: i32) -> io::Result<()> {
 /// None known.
 pub fn set_not_dumpable() -> io::Result<()> {
     prctl(libc::PR_SET_DUMPABLE, 0, 0).map(drop)
+}
+
+/// The reverse of [`set_not_dumpable`]: only while nothing of a container can see this process.
+///
+/// # Errors
+/// None known.
+pub fn set_dumpable() -> io::Result<()> {
+    prctl(libc::PR_SET_DUMPABLE, 1, 0).map(drop)
 }
 
 /// `PR_SET_NO_NEW_PRIVS`.
@@ -183,6 +198,23 @@ pub fn get_rlimit(resource: u32) -> io::Result<(u64, u64)> {
     Ok((limit.rlim_cur, limit.rlim_max))
 }
 
+/// `prlimit(2)`: let another process raise its soft limit up to `hard`; its soft limit stays.
+///
+/// # Errors
+/// `EPERM` without `CAP_SYS_RESOURCE`, `ESRCH` when it is gone.
+pub fn raise_hard_limit_of(pid: i32, resource: u32, hard: u64) -> io::Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let none = std::ptr::null();
+    // SAFETY: the new limit is absent and `limit` is writable and of the type the call wants.
+    check_int(unsafe { libc::prlimit(pid, resource as _, none, &raw mut limit) })?;
+    if limit.rlim_max >= hard {
+        return Ok(());
+    }
+    limit.rlim_max = hard;
+    // SAFETY: `limit` is readable and of the type the call wants; the old one is not asked for.
+    check_int(unsafe { libc::prlimit(pid, resource as _, &raw const limit, std::ptr::null_mut()) }).map(drop)
+}
+
 /// Mark every descriptor from `first` on as close-on-exec, Linux 5.11.
 ///
 /// # Errors
@@ -249,6 +281,23 @@ pub fn execute_again(program: BorrowedFd<'_>, arguments: &[CString]) -> io::Erro
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: an integer by value; does not return.
     unsafe { libc::_exit(code) }
+}
+
+/// Make sure that descriptors 0 to 2 are open, so that no file of ours becomes somebody's standard output. Rust's own
+/// start does the same; this program is entered without it.
+pub fn fill_standard_streams() {
+    let stream = |fd| libc::pollfd { fd, events: 0, revents: 0 };
+    let mut streams = [stream(0), stream(1), stream(2)];
+    // SAFETY: `streams` is writable and has the length given.
+    if unsafe { libc::poll(streams.as_mut_ptr(), 3, 0) } == 0 {
+        return;
+    }
+    for stream in streams.iter().filter(|stream| stream.revents & libc::POLLNVAL != 0) {
+        // SAFETY: a constant C string; the descriptor is meant to stay open. The lowest free number is taken.
+        if unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) } != stream.fd {
+            exit_now(1);
+        }
+    }
 }
 
 /// `setsid(2)`.

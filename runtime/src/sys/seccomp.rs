@@ -18,12 +18,20 @@ pub struct Instruction {
     pub k: u32,
 }
 
+const SECCOMP_SET_MODE_FILTER: libc::c_uint = 1;
+
+/// Whether the kernel knows these `SECCOMP_FILTER_FLAG_*`: it looks at them before it looks at the program.
+pub fn knows_flags(flags: u32) -> bool {
+    // SAFETY: a null program is never followed: the kernel answers EFAULT for good flags and EINVAL for others.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, std::ptr::null::<u8>()) };
+    check(result).is_err_and(|error| error.raw_os_error() == Some(libc::EFAULT))
+}
+
 /// `SECCOMP_SET_MODE_FILTER`.
 ///
 /// # Errors
 /// `EACCES` without `CAP_SYS_ADMIN` or no_new_privs, `EINVAL` for a bad program or an unknown flag.
 pub fn set_filter(program: &[Instruction], flags: u32) -> io::Result<()> {
-    const SECCOMP_SET_MODE_FILTER: libc::c_uint = 1;
     #[repr(C)]
     struct Program {
         length: u16,

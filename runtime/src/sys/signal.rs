@@ -1,9 +1,11 @@
 //! Signals as descriptors, and the mask the container must not inherit.
 #![allow(unsafe_code)] // sigprocmask, signalfd, sigaction
 
-use super::check_int;
+use super::{check_int, file};
+use crate::error::{Because, Outcome};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::Path;
 
 /// A set of signals.
 #[derive(Clone, Copy)]
@@ -76,9 +78,23 @@ pub fn next(fd: BorrowedFd<'_>) -> io::Result<Option<i32>> {
     }
 }
 
-/// Reset every signal to its default action, as a program expects that has just been executed.
-pub fn reset_handlers() {
-    (1..=64).for_each(reset_handler);
+/// Signals this process ignores because its caller did, one bit each from signal 1 on.
+///
+/// # Errors
+/// `/proc` is not mounted.
+pub fn ignored() -> Outcome<u64> {
+    let what = || "cannot read `/proc/self/status`".to_owned();
+    let mut buffer = [0; 4096];
+    let count = file::read_into(Path::new("/proc/self/status"), &mut buffer).because(what)?;
+    let line = buffer[..count].split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(b"SigIgn:"));
+    let digits = line.and_then(|line| std::str::from_utf8(line).ok()).unwrap_or("").trim();
+    u64::from_str_radix(digits, 16).because(what)
+}
+
+/// Reset ignored signals to their default action, as a program expects that has just been executed; handlers go with
+/// the exec.
+pub fn stop_ignoring(ignored: u64) {
+    (1..=64).filter(|signal| ignored >> (signal - 1) & 1 == 1).for_each(reset_handler);
 }
 
 /// Reset a signal to its default action. By system call: glibc refuses to touch the two signals it keeps for itself,

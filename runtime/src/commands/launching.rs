@@ -1,0 +1,179 @@
+//! What `create` and `run` have in common: options, and the way from a bundle to a running program.
+
+use crate::args::{Global, Opt, UsageError};
+use crate::cgroup::Cgroup;
+use crate::config::Hook;
+use crate::container::channel::{Channel, Message};
+use crate::container::hooks;
+use crate::container::process::capability_warnings;
+use crate::error::{Failure, InStep, Outcome};
+use crate::foreground::{OomGuard, Signals};
+use crate::launch::{self, Bundle};
+use crate::remove::remove;
+use crate::report;
+use crate::rootless::Rootless;
+use crate::state::{Record, StateDir, Status};
+use crate::supervisor;
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+
+/// Size at which a container's log is rotated.
+const DEFAULT_LOG_BYTES_MAX: u64 = 10 * 1024 * 1024;
+/// Files of a container's log, the current one included.
+const DEFAULT_LOG_FILES_MAX: u32 = 5;
+
+/// Options of `create` and `run`.
+#[derive(Debug, Default)]
+pub struct Common {
+    /// For the launch; the state root is filled in later.
+    pub launch: launch::Options,
+    /// `--supervise` and its options, once checked.
+    pub settings: Option<supervisor::Settings>,
+    supervise: bool,
+    container_log: Option<PathBuf>,
+    log_bytes_max: Option<u64>,
+    log_files_max: Option<u32>,
+    exit_file: Option<PathBuf>,
+}
+
+/// A command with these options.
+pub trait HasCommon {
+    /// Where they go.
+    fn common(&mut self) -> &mut Common;
+}
+
+/// The options as a table for any such command.
+#[derive(Debug)]
+pub struct CommonOptions<C>(PhantomData<C>);
+
+impl<C: HasCommon + 'static> CommonOptions<C> {
+    /// What a new container needs.
+    pub const LAUNCH: &'static [Opt<C>] = &[
+        Opt::value("bundle", "DIR", "bundle directory [default: .]", |command: &mut C, value| {
+            value.path().map(|path| command.common().launch.bundle = path)
+        })
+        .short('b'),
+        Opt::value("pid-file", "FILE", "write the number of the container's first process here", |command, value| {
+            value.path().map(|path| command.common().launch.pid_file = Some(path))
+        }),
+        Opt::value("console-socket", "PATH", "send the terminal to this unix socket", |command, value| {
+            value.path().map(|path| command.common().launch.console_socket = Some(path))
+        }),
+        Opt::value(
+            "pidfd-socket",
+            "PATH",
+            "send a pidfd of the first process to this unix socket",
+            |command, value| value.path().map(|path| command.common().launch.pidfd_socket = Some(path)),
+        ),
+        Opt::value("preserve-fds", "N", "keep N descriptors beyond standard error open", |command, value| {
+            value.number().map(|number| command.common().launch.preserve_fds = number)
+        }),
+        Opt::switch(
+            "no-pivot",
+            "move the root instead of pivot_root, for hosts on an initial ramfs",
+            |command, value| value.on().map(|on| command.common().launch.no_pivot = on),
+        ),
+        Opt::switch("no-new-keyring", "keep the caller's session keyring", |command, value| {
+            value.on().map(|on| command.common().launch.no_new_keyring = on)
+        }),
+    ];
+
+    /// The supervisor's.
+    pub const SUPERVISOR: &'static [Opt<C>] = &[
+        Opt::switch("supervise", "leave a supervisor, which owns output and exit status", |command: &mut C, value| {
+            value.on().map(|on| command.common().supervise = on)
+        }),
+        Opt::value("container-log", "FILE", "with --supervise: output in CRI format", |command, value| {
+            value.path().map(|path| command.common().container_log = Some(path))
+        }),
+        Opt::value("log-max-bytes", "N", "rotate the log at this size [default: 10485760]", |command, value| {
+            value.number().map(|number| command.common().log_bytes_max = Some(number))
+        }),
+        Opt::value("log-max-files", "N", "keep this many log files [default: 5]", |command, value| {
+            value.number().map(|number| command.common().log_files_max = Some(number))
+        }),
+        Opt::value("exit-file", "FILE", "with --supervise: how the container ended, as JSON", |command, value| {
+            value.path().map(|path| command.common().exit_file = Some(path))
+        }),
+    ];
+}
+
+impl Common {
+    /// Check what belongs together, once all options are there.
+    ///
+    /// # Errors
+    /// The supervisor lacks a file, or has options without being asked for.
+    pub fn finish(&mut self, id: String) -> Result<(), UsageError> {
+        self.launch.id = id;
+        if self.launch.bundle.as_os_str().is_empty() {
+            self.launch.bundle = std::path::absolute(".")
+                .map_err(|error| UsageError::new(format!("there is no current directory: {error}")))?;
+        }
+        self.settings = match (self.supervise, self.container_log.take(), self.exit_file.take()) {
+            (true, Some(log), Some(exit_file)) => Some(supervisor::Settings {
+                log,
+                exit_file,
+                log_bytes_max: self.log_bytes_max.unwrap_or(DEFAULT_LOG_BYTES_MAX).max(1024),
+                log_files_max: self.log_files_max.unwrap_or(DEFAULT_LOG_FILES_MAX).max(1),
+            }),
+            (true, ..) => return Err(UsageError::new("--supervise needs --container-log and --exit-file")),
+            (false, None, None) if self.log_bytes_max.is_none() && self.log_files_max.is_none() => None,
+            (false, ..) => return Err(UsageError::new("options of the supervisor need --supervise")),
+        };
+        Ok(())
+    }
+
+    /// For the launch, on this state root.
+    pub fn options(&self, global: &Global) -> launch::Options {
+        launch::Options { root: global.root.clone(), rootless: Rootless::from(global.rootless), ..self.launch.clone() }
+    }
+}
+
+/// Load a bundle and say what it asks for in vain.
+///
+/// # Errors
+/// It cannot be carried out.
+pub fn load(global: &Global, bundle: &Path) -> Outcome<Bundle> {
+    let bundle = Bundle::load(bundle)?;
+    let in_user_namespace = bundle.config.namespace("user").is_some();
+    if let Some(process) = &bundle.config.process {
+        for warning in capability_warnings(process, in_user_namespace) {
+            report::warning(global, &warning);
+        }
+    }
+    Ok(bundle)
+}
+
+/// Let a container's process go on to its program, and wait until it is executed.
+///
+/// # Errors
+/// Why it was not.
+pub fn let_go(channel: &Channel, record: &Record, cgroup: &Cgroup, signals: &Signals) -> Outcome<()> {
+    channel.go()?;
+    match OomGuard::new(record.init.map_or(0, |init| init.pid), Some(cgroup)).receive(channel, signals)? {
+        Message::End => Ok(()),
+        Message::Failed(failure) => Err(failure),
+        _ => Err(Failure::new("the container's process sent a message out of order")),
+    }
+}
+
+/// Run the hooks that come after the start. Their failure ends the container, as the specification has it.
+///
+/// # Errors
+/// A hook failed.
+pub fn poststart(dir: &StateDir, record: &Record, bundle_hooks: &[Hook]) -> Outcome<()> {
+    if bundle_hooks.is_empty() {
+        return Ok(());
+    }
+    let pid = record.init.map(|init| init.pid);
+    let line = dir.state(record).with(Status::Running, pid).to_line();
+    hooks::run("poststart", bundle_hooks, &line).in_step("poststart hooks")
+}
+
+/// Remove a container after a failure or at its end, reporting what could not be done.
+pub fn clean_up(global: &Global, dir: &StateDir, record: &Record) {
+    match remove(dir, Some(record), &record.id) {
+        Ok(warnings) => warnings.iter().flatten().for_each(|text| report::warning(global, text)),
+        Err(failure) => report::failure(global, &failure.in_step("clean up")),
+    }
+}

@@ -1,0 +1,96 @@
+//! `start`: let a created container run its program.
+
+use super::launching::poststart;
+use super::open;
+use crate::args::{Command, Global, Operands, Opt, UsageError};
+use crate::container::channel::{Channel, Message};
+use crate::error::{Because, Failure, Outcome, is_absent};
+use crate::foreground::{OomGuard, Signals};
+use crate::launch;
+use crate::remove::saved_config;
+use crate::state::{Record, Status};
+use crate::sys::clone;
+use std::fs;
+use std::os::fd::AsFd;
+
+/// `start`.
+#[derive(Debug, Default)]
+pub struct Start {
+    id: String,
+}
+
+impl Command for Start {
+    const NAME: &'static str = "start";
+    const SUMMARY: &'static str = "run the program of a created container";
+    const OPERANDS: &'static str = "ID";
+    const OPTIONS: &'static [&'static [Opt<Self>]] = &[];
+
+    fn operands(&mut self, operands: &mut Operands) -> Result<(), UsageError> {
+        self.id = operands.id()?;
+        Ok(())
+    }
+
+    fn run(&self, global: &Global) -> Outcome<i32> {
+        start(global, &self.id)
+    }
+}
+
+/// Let the container run, over a connection made for it; false when it did not hear us.
+fn let_go_later(channel: &Channel, record: &Record, signals: &Signals) -> Outcome<bool> {
+    if channel.go().is_err() {
+        return Ok(false);
+    }
+    let mut guard = OomGuard::new(record.init.map_or(0, |init| init.pid), None);
+    let mut heard = false;
+    loop {
+        match guard.receive(channel, signals)? {
+            Message::Executing => heard = true,
+            Message::End => return Ok(heard),
+            Message::Failed(failure) => return Err(failure),
+            _ => return Err(Failure::new("the container's process sent a message out of order")),
+        }
+    }
+}
+
+fn start(global: &Global, id: &str) -> Outcome<i32> {
+    let signals = Signals::hold()?;
+    let (dir, record) = open(global, id)?;
+    let status = dir.status(&record);
+    if status != Status::Created {
+        let what = match status {
+            Status::Stopped => "cannot start a container that has stopped".to_owned(),
+            Status::Running => "cannot start an already running container".to_owned(),
+            other => format!("cannot start a container that is {}", other.name()),
+        };
+        return Err(
+            Failure::new(format!("{what}: `{id}`")).hint("only a created container can be started, and only once")
+        );
+    }
+    let hooks = if record.poststart { saved_config(&dir)?.1.hooks.poststart } else { Vec::new() };
+    let remove_socket = || match fs::remove_file(dir.file("start.sock")) {
+        Err(error) if !is_absent(&error) => Err(error).because(|| "cannot remove the start socket".to_owned()),
+        _ => Ok(()),
+    };
+    let Some(channel) = launch::connect_start(&dir)? else {
+        remove_socket()?;
+        return Err(Failure::new(format!("cannot start an already running container: `{id}`")));
+    };
+    let result = let_go_later(&channel, &record, &signals);
+    if matches!(result, Ok(false)) {
+        // Another `start` was first, or it was killed meanwhile. The socket is not ours to remove.
+        let what = match dir.status(&record) {
+            Status::Stopped => "cannot start a container that has stopped",
+            _ => "cannot start an already running container",
+        };
+        return Err(Failure::new(format!("{what}: `{id}`")));
+    }
+    remove_socket()?;
+    result?;
+    if let Err(failure) = poststart(&dir, &record, &hooks) {
+        if let Some(pidfd) = record.init.and_then(|init| init.open()) {
+            let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
+        }
+        return Err(failure);
+    }
+    Ok(0)
+}

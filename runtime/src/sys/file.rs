@@ -1,0 +1,79 @@
+//! Small files in as few system calls as they take: no size is asked for, and no name is resolved twice.
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use std::io;
+use std::path::Path;
+
+/// Read the start of a file of procfs into `buffer`; these come whole, if there is room for them.
+///
+/// # Errors
+/// It is not there or cannot be read.
+pub fn read_into(path: &Path, buffer: &mut [u8]) -> io::Result<usize> {
+    let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    loop {
+        match rustix::io::read(&fd, &mut *buffer) {
+            Err(Errno::INTR) => {}
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// Read a regular file whole.
+///
+/// # Errors
+/// It is not there or cannot be read.
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut bytes: Vec<u8> = Vec::with_capacity(16 * 1024);
+    loop {
+        match rustix::io::read(&fd, rustix::buffer::spare_capacity(&mut bytes)) {
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+            // A regular file gives all that is asked for unless it ends.
+            Ok(count) if count == 0 || bytes.len() < bytes.capacity() => return Ok(bytes),
+            Ok(_) => bytes.reserve(bytes.capacity()),
+        }
+    }
+}
+
+/// Make a new file.
+///
+/// # Errors
+/// It is there already, or cannot be made or written.
+pub fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let fd = rustix::fs::open(path, flags, Mode::from_raw_mode(0o600))?;
+    write_all(&fd, bytes)
+}
+
+fn write_all(fd: impl std::os::fd::AsFd, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::write(&fd, bytes) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_comes_back_as_it_was_written() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for size in [0, 1, 16 * 1024 - 1, 16 * 1024, 16 * 1024 + 1, 200_000] {
+            let path = dir.path().join(size.to_string());
+            let bytes: Vec<u8> = (0..size).map(|at: usize| at as u8).collect();
+            create(&path, &bytes).expect("a new file");
+            assert_eq!(read(&path).expect("the file"), bytes, "{size}");
+            assert!(create(&path, b"").is_err(), "there already");
+        }
+        let mut buffer = [0; 4];
+        assert_eq!(read_into(&dir.path().join("200000"), &mut buffer).expect("the file"), 4);
+        assert_eq!(buffer, [0, 1, 2, 3]);
+    }
+}
