@@ -37,7 +37,7 @@ pub fn remove(dir: &StateDir, seen: Option<&Record>, id: &str) -> Outcome<Option
         None => {
             // Its state is lost; perhaps there is a cgroup.
             if !Cgroup::at(place_of(dir, None, id)).in_step("cgroup")?.exists() {
-                return Ok(Some(Vec::new()));
+                return Ok(None);
             }
             // Nobody may make a container of this ID meanwhile. Where nothing can be written, nobody does.
             dir.claim().ok()

@@ -132,7 +132,11 @@ fn the_attack_works_on_an_ordinary_file() {
     fs::copy("/bin/busybox", &tool).expect("a copy");
     let ran = attack.runtime(&["run", "-d", &attack.name]);
     assert_eq!(ran.code, 0, "{}", ran.err);
-    assert_eq!(attack.runtime(&["exec", &attack.name, "/out/busybox-tool", "sleep", "0.1"]).code, 0);
+    let ran = attack.runtime(&["exec", "-d", "--pid-file", "tool", &attack.name, "/out/busybox-tool", "sleep", "1000"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    until("the tool is caught", || attack.log().contains("caught /out/busybox-tool"));
+    let pid = fs::read_to_string(attack.bed.bundle().join("tool")).expect("its number").parse().expect("a number");
+    common::signal(pid, 9);
     until("the tool is overwritten", || attack.log().contains("WROTE /out/busybox-tool"));
     assert!(fs::read(&tool).expect("the tool").starts_with(b"overwritten"));
 }
@@ -154,7 +158,10 @@ fn exec_into_an_attacker() {
             assert!(!ran.err.contains("panicked"), "{program}: {}", ran.err);
         }
         if !attack.user_namespace {
-            until("it has caught us", || attack.log().contains("caught"));
+            until("it has caught us", || {
+                assert_eq!(attack.runtime(&["exec", &attack.name, "true"]).code, 0);
+                attack.log().contains("caught")
+            });
         }
         attack.end(false);
     }
@@ -168,7 +175,7 @@ fn run_beside_an_attacker() {
         let ran = attack.runtime(&["run", "-d", &attack.name]);
         assert_eq!(ran.code, 0, "{}", ran.err);
         let pid = attack.bed.pid(&attack.name);
-        for program in Attack::programs() {
+        let beside = |program: &str| {
             // Another container in the attacker's PID namespace, with an image of the attacker's.
             let mut config = attack.bed.config.clone();
             config["process"]["args"] = json!([program, "--version"]);
@@ -185,9 +192,13 @@ fn run_beside_an_attacker() {
                 ran.out.contains("gantry-runtime version") || ran.err.contains("no command `/bin/script`"),
                 "{ran:?}"
             );
-        }
+        };
+        Attack::programs().into_iter().for_each(beside);
         if !attack.user_namespace {
-            until("it has caught us", || attack.log().contains("caught"));
+            until("it has caught us", || {
+                beside("/proc/self/exe");
+                attack.log().contains("caught")
+            });
         }
         attack.end(!user_namespace);
     }
