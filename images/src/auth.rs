@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use crate::error::{ImageError, Result};
 use crate::files;
-use crate::reference::{DEFAULT_REGISTRY, Reference};
+use crate::reference::DEFAULT_REGISTRY;
 
 /// Larger than any real file of credentials.
 const FILE_MAX: u64 = 4 << 20;
@@ -88,25 +88,23 @@ struct AuthEntry {
     identitytoken: String,
 }
 
-/// The credentials for the repository of `reference` in a docker `config.json` or a containers `auth.json`; none if the
+/// The credentials for a repository of a registry in a docker `config.json` or a containers `auth.json`; none if the
 /// file or the entry is not there. The entry of the longest path that fits counts.
 ///
 /// # Errors
 /// `BadCredentials`: the file is malformed, or its helper fails or does not answer.
-pub(crate) fn from_file(file: &Path, reference: &Reference) -> Result<Option<Credentials>> {
+pub(crate) fn from_file(file: &Path, registry: &str, repository: &str) -> Result<Option<Credentials>> {
     let Some(bytes) = files::read_limited(file, FILE_MAX)? else {
         return Ok(None);
     };
     let bad = |why: String| ImageError::BadCredentials { file: file.to_path_buf(), why };
     let config: AuthFile = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
-    let registry = reference.registry();
     let helper = config.cred_helpers.iter().find(|(key, _)| key_parts(key).0 == registry).map(|(_, name)| name);
     if let Some(name) = helper {
         return helper::ask(name, &server(registry)).map_err(bad);
     }
     let fits = |key: &str| {
         let (host, path) = key_parts(key);
-        let repository = reference.repository();
         let inside = path.is_empty()
             || repository.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
         (host == registry && inside).then_some(path.len())
@@ -232,7 +230,7 @@ fn encode_base64(bytes: &[u8]) -> String {
     text
 }
 
-fn decode_base64(text: &str) -> Option<Vec<u8>> {
+pub(crate) fn decode_base64(text: &str) -> Option<Vec<u8>> {
     let text = text.trim().trim_end_matches('=');
     let (mut bytes, mut bits, mut count) = (Vec::new(), 0u32, 0);
     for digit in text.bytes() {
@@ -308,7 +306,11 @@ mod tests {
             "quay.io":{"auth":"YTpi"},"quay.io/team":{"auth":"Yzpk"},"id.example":{"identitytoken":"tok"},
             "helper.example":{},"broken.example":{"auth":"!"}}}"#;
         std::fs::write(&file, text).unwrap();
-        let find = |name: &str| from_file(&file, &name.parse().unwrap()).map(|c| c.map(|c| (c.username, c.password)));
+        let find = |name: &str| {
+            let reference: crate::Reference = name.parse().unwrap();
+            let found = from_file(&file, reference.registry(), reference.repository());
+            found.map(|c| c.map(|c| (c.username, c.password)))
+        };
         let pair = |a: &str, b: &str| Some((a.to_owned(), b.to_owned()));
         for (name, expected) in [
             ("busybox", pair("user", "pa:ss")),
@@ -323,7 +325,7 @@ mod tests {
             assert_eq!(find(name).unwrap(), expected, "{name}");
         }
         assert!(find("broken.example/a").unwrap_err().to_string().contains("base64"));
-        assert!(from_file(&dir.path().join("absent"), &"a".parse().unwrap()).unwrap().is_none());
+        assert!(from_file(&dir.path().join("absent"), "docker.io", "library/a").unwrap().is_none());
     }
 
     #[test]

@@ -196,6 +196,22 @@ pub enum ImageError {
         /// What the connection said.
         source: reqwest::Error,
     },
+    /// The operator's settings for registries cannot be used.
+    #[error("cannot use the settings in {}: {why}", file.display())]
+    BadSettings {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// The operator does not want this image.
+    #[error("`{reference}` is not trusted: {why}")]
+    Untrusted {
+        /// The image.
+        reference: String,
+        /// What it lacks.
+        why: String,
+    },
     /// A file of credentials cannot be used.
     #[error("cannot use credentials in {}: {why}", file.display())]
     BadCredentials {
@@ -255,6 +271,7 @@ impl ImageError {
             Self::BadReference { .. } => {
                 "write [HOST[:PORT]/]NAME[:TAG][@sha256:DIGEST], for instance nginx:1.27 or registry.example.com:5000/shop/api:2".into()
             }
+            Self::Untrusted { .. } => "the rules are under `trust` in the settings for registries".into(),
             Self::NotFound(_) => "pull or load it first, or list what is there".into(),
             Self::NotInRegistry { .. } => "check the name and the tag; a tag may have been removed".into(),
             Self::Ambiguous { .. } => "give more characters".into(),
@@ -287,6 +304,7 @@ impl ImageError {
             | Self::BadImage { .. }
             | Self::Registry { .. }
             | Self::BadCredentials { .. }
+            | Self::BadSettings { .. }
             | Self::BadOption { .. }
             | Self::Stopped => return None,
         };

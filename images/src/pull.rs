@@ -10,9 +10,11 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
 
 use crate::auth::{self, Credentials};
@@ -22,12 +24,16 @@ use crate::image::Image;
 use crate::index::Entry;
 use crate::layer::{self, Origin, Part};
 use crate::lease::Lease;
-use crate::manifest::{self, CONFIG_MAX, ConfigFile, Document, LayerSpec, MANIFEST_MAX, Manifest, OCI_MANIFEST};
+use crate::manifest::{
+    self, CONFIG_MAX, ConfigFile, Descriptor, Document, LayerSpec, MANIFEST_MAX, Manifest, OCI_MANIFEST,
+};
 use crate::platform::Platform;
 use crate::progress::{Event, Progress};
 use crate::reference::Reference;
+use crate::registries::{Endpoint, Registries};
 use crate::registry::{Fetched, Registry};
 use crate::store::Store;
+use crate::trust::{self, Require, Rule};
 
 /// Layers fetched and unpacked at once: as many as a registry gladly serves to one client.
 const LAYERS_AT_ONCE: usize = 4;
@@ -37,6 +43,15 @@ const PIECES_WAITING: usize = 32;
 
 /// All layers of an image together, packed.
 const IMAGE_MAX: u64 = 256 << 30;
+
+/// Where the index of the store keeps which key has signed an image.
+const SIGNED_BY: &str = "dev.gantry.image.signed-by";
+
+/// A manifest of signatures, whose configuration says nothing.
+#[derive(Deserialize)]
+struct SignatureManifest {
+    layers: Vec<Descriptor>,
+}
 
 /// When a registry is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,18 +76,20 @@ pub struct PullOptions {
     pub insecure_registries: Vec<String>,
     /// For the registry; without them `auth_file` is read.
     pub credentials: Option<Credentials>,
+    /// Mirrors, certificates and trust.
+    pub registries: Registries,
     /// A docker `config.json` or containers `auth.json`; `default_auth_file()` gives the usual one.
     pub auth_file: Option<PathBuf>,
 }
 
 impl PullOptions {
-    /// Who we are to the registry of `reference`.
-    pub(crate) async fn credentials_for(&self, reference: &Reference) -> Result<Option<Credentials>> {
+    /// Who we are to a registry or mirror. What was given for the registry itself is for no mirror.
+    pub(crate) async fn credentials_for(&self, endpoint: &Endpoint) -> Result<Option<Credentials>> {
         match (&self.credentials, &self.auth_file) {
             (Some(credentials), _) => Ok(Some(credentials.clone())),
             (None, Some(file)) => {
-                let (file, reference) = (file.clone(), reference.clone());
-                blocking(move || auth::from_file(&file, &reference)).await
+                let (file, name, repository) = (file.clone(), endpoint.name.clone(), endpoint.repository.clone());
+                blocking(move || auth::from_file(&file, &name, &repository)).await
             }
             (None, None) => Ok(None),
         }
@@ -103,6 +120,14 @@ impl Store {
             own.architecture.is_empty() || own.fits(&platform).is_some()
         });
         let pinned = reference.digest().is_some();
+        let present = match (present, options.registries.rule(reference)) {
+            (present, None) => present,
+            (present, Some(rule)) => {
+                check_name(reference, rule)?;
+                // Signed by a key that is no longer trusted, or never: the registry is asked for its signature.
+                present.filter(|image| rule.require != Require::Signature || self.is_signed(image, rule))
+            }
+        };
         match (present, options.policy) {
             (Some(image), PullPolicy::Missing | PullPolicy::Never) => return Ok(image),
             (Some(image), PullPolicy::Always) if pinned => return Ok(image),
@@ -114,6 +139,16 @@ impl Store {
         let image = pull.run().await.map_err(|e| e.in_store(self.root()))?;
         progress.event(Event::Done { digest: image.digest });
         Ok(image)
+    }
+
+    /// Whether an image was verified with one of the keys when it came.
+    fn is_signed(&self, image: &Image, rule: &Rule) -> bool {
+        let entries = self.index().map(|index| index.manifests).unwrap_or_default();
+        let mut keys = entries.iter().filter(|entry| entry.digest == image.digest);
+        keys.any(|entry| {
+            let by = entry.annotations.get(SIGNED_BY);
+            by.is_some_and(|by| rule.keys.iter().any(|key| key.fingerprint.to_string() == *by))
+        })
     }
 
     /// Fetch again the packed layers of an image that the store has lost.
@@ -143,9 +178,12 @@ impl Store {
 
 struct Pull<'a> {
     store: &'a Store,
-    registry: Registry,
+    /// Mirrors first, the registry itself last.
+    registries: Vec<Registry>,
     reference: &'a Reference,
     platform: Platform,
+    /// What the operator wants of the image.
+    rule: Option<&'a Rule>,
     progress: &'a dyn Progress,
     /// Set when one layer has failed: the others need not go on.
     stop: watch::Sender<bool>,
@@ -156,31 +194,39 @@ impl<'a> Pull<'a> {
         store: &'a Store,
         reference: &'a Reference,
         platform: Platform,
-        options: &PullOptions,
+        options: &'a PullOptions,
         progress: &'a dyn Progress,
     ) -> Result<Self> {
-        let credentials = options.credentials_for(reference).await?;
-        let registry = Registry::new(reference, &options.insecure_registries, credentials)?;
-        Ok(Self { store, registry, reference, platform, progress, stop: watch::Sender::new(false) })
+        let mut registries = Vec::new();
+        for endpoint in options.registries.endpoints(reference, &options.insecure_registries)? {
+            let own = endpoint.name == reference.registry();
+            let given = options.credentials.is_some() && !own;
+            let credentials = if given { None } else { options.credentials_for(&endpoint).await? };
+            registries.push(Registry::new(endpoint, credentials)?);
+        }
+        let rule = options.registries.rule(reference);
+        Ok(Self { store, registries, reference, platform, rule, progress, stop: watch::Sender::new(false) })
     }
 
     async fn run(&self) -> Result<Image> {
         let wanted = match (self.reference.digest(), self.reference.tag()) {
             (Some(digest), _) => Some(digest),
-            (None, Some(tag)) => self.registry.resolve(tag).await?,
+            (None, Some(tag)) => self.resolve(tag).await?,
             (None, None) => None,
         };
         if let Some(image) = self.known(wanted)? {
             return Ok(image);
         }
         let plan = self.plan(wanted).await?;
+        let signer =
+            self.check_trust(&[plan.source.unwrap_or(Digest::of(&plan.manifest)), Digest::of(&plan.manifest)]).await?;
         self.check_room(&plan.layers)?;
         let lease = Arc::new(self.store.lease()?);
         let parts = plan.layers.iter().flat_map(|spec| [spec.digest, spec.diff_id]);
         let own = [Digest::of(&plan.manifest), Digest::of(&plan.config)];
         self.store.protect(&lease, parts.chain(own))?;
         self.layers(&plan.layers, &lease).await?;
-        self.commit(plan, lease).await
+        self.commit(plan, lease, signer).await
     }
 
     /// An image of this digest that has this name already.
@@ -192,27 +238,114 @@ impl<'a> Pull<'a> {
             let digest = image.digest == wanted || image.source_digests.contains(&wanted);
             digest && image.platform().fits(&self.platform).is_some()
         };
-        Ok(self.store.find(self.reference)?.filter(same))
+        let trusted = |image: &Image| {
+            self.rule.is_none_or(|rule| rule.require != Require::Signature || self.store.is_signed(image, rule))
+        };
+        Ok(self.store.find(self.reference)?.filter(same).filter(trusted))
+    }
+
+    /// The digest of a tag, if the registry tells.
+    async fn resolve(&self, tag: &str) -> Result<Option<Digest>> {
+        for registry in &self.registries {
+            match registry.resolve(tag).await {
+                Err(error) if self.goes_on_without(registry, &error) => {}
+                other => return other,
+            }
+        }
+        Err(ImageError::NotFound(self.reference.to_string()))
+    }
+
+    /// A manifest, verified if its digest is known.
+    async fn manifest(&self, what: &str, asked: &str, wanted: Option<Digest>) -> Result<Fetched> {
+        for registry in &self.registries {
+            let fetched = registry.manifest(asked).await;
+            match fetched.and_then(|fetched| verify(what, &fetched.bytes, wanted).map(|_| fetched)) {
+                Err(error) if self.goes_on_without(registry, &error) => {}
+                other => return other,
+            }
+        }
+        Err(ImageError::NotFound(self.reference.to_string()))
+    }
+
+    /// A small blob, verified.
+    async fn small_blob(&self, what: &str, digest: Digest, size: u64) -> Result<Vec<u8>> {
+        for registry in &self.registries {
+            let bytes = registry.small_blob(what, digest, size).await;
+            match bytes.and_then(|bytes| verify(what, &bytes, Some(digest)).map(|_| bytes)) {
+                Err(error) if self.goes_on_without(registry, &error) => {}
+                other => return other,
+            }
+        }
+        Err(ImageError::NotFound(self.reference.to_string()))
+    }
+
+    /// Whether another endpoint follows this one, which may do better.
+    fn goes_on_without(&self, registry: &Registry, error: &ImageError) -> bool {
+        let last = self.registries.last().is_some_and(|last| std::ptr::eq(last, registry));
+        let goes_on = !last && may_be_elsewhere(error);
+        if goes_on {
+            tracing::warn!(mirror = registry.name(), %error, "going on without this mirror");
+        }
+        goes_on
+    }
+
+    /// Refuse what the operator does not trust. Returns the key that has signed it, if one is needed.
+    ///
+    /// - `digests`: of the index that the image was chosen from, and of the image.
+    async fn check_trust(&self, digests: &[Digest]) -> Result<Option<Digest>> {
+        let Some(rule) = self.rule else {
+            return Ok(None);
+        };
+        check_name(self.reference, rule)?;
+        if rule.require != Require::Signature {
+            return Ok(None);
+        }
+        for digest in digests {
+            if let Some(key) = self.signer(rule, *digest, digests).await? {
+                return Ok(Some(key));
+            }
+        }
+        Err(untrusted(self.reference, "none of the keys has signed it"))
+    }
+
+    async fn signer(&self, rule: &Rule, digest: Digest, digests: &[Digest]) -> Result<Option<Digest>> {
+        let what = format!("signatures of {}", self.reference.familiar());
+        let fetched = match self.manifest(&what, &trust::tag(digest), None).await {
+            Err(ImageError::NotInRegistry { .. }) => return Ok(None),
+            other => other?,
+        };
+        let document: SignatureManifest = serde_json::from_slice(&fetched.bytes)
+            .map_err(|error| ImageError::BadImage { what: what.clone(), why: error.to_string() })?;
+        for layer in document.layers.iter().take(trust::SIGNATURES_MAX) {
+            let fits = layer.media_type == trust::PAYLOAD && layer.size <= trust::PAYLOAD_MAX;
+            let Some(signature) = layer.annotations.get(trust::SIGNATURE).filter(|_| fits) else {
+                continue;
+            };
+            let payload = self.small_blob(&what, layer.digest, layer.size).await?;
+            if let Some(key) = rule.signer(&payload, signature, digests) {
+                return Ok(Some(key.fingerprint));
+            }
+        }
+        Ok(None)
     }
 
     async fn plan(&self, wanted: Option<Digest>) -> Result<Plan> {
         let title = self.reference.familiar();
         let asked = wanted.map(|digest| digest.to_string());
         let asked = asked.or_else(|| self.reference.tag().map(str::to_owned)).unwrap_or_default();
-        let first = self.registry.manifest(&asked).await?;
-        let top = verify(&format!("manifest of {title}"), &first.bytes, wanted)?;
-        let (fetched, manifest) =
-            match manifest::parse(&format!("manifest of {title}"), first.content_type.as_deref(), &first.bytes)? {
-                Document::Manifest(manifest) => (first, *manifest),
-                Document::Index(parts) => self.chosen(&title, &parts).await?,
-            };
+        let what = format!("manifest of {title}");
+        let first = self.manifest(&what, &asked, wanted).await?;
+        let top = Digest::of(&first.bytes);
+        let (fetched, manifest) = match manifest::parse(&what, first.content_type.as_deref(), &first.bytes)? {
+            Document::Manifest(manifest) => (first, *manifest),
+            Document::Index(parts) => self.chosen(&title, &parts).await?,
+        };
         let what = format!("configuration of {title}");
         let descriptor = &manifest.config;
         if descriptor.size > CONFIG_MAX {
             return Err(ImageError::TooBig { what, limit: CONFIG_MAX, unit: "bytes" });
         }
-        let config = self.registry.small_blob(&what, descriptor.digest, descriptor.size).await?;
-        verify(&what, &config, Some(descriptor.digest))?;
+        let config = self.small_blob(&what, descriptor.digest, descriptor.size).await?;
         let file = ConfigFile::parse(&title, &config)?;
         file.check_platform(&title, &self.platform)?;
         let layers = manifest.layer_specs(&format!("manifest of {title}"), &file)?;
@@ -227,12 +360,11 @@ impl<'a> Pull<'a> {
         if descriptor.size > MANIFEST_MAX {
             return Err(ImageError::TooBig { what, limit: MANIFEST_MAX, unit: "bytes" });
         }
-        let fetched = self.registry.manifest(&descriptor.digest.to_string()).await?;
+        let fetched = self.manifest(&what, &descriptor.digest.to_string(), Some(descriptor.digest)).await?;
         let got = fetched.bytes.len() as u64;
         if got != descriptor.size {
             return Err(ImageError::WrongSize { what, wanted: descriptor.size, got });
         }
-        verify(&what, &fetched.bytes, Some(descriptor.digest))?;
         match manifest::parse(&what, Some(&descriptor.media_type), &fetched.bytes)? {
             Document::Manifest(manifest) => Ok((fetched, *manifest)),
             Document::Index(_) => Err(ImageError::BadImage { what, why: "it is an index inside an index".into() }),
@@ -292,12 +424,14 @@ impl<'a> Pull<'a> {
             if resumed > total {
                 part.clear()?;
             }
-            match self.fetch(&spec, lease, part).await {
-                // What an earlier attempt left may be what is damaged: begin again, once.
-                Err(ImageError::Damaged { .. } | ImageError::BadArchive { .. }) if resumed > 0 => {
+            match self.fetch(&spec, lease, part, &self.registries).await {
+                // What an earlier attempt left, or a mirror, may be what is damaged: begin again, once.
+                Err(ImageError::Damaged { .. } | ImageError::BadArchive { .. })
+                    if resumed > 0 || self.registries.len() > 1 =>
+                {
                     part = self.lock_part(digest).await?;
                     part.clear()?;
-                    self.fetch(&spec, lease, part).await?;
+                    self.fetch(&spec, lease, part, &self.registries[self.registries.len() - 1..]).await?;
                 }
                 other => other?,
             }
@@ -334,7 +468,7 @@ impl<'a> Pull<'a> {
         .await
     }
 
-    async fn fetch(&self, spec: &LayerSpec, lease: &Arc<Lease>, mut part: Part) -> Result<()> {
+    async fn fetch(&self, spec: &LayerSpec, lease: &Arc<Lease>, mut part: Part, registries: &[Registry]) -> Result<()> {
         let (digest, total) = (spec.digest, spec.size);
         let offset = part.length()?;
         let (sender, receiver) = mpsc::channel::<Bytes>(PIECES_WAITING);
@@ -343,13 +477,15 @@ impl<'a> Pull<'a> {
             let mut source = Pieces { receiver, piece: Bytes::new() };
             layer::ingest(&store, &lease, &copy, Origin::Fetch(&mut part), &mut source)
         });
+        let arrived = AtomicU64::new(offset);
         let sink = |bytes: Bytes, done: u64| {
+            arrived.store(done, Ordering::Relaxed);
             self.progress.event(Event::LayerProgress { digest, done, total });
             let sender = &sender;
             async move { sender.send(bytes).await.is_ok() }
         };
         let sent = tokio::select! {
-            sent = self.registry.layer(spec, offset, sink) => sent,
+            sent = self.bytes_of(spec, registries, &arrived, sink) => sent,
             stopped = self.stopped() => Err(stopped),
         };
         drop(sender);
@@ -364,7 +500,28 @@ impl<'a> Pull<'a> {
         }
     }
 
-    async fn commit(&self, plan: Plan, lease: Arc<Lease>) -> Result<Image> {
+    /// The bytes of a layer, from where they stopped coming.
+    async fn bytes_of<F, W>(
+        &self,
+        spec: &LayerSpec,
+        registries: &[Registry],
+        arrived: &AtomicU64,
+        mut sink: F,
+    ) -> Result<()>
+    where
+        F: FnMut(Bytes, u64) -> W,
+        W: Future<Output = bool>,
+    {
+        for registry in registries {
+            match registry.layer(spec, arrived.load(Ordering::Relaxed), &mut sink).await {
+                Err(error) if self.goes_on_without(registry, &error) => {}
+                other => return other,
+            }
+        }
+        Ok(())
+    }
+
+    async fn commit(&self, plan: Plan, lease: Arc<Lease>, signer: Option<Digest>) -> Result<Image> {
         let name = match self.reference.digest() {
             Some(digest) => self.reference.with_digest(digest),
             None => self.reference.clone(),
@@ -377,12 +534,44 @@ impl<'a> Pull<'a> {
                 media_type: plan.media_type,
                 digest,
                 size: plan.manifest.len() as u64,
-                annotations: BTreeMap::new(),
+                annotations: signer.map(|key| (SIGNED_BY.to_owned(), key.to_string())).into_iter().collect(),
                 rest: serde_json::Map::from_iter([("platform".to_owned(), serde_json::json!(plan.platform))]),
             };
             store.commit(&lease, &entry, &[name], plan.source)
         })
         .await
+    }
+}
+
+/// Another endpoint may do better.
+fn may_be_elsewhere(error: &ImageError) -> bool {
+    use ImageError as E;
+    matches!(
+        error,
+        E::NotInRegistry { .. }
+            | E::Unauthorized { .. }
+            | E::Registry { .. }
+            | E::Network { .. }
+            | E::NotARegistry { .. }
+            | E::Truncated { .. }
+            | E::Damaged { .. }
+            | E::WrongSize { .. }
+            | E::TooBig { .. }
+    )
+}
+
+fn untrusted(reference: &Reference, why: &str) -> ImageError {
+    ImageError::Untrusted { reference: reference.familiar(), why: why.to_owned() }
+}
+
+/// What the reference alone tells.
+fn check_name(reference: &Reference, rule: &Rule) -> Result<()> {
+    match rule.require {
+        Require::Refuse => Err(untrusted(reference, "images of this place are not to be used")),
+        Require::Digest if reference.digest().is_none() => {
+            Err(untrusted(reference, "images of this place must be named with their digest"))
+        }
+        _ => Ok(()),
     }
 }
 

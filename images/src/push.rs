@@ -40,7 +40,11 @@ impl Store {
         let lease = self.lease()?;
         self.protect(&lease, image.parts())?;
         progress.event(Event::Resolving { what: target.familiar() });
-        let registry = Registry::new(target, &options.insecure_registries, options.credentials_for(target).await?)?;
+        // Mirrors are for reading.
+        let endpoint = options.registries.endpoints(target, &options.insecure_registries)?.pop();
+        let endpoint = endpoint.ok_or_else(|| ImageError::NotFound(target.to_string()))?;
+        let credentials = options.credentials_for(&endpoint).await?;
+        let registry = Registry::new(endpoint, credentials)?;
         let from = image
             .names
             .iter()

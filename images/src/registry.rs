@@ -9,6 +9,7 @@
 mod upload;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::path::Path;
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
@@ -17,15 +18,16 @@ use reqwest::header::{
     ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, RANGE, RETRY_AFTER,
     WWW_AUTHENTICATE,
 };
-use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
+use reqwest::{Certificate, Client, Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 
 use crate::auth::{self, Challenge, Credentials};
 use crate::digest::Digest;
 use crate::dns::Resolver;
-use crate::error::{ImageError, Result};
+use crate::error::{ImageError, Result, at};
 use crate::manifest::{DOCKER_LIST, DOCKER_MANIFEST, LayerSpec, MANIFEST_MAX, OCI_INDEX, OCI_MANIFEST};
-use crate::reference::{self, DEFAULT_REGISTRY, Reference};
+use crate::reference;
+use crate::registries::Endpoint;
 
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
 
@@ -50,7 +52,7 @@ const REDIRECTS_MAX: usize = 5;
 /// One repository of one registry.
 pub(crate) struct Registry {
     client: Client,
-    /// As in the reference.
+    /// Host, and port if given.
     name: String,
     repository: String,
     /// `https://host/v2/repository`.
@@ -68,31 +70,22 @@ pub(crate) struct Fetched {
 }
 
 impl Registry {
+    /// For messages.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Prepare; nothing is sent yet.
-    pub(crate) fn new(reference: &Reference, insecure: &[String], credentials: Option<Credentials>) -> Result<Self> {
-        let name = reference.registry().to_owned();
-        let loopback = reference::is_loopback(&name);
-        let plain = loopback || insecure.contains(&name);
-        let host = if name == DEFAULT_REGISTRY { "registry-1.docker.io" } else { name.as_str() };
-        let base = format!("{}://{host}/v2/{}", if plain { "http" } else { "https" }, reference.repository());
-        let base = Url::parse(&base).map_err(|error| ImageError::BadReference {
-            reference: reference.to_string(),
-            why: format!("its registry cannot be addressed: {error}"),
-        })?;
-        let client = client(plain, loopback).map_err(|source| ImageError::Network {
+    pub(crate) fn new(endpoint: Endpoint, credentials: Option<Credentials>) -> Result<Self> {
+        let Endpoint { name, base, repository, ca } = endpoint;
+        let (plain, loopback) = (base.scheme() == "http", reference::is_loopback(&name));
+        let trusted = ca.as_deref().map(certificates).transpose()?.unwrap_or_default();
+        let client = client(plain, loopback, &trusted).map_err(|source| ImageError::Network {
             registry: name.clone(),
             request: "the first connection".into(),
             source,
         })?;
-        Ok(Self {
-            client,
-            name,
-            repository: reference.repository().to_owned(),
-            base,
-            plain,
-            credentials,
-            authorization: Mutex::new(None),
-        })
+        Ok(Self { client, name, repository, base, plain, credentials, authorization: Mutex::new(None) })
     }
 
     /// The digest of a tag, without its content; `None` if the registry does not tell.
@@ -473,7 +466,17 @@ impl From<ImageError> for Broken {
     }
 }
 
-fn client(plain: bool, loopback: bool) -> reqwest::Result<Client> {
+/// The certificates in a PEM file.
+fn certificates(file: &Path) -> Result<Vec<Certificate>> {
+    let bytes = std::fs::read(file).map_err(at("read", file))?;
+    Certificate::from_pem_bundle(&bytes).ok().filter(|found| !found.is_empty()).ok_or_else(|| ImageError::BadSettings {
+        file: file.to_path_buf(),
+        why: "it has no certificate in PEM".to_owned(),
+    })
+}
+
+/// - `trusted`: certificates besides those of the system.
+fn client(plain: bool, loopback: bool, trusted: &[Certificate]) -> reqwest::Result<Client> {
     static PROVIDER: Once = Once::new();
     PROVIDER.call_once(|| {
         // Fails only if the program has chosen one before, which is then used.
@@ -486,6 +489,7 @@ fn client(plain: bool, loopback: bool) -> reqwest::Result<Client> {
             .connect_timeout(CONNECT_TIME_MAX)
             .read_timeout(SILENCE_MAX)
             .redirect(redirects());
+        let builder = if trusted.is_empty() { builder } else { builder.tls_certs_merge(trusted.iter().cloned()) };
         // A proxy of the environment cannot reach our loopback.
         if loopback { builder.no_proxy() } else { builder }
     };
@@ -569,23 +573,6 @@ fn detail(body: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn http_is_for_loopback_and_for_what_is_listed() {
-        let insecure = ["10.0.0.5:5000".to_owned()];
-        for (reference, base) in [
-            ("busybox", "https://registry-1.docker.io/v2/library/busybox"),
-            ("127.0.0.1:5000/a/b", "http://127.0.0.1:5000/v2/a/b"),
-            ("[::1]:5000/a", "http://[::1]:5000/v2/a"),
-            ("localhost/a", "http://localhost/v2/a"),
-            ("10.0.0.5:5000/a", "http://10.0.0.5:5000/v2/a"),
-            ("10.0.0.5/a", "https://10.0.0.5/v2/a"),
-            ("ghcr.io/a/b", "https://ghcr.io/v2/a/b"),
-        ] {
-            let registry = Registry::new(&reference.parse().unwrap(), &insecure, None).unwrap();
-            assert_eq!(registry.base.as_str(), base, "{reference}");
-        }
-    }
 
     #[test]
     fn pauses_grow_and_are_bounded() {

@@ -40,12 +40,22 @@ impl fmt::Display for Failure {
         if !self.step.is_empty() {
             write!(f, "{}: ", self.step)?;
         }
-        f.write_str(&self.what)?;
+        f.write_str(&on_one_line(&self.what))?;
         match &self.cause {
-            Some(cause) => write!(f, ": {cause}"),
+            Some(cause) => write!(f, ": {}", on_one_line(cause)),
             None => Ok(()),
         }
     }
+}
+
+/// An error is one line, whatever a bundle has in its names: nothing in it may look like another message, or move the
+/// cursor of a terminal.
+pub fn on_one_line(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let escape = |letter: char| if letter.is_control() { letter.escape_default().to_string() } else { letter.into() };
+    Cow::Owned(text.chars().map(escape).collect())
 }
 
 impl Failure {
@@ -112,11 +122,26 @@ impl<T, E: fmt::Display> Because<T> for Result<T, E> {
         self.map_err(|cause| Failure {
             step: Cow::Borrowed(""),
             what: what(),
-            cause: Some(cause.to_string()),
+            cause: Some(in_words(cause.to_string())),
             hint: None,
             code: FAILED,
         })
     }
+}
+
+/// The kernel's word as runc and the clients that look for it write it: `no such file or directory`, not
+/// `No such file or directory (os error 2)`.
+fn in_words(mut cause: String) -> String {
+    let Some(end) = cause.rfind(" (os error ").filter(|_| cause.ends_with(')')) else { return cause };
+    cause.truncate(end);
+    let word = cause.rfind(": ").map_or(0, |colon| colon + 2);
+    let second = cause[word..].chars().nth(1);
+    if second.is_some_and(|letter| !letter.is_uppercase())
+        && let Some(first) = cause.get_mut(word..word + 1)
+    {
+        first.make_ascii_lowercase(); // but not the first of an abbreviation
+    }
+    cause
 }
 
 /// Name the step of a failure on its way up.
@@ -151,6 +176,22 @@ pub fn is_absent(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_kernel_speaks_in_small_letters() {
+        for (said, words) in [
+            ("No such file or directory (os error 2)", "no such file or directory"),
+            ("step: Permission denied (os error 13)", "step: permission denied"),
+            ("RFS specific error (os error 77)", "RFS specific error"),
+            ("Other (os error 1", "Other (os error 1"),
+            ("é (os error 1)", "é"),
+            ("X", "X"),
+        ] {
+            assert_eq!(in_words(said.into()), words);
+        }
+        let failed: Outcome<()> = Err(io::Error::from_raw_os_error(2)).because(|| "cannot open `/x`".into());
+        assert_eq!(failed.unwrap_err().to_string(), "cannot open `/x`: no such file or directory");
+    }
 
     #[test]
     fn a_failure_survives_the_socket() {

@@ -5,9 +5,10 @@
 //!   undumpable, cgroup, setns(all others at once), session, terminal, credentials, filter, exec
 //! ```
 
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::{Cgroup, Doors};
 use crate::config::check::check_process;
-use crate::config::{Config, Process};
+use crate::config::read::read;
+use crate::config::{Config, Process, Seccomp};
 use crate::container::capabilities;
 use crate::container::channel::{Channel, Message};
 use crate::container::init::{Terminal, hand_over};
@@ -19,6 +20,7 @@ use crate::launch::{self, compile_filter, connect_console};
 use crate::pidfd::Receiver;
 use crate::remove::saved_config;
 use crate::rootless;
+use crate::seccomp::notify;
 use crate::state::{self, StateDir, Status};
 use crate::sys::clone::{self, Side};
 use crate::sys::{process, signal};
@@ -101,7 +103,7 @@ fn process_of(options: &Options, config: &Config) -> Outcome<Process> {
     let process = if let Some(file) = &options.process {
         let text = crate::files::read(file, crate::files::CONFIG_BYTES_MAX)
             .because(|| format!("cannot read `{}`", file.display()))?;
-        serde_json::from_slice::<Process>(&text).because(|| format!("cannot understand `{}`", file.display()))?
+        read::<Process>(&text, &file.display().to_string())?
     } else {
         let mut process = config.process.clone().unwrap_or_default();
         process.args = options.args.clone();
@@ -161,8 +163,12 @@ pub fn exec(options: &Options) -> Outcome<i32> {
     let dir = StateDir::new(&options.root, &options.id)?;
     let record = dir.read_complete()?;
     let (status, opened) = dir.look(&record);
+    if status == Status::Paused && !options.ignore_paused {
+        return Err(Failure::new("cannot exec in a paused container (use --ignore-paused to override)")
+            .hint(format!("`gantry-runtime resume {}` lets it go on", options.id)));
+    }
     let init = match (status, record.init) {
-        (Status::Running | Status::Created, Some(init)) => opened.map(|opened| (init.pid, opened)),
+        (Status::Running | Status::Created | Status::Paused, Some(init)) => opened.map(|opened| (init.pid, opened)),
         _ => None,
     };
     let Some((init_pid, init)) = init else {
@@ -237,7 +243,10 @@ pub fn exec(options: &Options) -> Outcome<i32> {
         Side::Parent { pid, pidfd } => {
             drop((theirs, init, root, terminal, doors));
             let (pid, pidfd) = if between { launch::identity(&ours, pidfd, &signals)? } else { (pid, pidfd) };
-            let terminal = await_exec(&ours, &signals, pid).inspect_err(|_| {
+            let state = dir.state(&record);
+            let process = notify::Process { pidfd: pidfd.as_fd(), pid, state: &state };
+            let profile = config.linux.seccomp.as_ref();
+            let terminal = await_exec(&ours, &signals, profile, process).inspect_err(|_| {
                 let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
                 let _ = clone::wait(pidfd.as_fd());
             })?;
@@ -301,19 +310,10 @@ fn is_watched(config: &Config, kinds: i32) -> bool {
 
 /// Join everything in a process that the container cannot see, make the one that it can see as our sibling, tell who it
 /// is, and end. Returns in the new process only, which then has what `terminal`, `channel` and the user need, no more.
-fn approach(
-    init: BorrowedFd<'_>,
-    kinds: i32,
-    doors: Vec<OwnedFd>,
-    channel: &Channel,
-    terminal: &Terminal,
-    preserve_fds: u32,
-) {
+fn approach(init: BorrowedFd<'_>, kinds: i32, doors: Doors, channel: &Channel, terminal: &Terminal, preserve_fds: u32) {
     let join = || -> Outcome<i32> {
         process::set_not_dumpable().because(|| "cannot make the process undumpable".to_owned())?;
-        for door in &doors {
-            rustix::io::write(door, b"0").map_err(cgroup::refused)?;
-        }
+        doors.enter()?;
         clone::setns(init, kinds).because(|| "cannot join the namespaces".to_owned())?;
         let mut keep = vec![channel.fd().as_raw_fd()];
         if let Terminal::Send(socket) = terminal {
@@ -324,7 +324,7 @@ fn approach(
     };
     let result = join();
     // Closed already.
-    std::mem::forget(doors);
+    doors.leave_open();
     match result {
         Ok(0) => {}
         Ok(pid) => {
@@ -348,22 +348,22 @@ fn kinds(config: &Config) -> i32 {
 
 /// Clone into the container's v2 directory, or beside its first process when the container has made cgroups of its own
 /// and its directory takes no process any more, or, where the kernel refuses both, move there through its file.
-fn clone_into(cgroup: &Cgroup, init_pid: i32) -> Outcome<(Side, Vec<OwnedFd>)> {
+fn clone_into(cgroup: &Cgroup, init_pid: i32) -> Outcome<(Side, Doors)> {
     let birthplace = cgroup.birthplace()?;
-    let mut doors = cgroup.doors(false)?;
+    let mut doors = cgroup.doors()?;
     if let Some(birthplace) = birthplace {
         for place in std::iter::once(birthplace).chain(cgroup.place_of(init_pid)) {
             if let Ok(side) = clone::clone3(0, Some(place.as_fd())) {
                 return Ok((side, doors));
             }
         }
-        doors = cgroup.doors(true)?;
+        cgroup.add_v2_door(&mut doors)?;
     }
     Ok((clone::clone3(0, None).because(|| "cannot make the process".to_owned())?, doors))
 }
 
 /// Clone, to move into chosen cgroups below the container's.
-fn clone_below(cgroup: &Cgroup, chosen: &[SubCgroup]) -> Outcome<(Side, Vec<OwnedFd>)> {
+fn clone_below(cgroup: &Cgroup, chosen: &[SubCgroup]) -> Outcome<(Side, Doors)> {
     let known = |name: &String| cgroup.hierarchies().v1_of(name).is_some();
     if let Some(name) = chosen.iter().flat_map(|choice| &choice.controllers).find(|name| !known(name)) {
         return Err(Failure::new(format!("unknown controller `{name}`"))
@@ -377,12 +377,18 @@ fn clone_below(cgroup: &Cgroup, chosen: &[SubCgroup]) -> Outcome<(Side, Vec<Owne
 }
 
 /// Wait until the program has been executed; returns the terminal if one came.
-fn await_exec(channel: &Channel, signals: &Signals, pid: i32) -> Outcome<Option<OwnedFd>> {
+fn await_exec(
+    channel: &Channel,
+    signals: &Signals,
+    profile: Option<&Seccomp>,
+    process: notify::Process<'_>,
+) -> Outcome<Option<OwnedFd>> {
     let mut terminal = None;
-    let mut guard = OomGuard::new(pid, None);
+    let mut guard = OomGuard::new(process.pid, None);
     loop {
         match guard.receive(channel, signals)? {
             Message::Terminal(master) => terminal = Some(master),
+            Message::Listener(file) => notify::serve(profile, process, channel, &file)?,
             Message::End => return Ok(terminal),
             Message::Failed(failure) => return Err(failure),
             _ => return Err(Failure::new("the process sent a message out of order")),
@@ -395,7 +401,7 @@ struct Child<'a> {
     init: BorrowedFd<'a>,
     kinds: i32,
     root: Option<OwnedFd>,
-    doors: Vec<OwnedFd>,
+    doors: Doors,
     terminal: Terminal,
     channel: &'a Channel,
     program: Program<'a>,
@@ -407,8 +413,11 @@ impl Child<'_> {
         process::set_not_dumpable()
             .because(|| "cannot make the process undumpable".to_owned())
             .in_step("self-protection")?;
-        for door in &self.doors {
-            rustix::io::write(door, b"0").map_err(cgroup::refused).in_step("join cgroup")?;
+        self.doors.enter().in_step("join cgroup")?;
+        let score = self.program.process.oom_score_adj;
+        if let Some(value) = score.filter(|_| !rootless::is_ordinary_user()) {
+            // By the host's procfs, and while we are the host's root.
+            launch::set_score("/proc/self/oom_score_adj", value).in_step("OOM score")?;
         }
         let others = self.kinds & !libc::CLONE_NEWPID;
         if others != 0 {
@@ -426,15 +435,11 @@ impl Child<'_> {
             become_root(self.program.process).in_step("join namespaces")?;
         }
         process::set_session().because(|| "cannot make a session".to_owned()).in_step("session")?;
-        let score = self.program.process.oom_score_adj;
-        if let Some(value) = score.filter(|_| !rootless::is_ordinary_user()) {
-            set_own_oom_score(value).in_step("OOM score")?;
-        }
         if self.program.process.terminal {
             self.open_terminal().in_step("terminal")?;
         }
         let ready = self.program.prepare().in_step("find program")?;
-        self.program.become_it(&ready)
+        self.program.become_it(&ready, self.channel)
     }
 
     fn open_terminal(&self) -> Outcome<()> {
@@ -445,15 +450,6 @@ impl Child<'_> {
         hand_over(self.channel, &self.terminal, master)?;
         program::take_terminal(&slave)
     }
-}
-
-/// Through a procfs of our own: the container may have mounted anything over its one.
-fn set_own_oom_score(value: i32) -> Outcome<()> {
-    let pid = rustix::process::getpid().as_raw_nonzero();
-    let procfs = crate::container::procfs::Procfs::new()?;
-    procfs
-        .write(&format!("{pid}/oom_score_adj"), &value.to_string())
-        .or_hint("lowering it below the runtime's own takes CAP_SYS_RESOURCE")
 }
 
 #[cfg(test)]

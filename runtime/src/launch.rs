@@ -5,7 +5,8 @@
 //! ```
 //! Whatever fails, an [`Undo`] takes back what was made. A crash leaves the record, from which `delete --force` works.
 
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::systemd::{self, Placeholder, Unit};
+use crate::cgroup::{self, Cgroup, Doors, Made};
 use crate::config::{self, Config};
 use crate::container::channel::{Channel, Message};
 use crate::container::hooks;
@@ -22,7 +23,7 @@ use crate::rootless::{self, Rootless};
 use crate::seccomp::{self, Filter};
 use crate::state::{self, Lock, ProcessId, Record, StateDir, Status};
 use crate::sys::clone::{self, Side};
-use crate::sys::{process, signal};
+use crate::sys::{file, process, signal};
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -48,6 +49,8 @@ pub struct Options {
     pub pidfd_socket: Option<PathBuf>,
     /// Descriptors to keep beyond standard error.
     pub preserve_fds: u32,
+    /// Make the cgroup through systemd.
+    pub systemd_cgroup: bool,
     /// Use chroot rather than pivot_root.
     pub no_pivot: bool,
     /// Keep the caller's session keyring.
@@ -87,9 +90,7 @@ pub struct Bundle {
 /// # Errors
 /// It is not JSON of the right shape, or asks for what cannot be done.
 pub fn parse_config(text: &[u8], name: &str) -> Outcome<Config> {
-    let config: Config = serde_json::from_slice(text)
-        .because(|| format!("cannot understand `{name}`"))
-        .or_hint("it must be JSON as the OCI runtime specification defines it")?;
+    let config: Config = config::read::read(text, name)?;
     config::check::check(&config).map_err(|error| {
         let failure = Failure::new(error.to_string());
         match error.hint() {
@@ -103,9 +104,20 @@ pub fn parse_config(text: &[u8], name: &str) -> Outcome<Config> {
 /// Compile the filter of a configuration.
 ///
 /// # Errors
-/// The profile cannot be carried out.
+/// The profile cannot be carried out, or the agent it names is not there.
 pub fn compile_filter(config: &Config) -> Outcome<Option<Filter>> {
-    config.linux.seccomp.as_ref().map(seccomp::compile).transpose().map_err(|error| Failure::new(error.to_string()))
+    let Some(profile) = &config.linux.seccomp else { return Ok(None) };
+    let filter = seccomp::compile(profile).map_err(|error| {
+        let failure = Failure::new(error.to_string());
+        match error.hint() {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    })?;
+    if filter.notifies {
+        seccomp::notify::check(profile).in_step("seccomp agent")?;
+    }
+    Ok(Some(filter))
 }
 
 impl Bundle {
@@ -114,7 +126,7 @@ impl Bundle {
     /// # Errors
     /// No `config.json`, or one that cannot be carried out.
     pub fn load(path: &Path) -> Outcome<Self> {
-        let path = fs::canonicalize(path)
+        let path = file::resolve(path)
             .because(|| format!("cannot open bundle `{}`", path.display()))
             .or_hint("--bundle names a directory with a config.json and a root filesystem")?;
         let file = path.join("config.json");
@@ -156,6 +168,7 @@ struct Undo {
     lock: Option<Lock>,
     cgroup: Option<Cgroup>,
     pidfd: Option<OwnedFd>,
+    placeholder: Option<Placeholder>,
 }
 
 impl Drop for Undo {
@@ -182,21 +195,24 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     }
     let terminal = terminal_receiver(options, config, &manner)?;
     let pidfd_receiver = Receiver::connect(options.pidfd_socket.as_ref())?;
+    let unit = unit(options, config).in_step("cgroup")?;
     let dir = StateDir::new(&options.root, &options.id)?;
     let lock = dir.claim().in_step("claim id")?;
-    let mut undo = Undo { dir: dir.clone(), lock: Some(lock), cgroup: None, pidfd: None };
-    let mut record = intent(options, bundle, &manner)?;
+    let mut undo = Undo { dir: dir.clone(), lock: Some(lock), cgroup: None, pidfd: None, placeholder: None };
+    let mut record = intent(options, bundle, &manner, unit.as_ref())?;
     dir.write_first(&record).in_step("record intent")?;
 
-    let mut cgroup = Cgroup::at(record.cgroup.clone()).in_step("cgroup")?;
-    make_cgroup(options, config, &mut cgroup).in_step("cgroup")?;
+    let mut cgroup = Cgroup::at(record.cgroup.clone()).in_step("cgroup")?.with_unit(unit);
+    let made = make_cgroup(options, config, &mut cgroup).in_step("cgroup")?;
     if !cgroup.left_out().is_empty() || cgroup.path() != record.cgroup {
         record.cgroup = cgroup.path().to_owned();
         record.cgroup_left_out = cgroup.left_out().to_vec();
         dir.write(&record).in_step("record intent")?;
     }
     undo.cgroup = Some(cgroup.clone());
+    undo.placeholder = made.placeholder;
     cgroup.apply(&config.linux.resources).in_step("limits")?;
+    let aside = cgroup.aside(&config.linux.resources);
 
     // One descriptor per bind mount is held.
     let open_files = if config.mounts.len() > MOUNTS_MANY { rlimits::raise_open_files() } else { None };
@@ -216,7 +232,8 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
         give_streams(process, &config.linux.uid_mappings, manner.stdio.as_ref());
     }
     let back = if between { None } else { namespaces.join_pid_for_children().in_step("join namespaces")? };
-    let (side, doors) = clone_into(&cgroup, if between { 0 } else { namespaces.born_into }).in_step("clone")?;
+    let born_into = if between { 0 } else { namespaces.born_into };
+    let (side, doors) = clone_into(&cgroup, made.doors, born_into).in_step("clone")?;
     match side {
         Side::Child => {
             // The death of the creator must free the container for others.
@@ -246,6 +263,7 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
                 prepared,
                 cgroup: &cgroup,
                 doors,
+                aside,
                 namespaces: &namespaces,
                 channel: theirs,
                 program,
@@ -260,7 +278,9 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
             })
         }
         Side::Parent { pid, pidfd } => {
-            drop((theirs, start, prepared, terminal, manner.stdio, doors));
+            drop((theirs, start, prepared, terminal, manner.stdio));
+            doors.leave_open();
+            drop(aside);
             let pid = match between {
                 false => {
                     undo.pidfd = Some(pidfd);
@@ -293,6 +313,7 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
             dir.write_config(&bundle.text).in_step("record process")?;
             set_oom_score(process.oom_score_adj, pid).in_step("OOM score")?;
             let terminal = converse(config, &ours, pid, &cgroup, &state, signals)?;
+            undo.placeholder = None;
             dir.publish().in_step("record process")?;
             if let Some(file) = &options.pid_file {
                 state::write_atomically(file, pid.to_string().as_bytes(), false).in_step("pid file")?;
@@ -308,11 +329,23 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     }
 }
 
+/// The systemd unit to make, found out before anything is made.
+///
+/// # Errors
+/// systemd does not run, or `linux.cgroupsPath` names no unit.
+pub fn unit(options: &Options, config: &Config) -> Outcome<Option<Unit>> {
+    if !options.systemd_cgroup {
+        return Ok(None);
+    }
+    systemd::require()?;
+    Unit::new(config.linux.cgroups_path.as_deref(), &options.id, &config.annotations).map(Some)
+}
+
 /// What `state.json` says before anything is made.
 ///
 /// # Errors
 /// `/proc` is not readable.
-pub fn intent(options: &Options, bundle: &Bundle, manner: &Manner) -> Outcome<Record> {
+pub fn intent(options: &Options, bundle: &Bundle, manner: &Manner, unit: Option<&Unit>) -> Outcome<Record> {
     let me = ProcessId::of(std::process::id() as i32)?;
     let config = &bundle.config;
     Ok(Record {
@@ -322,7 +355,11 @@ pub fn intent(options: &Options, bundle: &Bundle, manner: &Manner) -> Outcome<Re
         rootfs: mounts::root_path(config, &bundle.path),
         created: crate::time::rfc3339(SystemTime::now()),
         boot_id: state::boot_id(),
-        cgroup: cgroup::place(config.linux.cgroups_path.as_deref(), &options.id),
+        cgroup: match unit {
+            Some(unit) => unit.place()?,
+            None => cgroup::place(config.linux.cgroups_path.as_deref(), &options.id),
+        },
+        unit: unit.cloned(),
         cgroup_left_out: Vec::new(),
         annotations: config.annotations.clone(),
         creator: me,
@@ -343,7 +380,7 @@ fn check_for_ordinary_user(config: &Config) -> Outcome<()> {
         .hint("`gantry-runtime spec --rootless` writes a bundle for an ordinary user; or run as root"));
     }
     for (index, mount) in config.mounts.iter().enumerate() {
-        let idmap = |option: &String| option == "idmap" || option == "ridmap";
+        let idmap = |option: &String| matches!(option.split('=').next(), Some("idmap" | "ridmap"));
         if !mount.uid_mappings.is_empty() || mount.options.iter().any(idmap) {
             let text = format!("$.mounts[{index}]: mapping the IDs of a mount takes the rights of the host's root");
             return Err(Failure::new(text).hint("remove `idmap` and the maps of the mount, or run as root"));
@@ -353,18 +390,19 @@ fn check_for_ordinary_user(config: &Config) -> Outcome<()> {
 }
 
 /// Make the cgroup; a rootless runtime leaves out what it may not make, unless the bundle names a place and gets none.
-fn make_cgroup(options: &Options, config: &Config, cgroup: &mut Cgroup) -> Outcome<()> {
+fn make_cgroup(options: &Options, config: &Config, cgroup: &mut Cgroup) -> Outcome<Made> {
+    let resources = &config.linux.resources;
     let named = config.linux.cgroups_path.as_deref().is_some_and(|path| !path.is_empty());
     if !rootless::is_ordinary_user() {
-        match cgroup.create() {
+        match cgroup.create(resources) {
             Err(_) if options.rootless.tolerates() => {}
             result => return result,
         }
-    } else if options.rootless == Rootless::No {
-        return cgroup.create();
+    } else if options.rootless == Rootless::No || options.systemd_cgroup {
+        return cgroup.create(resources);
     }
-    if cgroup.create_where_allowed()? {
-        return Ok(());
+    if let Some(made) = cgroup.create_where_allowed()? {
+        return Ok(made);
     }
     if named {
         return Err(Failure::new(format!("cannot make cgroup `{}`: permission denied", cgroup.path()))
@@ -374,10 +412,11 @@ fn make_cgroup(options: &Options, config: &Config, cgroup: &mut Cgroup) -> Outco
     let v2 = cgroup.hierarchies().v2.clone();
     if let Some(place) = v2.and_then(|mount| rootless::delegated_place(&membership, &mount, &options.id)) {
         let mut delegated = cgroup.clone().moved_to(place);
-        delegated.create_where_allowed()?;
+        let made = delegated.create_where_allowed()?;
         *cgroup = delegated;
+        return Ok(made.unwrap_or_default());
     }
-    Ok(())
+    Ok(Made::default())
 }
 
 /// Let the program of a container with a user namespace open `/dev/stdout` and the like: pipes belong to whoever made
@@ -403,16 +442,15 @@ fn give_streams(process: &config::Process, map: &[config::IdMapping], stdio: Opt
 }
 
 /// Clone into the container's v2 directory, or, where the kernel refuses that, move there through its file.
-fn clone_into(cgroup: &Cgroup, flags: u64) -> Outcome<(Side, Vec<OwnedFd>)> {
+fn clone_into(cgroup: &Cgroup, mut doors: Doors, flags: u64) -> Outcome<(Side, Doors)> {
     let birthplace = cgroup.birthplace()?;
-    let mut doors = cgroup.doors(false)?;
     let what = || "cannot make the container's process".to_owned();
     let hint = "are namespaces enabled in this kernel and allowed by its limits (/proc/sys/user/max_*_namespaces)?";
     if let Some(birthplace) = &birthplace {
         if let Ok(side) = clone::clone3(flags, Some(birthplace.as_fd())) {
             return Ok((side, doors));
         }
-        doors = cgroup.doors(true)?;
+        cgroup.add_v2_door(&mut doors)?;
     }
     Ok((clone::clone3(flags, None).because(what).or_hint(hint)?, doors))
 }
@@ -500,6 +538,8 @@ fn converse(
             }
             Message::NeedHooks => {
                 let line = state.with(Status::Creating, Some(pid)).to_line();
+                // As other runtimes have it, they start in the bundle. Our own paths are all absolute.
+                rustix::process::chdir(&state.bundle).because(|| "cannot enter the bundle".to_owned())?;
                 hooks::run("prestart", &config.hooks.prestart, &line).in_step("runtime hooks")?;
                 hooks::run("createRuntime", &config.hooks.create_runtime, &line).in_step("runtime hooks")?;
                 channel.go()?;

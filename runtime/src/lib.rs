@@ -38,7 +38,9 @@ use std::time::Instant;
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let begun = Instant::now();
     let (global, parsed) = args::parse(arguments);
-    report::debug(&global, &format!("{parsed:?}"));
+    if let Ok(args::Parsed::Command(command)) = &parsed {
+        report::debug(&global, &format!("{command:?}"));
+    }
     let outcome = parsed.map_err(|error| usage(&error)).and_then(|parsed| commands::run(&global, &parsed));
     let code = match outcome {
         Ok(code) => u8::try_from(code).unwrap_or(u8::MAX),

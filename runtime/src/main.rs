@@ -13,6 +13,7 @@ mod entry;
 #[unsafe(no_mangle)]
 pub extern "C" fn main(_count: i32, _arguments: *const *const i8) -> i32 {
     gantry_runtime::sys::process::fill_standard_streams();
+    gantry_runtime::sys::process::widen_heap();
     let code = gantry_runtime::run(std::env::args_os().skip(1));
     let _ = std::io::Write::flush(&mut std::io::stdout());
     gantry_runtime::sys::process::exit_now(i32::from(code))

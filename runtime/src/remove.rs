@@ -54,37 +54,35 @@ pub fn remove(dir: &StateDir, seen: Option<&Record>, id: &str) -> Outcome<Option
         && belongs_to_another(dir, record)
     {
         // Creation was cut short before it could find that the place is taken.
-        kill_and_wait(&record.creator);
+        kill_and_wait(&record.creator, None);
         dir.remove()?;
         return Ok(Some(Vec::new()));
     }
     let left_out = record.map_or(&[][..], |record| &record.cgroup_left_out);
-    let mut cgroup = Cgroup::at(place_of(dir, record, id)).in_step("cgroup")?.without(left_out);
+    let unit = record.and_then(|record| record.unit.clone());
+    let mut cgroup = Cgroup::at(place_of(dir, record, id)).in_step("cgroup")?.without(left_out).with_unit(unit);
     if rootless::is_ordinary_user() {
         cgroup = cgroup.without_foreign();
     }
-    // A frozen process does not die.
-    cgroup.thaw();
     if let Some(record) = record {
         if record.init.is_none() && dir.status(record) == Status::Creating {
             // Half-made and its creator is at work: without it nothing new appears.
-            kill_and_wait(&record.creator);
+            kill_and_wait(&record.creator, None);
         }
         if let Some(init) = &record.init {
-            kill_and_wait(init);
+            kill_and_wait(init, Some(&cgroup));
         }
     }
     for attempt in 1.. {
-        cgroup.kill().in_step("kill processes")?;
         if let Some(supervisor) = record.and_then(|record| record.supervisor) {
             // It writes the exit file from the cgroup's figures, and ends by itself.
             wait(&supervisor);
         }
         match cgroup.remove() {
             Ok(()) => break,
-            // A creator that is not recorded yet has put a new process there meanwhile; when that is dead, so is the
-            // attempt to create.
-            Err(_) if attempt < REMOVE_ATTEMPTS_MAX => {}
+            // Processes are left in it, or a creator that is not recorded yet has put a new one there meanwhile; when
+            // that is dead, so is the attempt to create.
+            Err(_) if attempt < REMOVE_ATTEMPTS_MAX => cgroup.kill().in_step("kill processes")?,
             Err(failure) => return Err(failure.in_step("cgroup")),
         }
     }
@@ -106,10 +104,10 @@ fn take(dir: &StateDir, seen: Option<&Record>) -> Outcome<Option<Lock>> {
         if let Some(record) = record.filter(|record| !record.complete)
             && seen.is_none_or(|seen| seen.creator == record.creator)
         {
-            kill_and_wait(&record.creator);
+            kill_and_wait(&record.creator, None);
             // It goes with its creator, unless that was killed before it could ask for it.
             if let Some(init) = &record.init {
-                kill_and_wait(init);
+                kill_and_wait(init, None);
             }
         }
         if Instant::now() > deadline {
@@ -139,9 +137,33 @@ fn place_of(dir: &StateDir, record: Option<&Record>, id: &str) -> String {
     cgroup::place(saved.as_ref().and_then(|(_, config)| config.linux.cgroups_path.as_deref()), id)
 }
 
-fn kill_and_wait(process: &ProcessId) {
+/// The same for a container whose first process has been reaped, with the cgroup it was made with: most often nothing
+/// is left to look for.
+///
+/// # Errors
+/// As [`remove`].
+pub fn remove_ended(dir: &StateDir, record: &Record, cgroup: &Cgroup) -> Outcome<Vec<String>> {
+    let thoroughly = || remove(dir, Some(record), &record.id).map(Option::unwrap_or_default);
+    // Somebody else may have deleted it, and made another one of its ID.
+    let lock = match dir.try_lock().in_step("state")? {
+        Grip::Locked(lock) => lock,
+        Grip::Busy => return thoroughly(),
+        Grip::Absent => return Ok(Vec::new()),
+    };
+    if dir.read().ok().flatten().is_none_or(|now| now.creator != record.creator) || cgroup.remove().is_err() {
+        drop(lock);
+        return thoroughly();
+    }
+    let warnings = run_hooks(dir, Some(record));
+    dir.remove()?;
+    Ok(warnings)
+}
+
+fn kill_and_wait(process: &ProcessId, frozen: Option<&Cgroup>) {
     if let Some(pidfd) = process.open() {
         let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
+        // On v1 a frozen process dies when it is let go.
+        frozen.inspect(|cgroup| cgroup.thaw());
         wait(process);
     }
 }

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 /// One line on standard error. A reader that has gone is no reason to stop.
 fn show(text: &str) {
+    let text = crate::error::on_one_line(text);
     let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
 }
 
@@ -29,9 +30,12 @@ pub fn failure(global: &Global, failure: &Failure) {
     log(global, "error", &failure.to_string());
 }
 
-/// Show and log something that did not stop the command.
+/// Say something that did not stop the command: in the log file, or without one on standard error, which is the
+/// container's own where a client started us.
 pub fn warning(global: &Global, text: &str) {
-    show(&format!("gantry-runtime: warning: {text}"));
+    if global.log.is_none() {
+        show(&format!("gantry-runtime: warning: {text}"));
+    }
     log(global, "warning", text);
 }
 

@@ -109,6 +109,19 @@ pub fn delegated_place(membership: &str, mount: &Path, id: &str) -> Option<Strin
     })
 }
 
+/// The processes of a container without a cgroup: those in the PID namespace of its first one, or, when that is our own
+/// and tells nothing, that one.
+pub fn members(init: i32) -> Vec<i32> {
+    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/pid")).ok();
+    let theirs = namespace(&init.to_string());
+    if theirs.is_none() || theirs == namespace("self") {
+        return vec![init];
+    }
+    let names =
+        fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter_map(|name| name.parse::<i32>().ok()).filter(|pid| namespace(&pid.to_string()) == theirs).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

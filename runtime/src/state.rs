@@ -8,6 +8,8 @@
 //! A process is known by its number and the inode of its pidfd (before Linux 6.9: its start time), on this boot; both
 //! are checked before any signal.
 
+use crate::cgroup::systemd::Unit;
+use crate::cgroup::{Cgroup, freezer};
 use crate::error::{Because, Failure, InStep, Outcome, is_absent};
 use crate::sys::{clone, file};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -20,6 +22,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -48,6 +51,8 @@ pub enum Status {
     Created,
     /// The program runs.
     Running,
+    /// Its processes are stopped where they are.
+    Paused,
     /// The program has ended, or creation was cut short.
     Stopped,
 }
@@ -59,6 +64,7 @@ impl Status {
             Self::Creating => "creating",
             Self::Created => "created",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopped => "stopped",
         }
     }
@@ -72,11 +78,11 @@ pub struct State {
     pub oci_version: String,
     /// Container.
     pub id: String,
-    /// Where it is in its life.
-    pub status: Status,
-    /// Its first process.
+    /// Its first process. Before the status, as runc has it: some read by position.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid: Option<i32>,
+    /// Where it is in its life.
+    pub status: Status,
     /// Its bundle.
     pub bundle: PathBuf,
     /// Its root filesystem.
@@ -143,6 +149,12 @@ fn stat(pid: i32) -> io::Result<Stat> {
     }
 }
 
+/// Whether pidfds have inode numbers of their own; asked once.
+fn has_pidfs(pidfd: BorrowedFd<'_>) -> bool {
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    *FOUND.get_or_init(|| rustix::fs::fstatfs(pidfd).is_ok_and(|found| found.f_type as u64 == PIDFS_MAGIC))
+}
+
 fn inode(pidfd: BorrowedFd<'_>) -> Option<u64> {
     Some(rustix::fs::fstat(pidfd).ok()?.st_ino)
 }
@@ -162,7 +174,7 @@ impl ProcessId {
     /// # Errors
     /// `/proc` is not mounted and the kernel is old.
     pub fn held(pid: i32, pidfd: BorrowedFd<'_>) -> Outcome<Self> {
-        let unique = rustix::fs::fstatfs(pidfd).is_ok_and(|found| found.f_type as u64 == PIDFS_MAGIC);
+        let unique = has_pidfs(pidfd);
         if unique && let Some(inode) = inode(pidfd) {
             return Ok(Self { pid, inode, start_time: 0 });
         }
@@ -209,6 +221,9 @@ pub struct Record {
     pub boot_id: String,
     /// Place below each cgroup mount.
     pub cgroup: String,
+    /// The systemd unit it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<Unit>,
     /// Hierarchies it is not in, by mount point: a rootless runtime may not write there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cgroup_left_out: Vec<PathBuf>,
@@ -258,6 +273,14 @@ impl Record {
                 .into_iter()
                 .flatten()
                 .all(|process| process.pid > 1 && (process.start_time > 0 || process.inode > 0))
+    }
+
+    /// The container's cgroup, as it was made.
+    ///
+    /// # Errors
+    /// The host's hierarchies cannot be found out.
+    pub fn own_cgroup(&self) -> Outcome<Cgroup> {
+        Ok(Cgroup::existing(self.cgroup.clone())?.without(&self.cgroup_left_out).with_unit(self.unit.clone()))
     }
 }
 
@@ -520,6 +543,8 @@ impl StateDir {
         };
         let status = if !record.complete {
             Status::Creating
+        } else if freezer::is_frozen(&record.cgroup) {
+            Status::Paused
         } else if self.file(START).exists() {
             Status::Created
         } else {

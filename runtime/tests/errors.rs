@@ -109,9 +109,9 @@ fn mistakes_in_the_bundle() {
             "config.json: $.linux.intelRdt is not supported by this runtime\nhint: remove `linux.intelRdt`",
         ),
         (
-            "seccomp notify",
+            "seccomp notify for everything",
             Box::new(|bed| bed.config["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_NOTIFY"})),
-            "$.linux.seccomp.defaultAction: user-space notification is not supported",
+            "$.linux.seccomp.defaultAction: SCMP_ACT_NOTIFY cannot be used as default action",
         ),
         (
             "a sysctl of the host",
@@ -199,6 +199,7 @@ fn spec_writes_what_run_takes() {
     let text = fs::read_to_string(bed.bundle().join("config.json")).expect("the configuration");
     let config: Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!(config["process"]["args"], json!(["sh"]));
+    assert_eq!(config["process"]["user"], json!({"uid": 0, "gid": 0}), "what is edited most is there");
     assert_eq!(bed.command(&["spec"]).output().expect("spec").status.code(), Some(1), "it is not overwritten");
 }
 

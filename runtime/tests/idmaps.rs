@@ -105,6 +105,9 @@ fn mounts_devices_and_terminal_in_a_user_namespace() {
     let want =
         "0 88:0\n65534 1:7\n5\n/dev/pts/0\nstat: can't stat '/dev/extra': No such file or directory\nfifo\n0\n55\n1\n";
     assert_eq!(out, want);
+    bed.config["linux"]["devices"] = json!([{"type": "c", "path": "/dev/ptmx", "major": 5, "minor": 2}]);
+    bed.config["process"]["args"] = json!(["readlink", "/dev/ptmx"]);
+    assert_eq!(bed.says(), "pts/ptmx\r\n", "of the container, not the host's");
     bed.config["linux"]["devices"] = json!([{"type": "c", "path": "/dev/null", "major": 1, "minor": 5}]);
     assert!(bed.refuses().contains("`/dev/null` of the host is not device c 1:5"));
     bed.config["linux"]["devices"] = json!([{"type": "c", "path": "/dev/kmsg", "major": 1, "minor": 11}]);
@@ -156,6 +159,33 @@ fn limits_of_resources() {
         {"type": "RLIMIT_NOFILE", "soft": 77, "hard": 99}, {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
     ]);
     assert_eq!(bed.says(), "99\n77\n0\n");
+    bed.config["process"]["rlimits"][0] = json!({"type": "RLIMIT_NOFILE", "soft": 3, "hard": 3});
+    bed.config["process"]["args"] = json!(["/bin/busybox", "true"]);
+    bed.says();
+    // What cannot be given is told by `create`, where engines look for it.
+    let hard = rustix::process::getrlimit(rustix::process::Resource::Nproc).maximum;
+    let Some(more) = hard.map(|hard| hard + 1) else { return };
+    bed.config["process"]["rlimits"][0] = json!({"type": "RLIMIT_NPROC", "soft": 5, "hard": more});
+    let name = id("limits");
+    let ran = bed.run(&["create", &name]);
+    assert!(ran.err.contains(&format!("cannot set RLIMIT_NPROC to 5 (hard {more})")), "{}", ran.err);
+    bed.assert_gone(&name);
+}
+
+#[test]
+fn exec_sets_everything_again() {
+    let mut bed = mapped("sleep 1000", json!([line(0, BASE, 100)]), BASE);
+    bed.config["process"]["oomScoreAdj"] = json!(123);
+    let name = id("exec");
+    bed.ok(&["run", "-d", &name]);
+    let script = "cat /proc/self/oom_score_adj; id -u; readlink /proc/self/ns/user; grep CapBnd /proc/self/status; echo x > /dev/null";
+    let theirs = fs::read_link(format!("/proc/{}/ns/user", bed.pid(&name))).expect("a namespace");
+    let want = |user| format!("123\n{user}\n{}\nCapBnd:\t0000000020000420\n", theirs.display());
+    assert_eq!(bed.ok(&["exec", &name, "sh", "-c", script]), want(0));
+    assert_eq!(bed.ok(&["exec", "-u", "7:8", &name, "sh", "-c", script]), want(7));
+    let error = bed.run(&["exec", "-u", "100", &name, "true"]).err;
+    assert!(error.contains("cannot become user 100") && error.contains("is the user mapped"), "{error}");
+    bed.ok(&["delete", "--force", &name]);
 }
 
 /// Hostile: as root of its namespace with every capability.
@@ -291,6 +321,37 @@ fn a_mount_with_a_map_of_its_own() {
     assert_eq!(bed.says(), "0:0\n0:0\n0:0\n");
     assert_eq!(owner(&bed.path("bundle/a/f")), (0, 0));
     assert_eq!(owner(&bed.path("bundle/c/f")), (7000, 8000));
+}
+
+#[test]
+fn a_map_written_in_an_option_as_for_crun() {
+    for (option, owner_of_made) in [
+        ("idmap=uids=5000-100000-10;gids=5000-100000-10", 5000),
+        ("ridmap=uids=@5000-0-10;gids=@5000-0-10", 5000),
+        ("idmap=uids=@4999-9-1#@5000-0-5;gids=@5000-0-10", 5000),
+    ] {
+        let mut bed = mapped("stat -c %u /data/hosts; touch /data/made", json!([line(0, BASE, 10)]), BASE);
+        let files = data(&bed, 5000);
+        mount(
+            &mut bed,
+            json!({"destination": "/data", "type": "bind", "source": "data", "options": ["rbind", option]}),
+        );
+        assert_eq!(bed.says(), "0\n", "{option}");
+        assert_eq!(owner(&files.join("made")), (owner_of_made, owner_of_made), "{option}");
+    }
+    for (option, want) in [
+        ("idmap=uids=0-1", "is not of the form"),
+        ("idmap=uids=@0-99-1;gids=0-0-1", "ID 99 of `idmap` is not mapped in the container"),
+        ("idmap=uids=0-1-0;gids=0-1-1", "line 0 of `idmap` has a `size` of 0"),
+    ] {
+        let mut bed = mapped("true", json!([line(0, BASE, 10)]), BASE);
+        mount(
+            &mut bed,
+            json!({"destination": "/data", "type": "bind", "source": "/tmp", "options": ["rbind", option]}),
+        );
+        let error = bed.refuses();
+        assert!(error.contains("$.mounts[7]") && error.contains(want), "{option}: {error}");
+    }
 }
 
 #[test]

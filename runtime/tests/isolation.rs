@@ -548,3 +548,45 @@ fn a_racing_image_never_makes_us_write_outside() {
     });
     assert_eq!(fs::read_dir(outside.path()).expect("outside").count(), 0);
 }
+
+/// Without pivot_root the host's mounts are below the container's. A whole procfs there would let a user namespace of the
+/// container mount one that masks nothing.
+#[test]
+fn without_pivot_no_whole_procfs_is_within_reach() {
+    let mut bed = Bed::new("unshare -mrpf sh -c 'mount -t proc none /proc && echo mounted'");
+    for set in ["bounding", "permitted", "effective"] {
+        bed.config["process"]["capabilities"][set] = json!(["CAP_SETFCAP", "CAP_SETUID", "CAP_SETGID"]);
+    }
+    for pivot in [&["run"][..], &["run", "--no-pivot"]] {
+        let name = id("nopivot");
+        let ran = bed.run(&[pivot, &[name.as_str()]].concat());
+        assert!(ran.code == 1 && ran.err.contains("mount: permission denied"), "{pivot:?}: {ran:?}");
+        bed.assert_gone(&name);
+    }
+    let name = id("nopivot");
+    bed.config["process"]["args"] =
+        json!(["sh", "-c", "ls / | head -1; pwd; awk '$5 == \"/\"' /proc/self/mountinfo | wc -l"]);
+    assert_eq!(bed.ok(&["run", "--no-pivot", &name]), "bin\n/\n1\n");
+}
+
+/// A hook of the runtime that enters the container's mount namespace finds the root filesystem at its path, and what it
+/// mounts there is in the container.
+#[test]
+fn a_hook_mounts_into_the_container_by_its_path_on_the_host() {
+    let mut bed = Bed::new("cat /gift/note; cat /relative");
+    bed.config["root"]["readonly"] = json!(false);
+    fs::create_dir(bed.bundle().join("gift")).expect("a directory");
+    fs::write(bed.bundle().join("gift/note"), "from the hook\n").expect("a file");
+    fs::create_dir(bed.rootfs("gift")).expect("a directory");
+    let (from, to) = (bed.bundle().join("gift"), bed.rootfs("gift"));
+    let script = format!(
+        "pid=$(sed 's/.*\"pid\":\\([0-9]*\\).*/\\1/'); [ -f config.json ] && nsenter -m -t $pid mount --bind {} {}",
+        from.display(),
+        to.display()
+    );
+    let path = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
+    bed.config["hooks"]["createRuntime"] = json!([{"path": "/bin/sh", "args": ["sh", "-c", script], "env": [path]}]);
+    let script = "cat > /dev/null; echo in the root > relative";
+    bed.config["hooks"]["createContainer"] = json!([{"path": "/bin/sh", "args": ["sh", "-c", script], "env": [path]}]);
+    assert_eq!(bed.says(), "from the hook\nin the root\n");
+}

@@ -9,7 +9,7 @@ use common::{Bed, Ran, finish, id, runs, until};
 use gantry_runtime::config::example;
 use serde_json::{Value, json};
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -232,6 +232,12 @@ fn a_whole_life() {
         assert!(runs(other));
         let ran = bed.run(&format!("exec \"$0\" delete {name}"));
         assert!(ran.err.contains("not stopped"), "{}", ran.err);
+        // Process 1 ignores what it does not handle, the other one does not.
+        bed.ok(&format!("exec \"$0\" kill --all {name} TERM"));
+        until("the other has ended", || !runs(other));
+        assert!(status(&name).contains("\"running\""));
+        bed.ok(&format!("exec \"$0\" exec -d --pid-file other {name} sleep 1000"));
+        let other: i32 = fs::read_to_string(bed.path("bundle/other")).expect("a pid").parse().expect("a number");
         bed.ok(&format!("exec \"$0\" kill {name} KILL"));
         until("it is stopped", || status(&name).contains("\"stopped\""));
         assert!(!runs(other), "goes with the container");
@@ -293,8 +299,8 @@ fn a_cgroup_that_was_handed_over_is_used() {
     let place = id("handed");
     let mounts: Vec<PathBuf> = ["pids", "memory"].map(|name| PathBuf::from("/sys/fs/cgroup").join(name)).to_vec();
     if !mounts[0].exists() {
-        // On v2 a process may only move below a directory that its own cgroup is in, too.
-        return handed_over_on_v2(&place);
+        // v2 only: the next test.
+        return;
     }
     let clean = Cleanup(mounts.iter().map(|mount| mount.join(&place)).collect());
     for directory in &clean.0 {
@@ -330,29 +336,51 @@ impl Drop for Cleanup {
     }
 }
 
-fn handed_over_on_v2(place: &str) {
-    let clean = Cleanup(vec![PathBuf::from("/sys/fs/cgroup").join(place)]);
-    let top = clean.0[0].display();
+/// Where only a v2 hierarchy is visible, in a mount namespace of the test's own, and the caller's cgroup is the user's
+/// together with its parent, as a service manager arranges it.
+#[test]
+fn on_v2_a_place_beside_the_callers_cgroup_is_found() {
+    let top = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(PathBuf::from);
+    let top = top.into_iter().find(|path| path.join("cgroup.subtree_control").exists());
+    let top = top.expect("a v2 hierarchy");
+    let place = id("slice");
+    let clean = Cleanup(vec![top.join(&place)]);
+    let pids = fs::read_to_string(top.join("cgroup.controllers")).is_ok_and(|text| text.contains("pids"));
+    let mut bed = Theirs::new("grep ^0:: /proc/self/cgroup; sleep 1000");
+    bed.config()["linux"]["namespaces"].as_array_mut().expect("namespaces").retain(|entry| entry["type"] != "cgroup");
+    if pids {
+        bed.config()["linux"]["resources"] = json!({"pids": {"limit": 9}});
+    }
+    let directory = clean.0[0].display();
     shell(&format!(
-        "mkdir {top} {top}/caller; echo +pids > {top}/cgroup.subtree_control
-         chown {USER}:{USER} {top} {top}/cgroup.procs {top}/cgroup.subtree_control {top}/caller {top}/caller/cgroup.procs"
+        "mkdir {directory} {directory}/caller
+         chown {USER}:{USER} {directory} {directory}/cgroup.procs {directory}/cgroup.subtree_control {directory}/caller \
+         {directory}/caller/cgroup.procs"
     ));
-    let mut bed = Theirs::new("cat /proc/self/cgroup; sleep 1000");
-    bed.config()["linux"]["resources"] = json!({"pids": {"limit": 9}});
     let name = id("limited");
-    // As a service manager would: the caller is in a cgroup of the user.
-    shell(&format!("echo $$ > {top}/caller/cgroup.procs; exec true"));
     let run = |line: &str| {
         let inner = bed.command(&format!("exec \"$0\" {line}"));
-        let mut outer = Command::new("sh");
-        outer.args(["-ec", &format!("echo $$ > {top}/caller/cgroup.procs; exec \"$@\""), "sh"]);
-        outer.arg(inner.get_program()).args(inner.get_args()).current_dir(bed.0.bundle()).stdin(Stdio::null());
+        let script =
+            "[ ! -e /sys/fs/cgroup/unified ] || { umount -R -l /sys/fs/cgroup; mount -t cgroup2 x /sys/fs/cgroup; }
+                      echo $$ > /sys/fs/cgroup/$0/caller/cgroup.procs; exec \"$@\"";
+        let mut outer = Command::new("unshare");
+        outer.args(["-m", "sh", "-ec", script, &place]).arg(inner.get_program()).args(inner.get_args());
+        outer.current_dir(bed.0.bundle()).stdin(Stdio::null());
         let ran = finish(&mut outer);
         assert_eq!(ran.code, 0, "{line}: {}", ran.err);
+        ran.out
     };
-    run(&format!("run -d {name}"));
+    let supervise = "--supervise --container-log ../run/log --exit-file ../run/exit";
+    run(&format!("run -d {supervise} {name}"));
     let theirs = clean.0[0].join(format!("gantry-runtime-{name}"));
-    assert_eq!(fs::read_to_string(theirs.join("pids.max")).expect("the limit"), "9\n");
+    assert!(fs::read_to_string(theirs.join("cgroup.procs")).expect("its processes").lines().count() >= 1);
+    if pids {
+        assert_eq!(fs::read_to_string(theirs.join("pids.max")).expect("the limit"), "9\n");
+    }
+    assert_eq!(
+        run(&format!("exec {name} grep ^0:: /proc/self/cgroup")),
+        format!("0::/{place}/gantry-runtime-{name}\n")
+    );
     run(&format!("delete --force {name}"));
     assert!(!theirs.exists());
 }
@@ -494,6 +522,25 @@ fn nothing_of_the_host_is_in_reach() {
     }
     assert_eq!(fs::metadata(bed.path("bundle/data/f")).expect("the file").uid(), RANGE);
     assert_eq!(fs::metadata(rooted.join("secret")).expect("the file").uid(), 0);
+}
+
+/// Hostile: the container's root is the user that owns our program file here.
+#[test]
+fn our_program_is_out_of_reach_during_exec() {
+    let bed =
+        Theirs::new("while :; do for p in /proc/[0-9]*; do readlink $p/exe | grep -v busybox; done; done 2>/dev/null");
+    let runtime = bed.path("runtime");
+    chown(&runtime, Some(USER), Some(USER)).expect("the user's own");
+    let before = fs::read(&runtime).expect("the program");
+    let name = id("exe");
+    bed.ok(&format!("exec \"$0\" run -d --supervise --container-log ../run/log --exit-file ../run/exit {name}"));
+    for _ in 0..30 {
+        bed.ok(&format!("exec \"$0\" exec {name} true"));
+    }
+    bed.ok(&format!("exec \"$0\" delete --force {name}"));
+    until("the exit file is there", || bed.path("run/exit").exists());
+    assert_eq!(fs::read_to_string(bed.path("run/log")).expect("the log"), "", "it saw our program");
+    assert!(fs::read(&runtime).expect("the program") == before, "unchanged");
 }
 
 /// Run the runtime as root of a user namespace made by the user, with or without a mount namespace.

@@ -76,6 +76,12 @@ pub(crate) fn build(profile: Profile) -> Result<Binaries> {
     Ok(Binaries { gantry: find("gantry")?, runtime: find("gantry-runtime")? })
 }
 
+/// The runtime alone, for users.
+pub(crate) fn runtime() -> Result<PathBuf> {
+    process::run(cargo().args(["build", "--locked", "--release", "-p", "gantry-runtime"]))?;
+    Ok(files::target().join(host_target()?).join("release/gantry-runtime"))
+}
+
 /// The programs to show or measure: those that `GANTRY_BIN` and `GANTRY_RUNTIME_BIN` name, else a fresh release.
 pub(crate) fn ready() -> Result<Binaries> {
     match (std::env::var_os("GANTRY_BIN"), std::env::var_os("GANTRY_RUNTIME_BIN")) {

@@ -2,6 +2,9 @@
 
 use crate::error::{Error, Result};
 use crate::process;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::process::Command;
 
 /// Whether this process may do everything.
@@ -56,8 +59,9 @@ pub(crate) fn install(wanted: &[(&str, &str)]) -> Result<Vec<String>> {
     check_debian()?;
     check_root("test")?;
     println!("  installing with apt: {}", missing.join(" "));
+    let policy = Policy::deny()?;
     let install = || {
-        let mut command = Command::new("apt-get");
+        let mut command = policy.command("apt-get");
         command.args(["-qq", "-y", "--no-install-recommends", "install"]).args(&missing);
         process::stdout(command.env("DEBIAN_FRONTEND", "noninteractive"))
     };
@@ -66,6 +70,44 @@ pub(crate) fn install(wanted: &[(&str, &str)]) -> Result<Vec<String>> {
         install()?;
     }
     Ok(missing)
+}
+
+/// What packages ask before they start a service (invoke-rc.d(8)).
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+/// No package starts a service: for the commands made here, and only for them, the host's policy is to refuse.
+///
+/// A script lies over the policy in a mount namespace of the command's own. That takes a file to lie on; where there
+/// was none, an empty one that cannot be executed, which means nothing to anyone, is there in the meantime.
+struct Policy {
+    made: bool,
+}
+
+impl Policy {
+    fn deny() -> Result<Self> {
+        let path = Path::new(POLICY);
+        match OpenOptions::new().write(true).create_new(true).mode(0o644).open(path) {
+            Ok(_) => Ok(Self { made: true }),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(Self { made: false }),
+            Err(error) => Err(Error::file("make", path)(error)),
+        }
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let script = "deny=$(mktemp) && printf '#!/bin/sh\\nexit 101\\n' >\"$deny\" && chmod 755 \"$deny\" && \
+                      mount --bind \"$deny\" \"$0\" && rm \"$deny\" && exec \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", script, POLICY, program]);
+        command
+    }
+}
+
+impl Drop for Policy {
+    fn drop(&mut self) {
+        if self.made {
+            let _ = std::fs::remove_file(POLICY);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -77,6 +119,19 @@ mod tests {
         assert_eq!(effective_user("Name:\tx\nUid:\t1000\t0\t0\t0\nGid:\t0\t0\t0\t0\n"), Some(0));
         assert_eq!(effective_user("Uid:\t0\t33\t0\t0\n"), Some(33));
         assert_eq!(effective_user("Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn packages_start_no_service() {
+        if !is_root() {
+            return;
+        }
+        let before = std::fs::read(POLICY).ok();
+        let policy = Policy::deny().unwrap();
+        let status = policy.command("sh").args(["-c", "test -x \"$0\" && \"$0\"", POLICY]).status().unwrap();
+        assert_eq!(status.code(), Some(101));
+        drop(policy);
+        assert_eq!(std::fs::read(POLICY).ok(), before, "the host's own policy is as it was");
     }
 
     #[test]

@@ -5,7 +5,9 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use gantry_api::spec::PullPolicy;
 use gantry_api::units::Bytes;
-use gantry_images::{Digest, Event, Image, ImageError, Progress, PullOptions, Reference, Store, default_auth_file};
+use gantry_images::{
+    Digest, Event, Image, ImageError, Progress, PullOptions, Reference, Registries, Store, default_auth_file,
+};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::spawn_blocking;
@@ -156,6 +158,8 @@ impl Images {
             },
             insecure_registries: self.insecure_registries.clone(),
             auth_file: default_auth_file(),
+            // Read each time: the operator may have changed them.
+            registries: Registries::of_host().map_err(|error| words(&error))?,
             ..PullOptions::default()
         };
         let image = self.store.pull(&reference, &options, progress).await;

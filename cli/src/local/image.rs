@@ -7,8 +7,8 @@ use crate::error::{CliError, Outcome};
 use crate::global::Global;
 use gantry_api::units::Bytes;
 use gantry_images::{
-    History, Image as StoredImage, ImageError, Prune as PruneWhat, PullOptions, Reference, Removed, Space, Store,
-    default_auth_file,
+    History, Image as StoredImage, ImageError, Prune as PruneWhat, PullOptions, Reference, Registries, Removed, Space,
+    Store, default_auth_file,
 };
 use std::fs::{self, File};
 use std::io::{self, BufWriter, IsTerminal};
@@ -80,8 +80,13 @@ fn find(store: &Store, name: &str) -> Result<StoredImage, LocalError> {
     Ok(store.image(name)?.ok_or_else(|| ImageError::NotFound(name.to_owned()))?)
 }
 
-fn options(insecure: &[String]) -> PullOptions {
-    PullOptions { insecure_registries: insecure.to_vec(), auth_file: default_auth_file(), ..PullOptions::default() }
+fn options(insecure: &[String]) -> Result<PullOptions, LocalError> {
+    Ok(PullOptions {
+        insecure_registries: insecure.to_vec(),
+        auth_file: default_auth_file(),
+        registries: Registries::of_host()?,
+        ..PullOptions::default()
+    })
 }
 
 /// Send an image to a registry.
@@ -110,7 +115,7 @@ impl Push {
         let store = open(global, "push")?;
         let target: Reference = self.target.as_ref().unwrap_or(&self.image).parse().map_err(LocalError::from)?;
         let show = Show::new(self.quiet);
-        let options = options(&self.insecure_registry);
+        let options = options(&self.insecure_registry)?;
         let pushed = block_on(store.push(&self.image, &target, &options, &show))?;
         show.end();
         let digest = pushed.map_err(LocalError::from)?;
@@ -329,7 +334,7 @@ impl Verify {
             return Ok(1);
         }
         let show = Show::new(false);
-        let repaired = block_on(store.repair(image, &found, &options(&self.insecure_registry), &show))?;
+        let repaired = block_on(store.repair(image, &found, &options(&self.insecure_registry)?, &show))?;
         show.end();
         repaired?;
         let left = store.verify(image)?.damage.len();

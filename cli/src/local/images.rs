@@ -5,7 +5,7 @@ use crate::error::{CliError, Outcome};
 use crate::global::Global;
 use gantry_api::units::Bytes;
 use gantry_images::{
-    Digest, Event, Image, ImageError, LoadSource, Progress, PullOptions, PullPolicy, Reference, Store,
+    Digest, Event, Image, ImageError, LoadSource, Progress, PullOptions, PullPolicy, Reference, Registries, Store,
     default_auth_file,
 };
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -46,17 +46,33 @@ pub fn ensure(store: &Store, name: &str, policy: PullPolicy, insecure: &[String]
     if policy == PullPolicy::Never {
         return Err(ImageError::NotFound(reference.familiar()).into());
     }
-    pull(store, &reference, policy, insecure)
+    pull(store, name, policy, insecure)
 }
 
 /// In a runtime that ends with it: afterwards this process has no threads again.
-fn pull(store: &Store, reference: &Reference, policy: PullPolicy, insecure: &[String]) -> Result<Image, LocalError> {
+fn pull(store: &Store, name: &str, policy: PullPolicy, insecure: &[String]) -> Result<Image, LocalError> {
     let insecure_registries = insecure.to_vec();
-    let options = PullOptions { policy, insecure_registries, auth_file: default_auth_file(), ..PullOptions::default() };
-    let show = Show::new(false);
-    let pulled = block_on(store.pull(reference, &options, &show))?;
-    show.end();
-    Ok(pulled?)
+    let registries = Registries::of_host()?;
+    let candidates = registries.candidates(name)?;
+    let options = PullOptions {
+        policy,
+        insecure_registries,
+        auth_file: default_auth_file(),
+        registries,
+        ..PullOptions::default()
+    };
+    let mut missing = None;
+    for reference in candidates {
+        let show = Show::new(false);
+        let pulled = block_on(store.pull(&reference, &options, &show))?;
+        show.end();
+        match pulled {
+            // A short name may be in the next registry of the list.
+            Err(error @ ImageError::NotInRegistry { .. }) => missing = Some(error),
+            other => return Ok(other?),
+        }
+    }
+    Err(missing.unwrap_or_else(|| ImageError::NotFound(name.to_owned())).into())
 }
 
 /// Wait for `work` in a runtime that ends with it.
@@ -87,8 +103,7 @@ impl Pull {
     pub fn run(&self, global: &Global) -> Outcome {
         let store = open(global, "pull")?;
         for name in &self.images {
-            let reference: Reference = name.parse().map_err(LocalError::from)?;
-            let image = pull(&store, &reference, PullPolicy::Always, &self.insecure_registry)?;
+            let image = pull(&store, name, PullPolicy::Always, &self.insecure_registry)?;
             print(&format!("{}\n", if self.quiet { image.digest.to_string() } else { image.display_name() }));
         }
         Ok(0)

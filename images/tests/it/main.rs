@@ -14,4 +14,5 @@ mod push;
 mod real_registry;
 mod registry;
 mod scrub;
+mod settings;
 mod snapshot;

@@ -100,7 +100,7 @@ fn is_total(rule: &Rule) -> bool {
 }
 
 /// The rules that still matter: those before the last total one are dead. The flag says what holds when none matches.
-fn effective(rules: &[Rule]) -> (bool, &[Rule]) {
+pub(super) fn effective(rules: &[Rule]) -> (bool, &[Rule]) {
     match rules.iter().rposition(is_total) {
         Some(position) => (rules[position].allow, &rules[position + 1..]),
         None => (false, rules),

@@ -7,30 +7,41 @@
 //! ```
 //! Joining by `cgroup.procs` costs an RCU grace period (8-25 ms measured on Linux 6.18), so a process is born in its
 //! v2 directory (`CLONE_INTO_CGROUP`) and moves itself, single-threaded, through the `tasks` files of v1.
+//!
+//! This is on the path of every start and removal: per v1 hierarchy it is one `mkdir`, one `open` of the file to join
+//! by, one write, and one `rmdir` in the end; anything more is done only after the kernel's answer asked for it.
 
+pub mod aside;
 pub mod devices;
+pub mod freezer;
 pub mod hierarchy;
+mod make;
+pub mod oom;
+pub mod stats;
+pub mod systemd;
 pub mod table;
+pub mod update;
 
 use crate::config::Resources;
 use crate::error::{Because, Failure, InStep, Outcome, is_absent};
 use crate::rootless;
 use crate::sys::{bpf, clone};
-use hierarchy::Hierarchies;
+use hierarchy::{Hierarchies, V1, read};
+use make::{Removed, processes_below};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 use table::Version;
 
-/// Parent of the cgroups of containers whose bundle names no place.
+/// Parent of the cgroups of containers whose bundle names no place. It stays when they are gone: making it anew in
+/// every hierarchy would cost each start more than the container's own directories do.
 const DEFAULT_PARENT: &str = "gantry-runtime";
 /// Whether cgroups can be made through systemd.
-pub const SYSTEMD: bool = false;
+pub const SYSTEMD: bool = true;
 /// The same through a user's own systemd.
 pub const SYSTEMD_USER: bool = false;
 /// How long to wait for killed processes to leave.
@@ -43,8 +54,8 @@ struct Directory {
     mount: PathBuf,
     /// The directory itself.
     path: PathBuf,
-    /// Its v1 controllers; `None` on v2.
-    v1: Option<Vec<String>>,
+    /// Its v1 hierarchy; `None` on v2.
+    v1: Option<V1>,
 }
 
 /// The cgroup of one container.
@@ -55,6 +66,36 @@ pub struct Cgroup {
     path: String,
     /// Mount points of hierarchies that the container is not in, because a rootless runtime may not write there.
     left_out: Vec<PathBuf>,
+    /// The systemd unit it belongs to.
+    unit: Option<systemd::Unit>,
+}
+
+/// Files into which a single-threaded process writes `0` to move itself.
+#[derive(Debug, Default)]
+pub struct Doors(Vec<OwnedFd>);
+
+impl Doors {
+    /// Move the calling process, which must have one thread. Nothing is allocated unless it fails.
+    ///
+    /// # Errors
+    /// A cgroup does not take it.
+    pub fn enter(&self) -> Outcome<()> {
+        self.0.iter().try_for_each(|door| rustix::io::write(door, b"0").map(drop)).map_err(refused)
+    }
+
+    /// Leave the files open, for a process that will execute another program or end: both close them for nothing.
+    pub fn leave_open(self) {
+        self.0.into_iter().for_each(std::mem::forget);
+    }
+}
+
+/// A cgroup that has just been made.
+#[derive(Debug, Default)]
+pub struct Made {
+    /// To be entered by the container's first process.
+    pub doors: Doors,
+    /// Keeps a systemd scope alive until that process is in it.
+    pub placeholder: Option<systemd::Placeholder>,
 }
 
 /// What a container used and suffered, read before its cgroup goes.
@@ -73,13 +114,28 @@ pub fn place(cgroups_path: Option<&str>, id: &str) -> String {
     if clean.is_empty() { format!("{DEFAULT_PARENT}/{id}") } else { clean.join("/") }
 }
 
+/// What a bundle asks for in vain, to be said once.
+pub fn warnings(resources: &Resources) -> Vec<String> {
+    let kernel = resources.memory.as_ref().is_some_and(|memory| memory.kernel.is_some_and(|limit| limit > 0));
+    let text = "`linux.resources.memory.kernel` is ignored: Linux no longer counts kernel memory apart from the rest";
+    kernel.then(|| text.to_owned()).into_iter().collect()
+}
+
 impl Cgroup {
     /// The cgroup at `path` below each hierarchy, whether it exists or not.
     ///
     /// # Errors
     /// The host's hierarchies cannot be found out.
     pub fn at(path: String) -> Outcome<Self> {
-        Ok(Self { hierarchies: Hierarchies::observe()?, path, left_out: Vec::new() })
+        Ok(Self { hierarchies: Hierarchies::observe()?, path, left_out: Vec::new(), unit: None })
+    }
+
+    /// The cgroup at `path` of a container that is there, with every mount point checked.
+    ///
+    /// # Errors
+    /// As [`Cgroup::at`].
+    pub fn existing(path: String) -> Outcome<Self> {
+        Ok(Self::at(path)?.located())
     }
 
     /// The same without some hierarchies, by mount point.
@@ -89,13 +145,16 @@ impl Cgroup {
 
     /// The same without directories that are there and not ours: an ordinary user may not take them for its own.
     pub fn without_foreign(mut self) -> Self {
-        let foreign = |directory: &Directory| {
-            directory.path.exists() && rustix::fs::access(&directory.path, rustix::fs::Access::WRITE_OK).is_err()
-        };
+        let foreign = |directory: &Directory| directory.path.exists() && !is_writable(&directory.path);
         let mounts: Vec<PathBuf> =
             self.directories().into_iter().filter(foreign).map(|directory| directory.mount).collect();
         self.left_out.extend(mounts);
         self
+    }
+
+    /// Whether the container has no directory in any hierarchy.
+    pub fn is_nowhere(&self) -> bool {
+        self.directories().is_empty()
     }
 
     /// Mount points of the hierarchies that the container is not in.
@@ -117,6 +176,16 @@ impl Cgroup {
         self.left_out.iter().any(|other| other == mount)
     }
 
+    /// The same, as the cgroup of a systemd unit.
+    pub fn with_unit(self, unit: Option<systemd::Unit>) -> Self {
+        Self { unit, ..self }
+    }
+
+    /// The same with every mount point checked.
+    fn located(&self) -> Self {
+        Self { hierarchies: self.hierarchies.located(), ..self.clone() }
+    }
+
     /// The host's hierarchies.
     pub fn hierarchies(&self) -> &Hierarchies {
         &self.hierarchies
@@ -133,7 +202,7 @@ impl Cgroup {
         if !self.is_left_out(mount) {
             return self.path_in(mount);
         }
-        let membership = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let membership = read("/proc/self/cgroup").unwrap_or_default();
         let own = membership.lines().find_map(|line| {
             let (names, path) = line.split_once(':')?.1.split_once(':')?;
             let same = match v1 {
@@ -148,12 +217,12 @@ impl Cgroup {
     }
 
     fn directories(&self) -> Vec<Directory> {
-        let directory = |mount: &Path, v1: Option<&[String]>| Directory {
+        let directory = |mount: &Path, v1: Option<&V1>| Directory {
             mount: mount.to_owned(),
             path: mount.join(&self.path),
-            v1: v1.map(<[String]>::to_vec),
+            v1: v1.cloned(),
         };
-        let v1 = self.hierarchies.v1.iter().map(|found| directory(&found.mount, Some(&found.controllers)));
+        let v1 = self.hierarchies.v1.iter().map(|found| directory(&found.mount, Some(found)));
         v1.chain(self.hierarchies.v2.iter().map(|mount| directory(mount, None)))
             .filter(|directory| !self.is_left_out(&directory.mount))
             .collect()
@@ -164,47 +233,106 @@ impl Cgroup {
         mount.map(|mount| mount.join(&self.path))
     }
 
-    /// Make the directories that a rootless runtime may make, leaving out the other hierarchies. False when none is
+    /// Make the directories, through systemd when it belongs to a unit, and open the files to join by.
+    ///
+    /// # Errors
+    /// One cannot be made, or exists and already has processes or is frozen; what was made is taken back.
+    pub fn create(&mut self, resources: &Resources) -> Outcome<Made> {
+        let placeholder = match &self.unit {
+            Some(unit) => Some(unit.start(resources, &self.hierarchies)?),
+            None => None,
+        };
+        let doors = match self.make_wherever(placeholder.is_some(), false) {
+            Ok(doors) => doors,
+            Err(failure) => {
+                drop(placeholder);
+                if let Some(unit) = &self.unit {
+                    // Without its only process the scope ends by itself; a slower systemd is helped.
+                    let _ = unit.stop();
+                }
+                return Err(failure);
+            }
+        };
+        Ok(Made { doors, placeholder })
+    }
+
+    /// Make the directories that a rootless runtime may make, leaving out the other hierarchies; `None` when none is
     /// left.
     ///
     /// # Errors
     /// As [`Cgroup::create`], but for the lack of permission.
-    pub fn create_where_allowed(&mut self) -> Outcome<bool> {
-        for directory in self.directories() {
-            let writable = |path: &Path| rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok();
-            match make(&directory) {
-                Ok(false) => {}
-                Ok(true) if writable(&directory.path) => self.refuse_if_used(&directory)?,
-                Ok(true) => self.left_out.push(directory.mount),
-                Err(error) if is_refusal(&error) => self.left_out.push(directory.mount),
-                Err(error) => {
-                    return Err(error).because(|| format!("cannot make cgroup `{}`", directory.path.display()));
-                }
-            }
-        }
-        Ok(!self.directories().is_empty())
+    pub fn create_where_allowed(&mut self) -> Outcome<Option<Made>> {
+        let doors = self.make_wherever(false, true)?;
+        let any = !self.directories().is_empty();
+        Ok(any.then_some(Made { doors, placeholder: None }))
     }
 
-    /// Make the directories.
+    /// Make every directory, looking for the hierarchies when one is not where it usually is.
+    fn make_wherever(&mut self, shared: bool, tolerant: bool) -> Outcome<Doors> {
+        if let Some(doors) = self.make_all(shared, tolerant)? {
+            return Ok(doors);
+        }
+        *self = self.located();
+        self.make_all(shared, tolerant)?
+            .ok_or_else(|| Failure::new("the cgroup hierarchies are mounted in a way nobody understands"))
+    }
+
+    /// Make every directory; `None` when one turned out not to be a cgroup.
     ///
-    /// # Errors
-    /// One cannot be made, or exists and already has processes or is frozen.
-    pub fn create(&self) -> Outcome<()> {
+    /// - `shared`: they may be there with processes.
+    /// - `tolerant`: leave out those that we may not make.
+    fn make_all(&mut self, shared: bool, tolerant: bool) -> Outcome<Option<Doors>> {
         let mut made = Vec::new();
-        let result = self.directories().iter().try_for_each(|directory| {
-            if make(directory).because(|| format!("cannot make cgroup `{}`", directory.path.display()))? {
-                return self.refuse_if_used(directory);
+        let mut left_out = Vec::new();
+        let mut doors = Vec::with_capacity(self.hierarchies.v1.len() + 1);
+        let mut one = |directory: &Directory| -> Outcome<bool> {
+            let existed = match make::make(directory) {
+                Err(_) if directory.v1.is_some() && !directory.mount.is_dir() => return Ok(false),
+                Err(error) if tolerant && is_refusal(&error) => {
+                    left_out.push(directory.mount.clone());
+                    return Ok(true);
+                }
+                result => result.because(|| format!("cannot make cgroup `{}`", directory.path.display()))?,
+            };
+            if existed && tolerant && !is_writable(&directory.path) {
+                left_out.push(directory.mount.clone());
+                return Ok(true);
             }
-            made.push(directory.path.clone());
-            Ok(())
-        });
-        if result.is_err() {
-            // What was there before belongs to somebody else.
-            for path in &made {
-                let _ = fs::remove_dir(path);
+            if !existed {
+                made.push(directory.path.clone());
+            }
+            if directory.v1.is_some() {
+                match make::door(&directory.path, "tasks") {
+                    Ok(door) => doors.push(door),
+                    Err(error) if is_absent(&error) => return Ok(false),
+                    Err(error) => {
+                        return Err(error).because(|| format!("cannot open `{}/tasks`", directory.path.display()));
+                    }
+                }
+            } else if self.hierarchies.is_pure_v2() {
+                make::hand_down(&directory.mount, &directory.path);
+            }
+            if existed && !shared { self.refuse_if_used(directory).map(|()| true) } else { Ok(true) }
+        };
+        let mut result = Ok(true);
+        for directory in self.directories() {
+            result = one(&directory);
+            if !matches!(result, Ok(true)) {
+                break;
             }
         }
-        result
+        match result {
+            Ok(true) => {
+                self.left_out.extend(left_out);
+                Ok(Some(Doors(doors)))
+            }
+            other => {
+                for path in made.iter().rev() {
+                    let _ = rustix::fs::rmdir(path);
+                }
+                other.map(|_| None)
+            }
+        }
     }
 
     /// A directory that was there before must be empty and not frozen: a start would hang or mix with others.
@@ -214,18 +342,15 @@ impl Cgroup {
             return Err(Failure::new(format!("cgroup `{shown}` already contains processes"))
                 .hint("choose another `linux.cgroupsPath`, or delete the container that uses it"));
         }
-        let frozen = match &directory.v1 {
-            Some(names) if names.iter().any(|name| name == "freezer") => {
-                fs::read_to_string(directory.path.join("freezer.state")).is_ok_and(|state| state.trim() != "THAWED")
-            }
-            Some(_) => false,
-            None => fs::read_to_string(directory.path.join("cgroup.freeze")).is_ok_and(|state| state.trim() == "1"),
+        let freezer = match &directory.v1 {
+            Some(v1) => v1.has("freezer").then(|| freezer::Freezer::V1(directory.path.clone())),
+            None => Some(freezer::Freezer::V2(directory.path.clone())),
         };
-        if frozen {
+        if freezer.is_some_and(|freezer| freezer.is_ordered().unwrap_or(false)) {
             return Err(Failure::new(format!("cgroup `{shown}` is frozen"))
                 .hint("thaw or remove it, a container started there would hang"));
         }
-        let handed = fs::read_to_string(directory.path.join("cgroup.subtree_control")).unwrap_or_default();
+        let handed = read(directory.path.join("cgroup.subtree_control")).unwrap_or_default();
         if directory.v1.is_none() && !handed.trim().is_empty() {
             let handed = handed.trim();
             return Err(Failure::new(format!(
@@ -236,11 +361,17 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Write the limits.
+    /// Write the limits and the device rules.
     ///
     /// # Errors
     /// A limit that this host cannot carry out, with the key that asked for it.
     pub fn apply(&self, resources: &Resources) -> Outcome<()> {
+        self.apply_limits(resources)?;
+        self.apply_devices(resources)
+    }
+
+    /// Write the limits.
+    fn apply_limits(&self, resources: &Resources) -> Outcome<()> {
         let writes =
             table::writes(resources, &|controller| self.hierarchies.version_of(controller)).map_err(|error| {
                 let failure = Failure::new(error.to_string());
@@ -249,10 +380,19 @@ impl Cgroup {
                     None => failure,
                 }
             })?;
+        let mut again = Vec::new();
         for write in &writes {
-            self.write(write)?;
+            match self.try_write(write) {
+                // It does not fit beside the old value of another file (a limit above the one of memory and swap, a
+                // quota below the burst): next time that is new, too.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) && writes.len() > 1 => again.push(write),
+                result => self.explain(write, result)?,
+            }
         }
-        self.apply_devices(resources)
+        for write in again {
+            self.explain(write, self.try_write(write))?;
+        }
+        Ok(())
     }
 
     fn directory_of(&self, controller: &str) -> Option<PathBuf> {
@@ -263,26 +403,51 @@ impl Cgroup {
         }
     }
 
-    fn write(&self, write: &table::Write) -> Outcome<()> {
-        let directory = self.directory_of(write.controller).ok_or_else(|| match self.left_out.is_empty() {
-            true => Failure::new(format!("no hierarchy has the controller `{}`", write.controller)),
-            false => no_permission(write),
-        })?;
-        let mut file = directory.join(&write.file);
-        let mut value = write.value.as_str();
-        let mut result = write_file(&file, value);
+    fn try_write(&self, write: &table::Write) -> io::Result<()> {
+        let directory = self.directory_of(write.controller).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let mut result = write_file(&directory.join(&write.file), &write.value);
         if let (Err(error), Some((other, other_value))) = (&result, &write.instead)
             && is_absent(error)
         {
-            file = directory.join(other);
-            value = other_value;
-            result = write_file(&file, value);
+            result = write_file(&directory.join(other), other_value);
         }
-        result
-            .because(|| format!("cannot write `{value}` to `{}` for `linux.resources.{}`", file.display(), write.key))
-            .map_err(|failure| match (self.hint(write.controller, &file), &failure.hint) {
-                (Some(hint), None) => failure.hint(hint),
-                _ => failure,
+        match result {
+            Err(error) if is_absent(&error) && write.optional => Ok(()),
+            Err(error) if is_absent(&error) && !self.hierarchies.is_pure_v2() => {
+                // On hybrid hosts nothing is handed down in v2 until a limit asks for it.
+                let (Some(mount), None) = (&self.hierarchies.v2, self.hierarchies.v1_of(write.controller)) else {
+                    return Err(error);
+                };
+                make::hand_down(mount, &directory);
+                write_file(&directory.join(&write.file), &write.value)
+            }
+            result => result,
+        }
+    }
+
+    /// Say what a failed write means.
+    fn explain(&self, write: &table::Write, result: io::Result<()>) -> Outcome<()> {
+        let Err(error) = result else { return Ok(()) };
+        if self.directory_of(write.controller).is_none() && !self.left_out.is_empty() {
+            return Err(no_permission(write));
+        }
+        let directory = self.directory_of(write.controller).unwrap_or_default();
+        let file = directory.join(&write.file);
+        if error.raw_os_error() == Some(libc::EBUSY) && write.file == "memory.limit_in_bytes" {
+            // The words of runc, which callers look for.
+            let figure = |name: &str| read(directory.join(name)).unwrap_or_default().trim().to_owned();
+            let (usage, peak) = (figure("memory.usage_in_bytes"), figure("memory.max_usage_in_bytes"));
+            let limit = &write.value;
+            return Err(Failure::new(format!(
+                "unable to set memory limit to {limit} (current usage: {usage}, peak usage: {peak})"
+            )));
+        }
+        let key = &write.key;
+        Err(error)
+            .because(|| format!("cannot write `{}` to `{}` for `linux.resources.{key}`", write.value, file.display()))
+            .map_err(|failure| match self.hint(write.controller, &file) {
+                Some(hint) => failure.hint(hint),
+                None => failure,
             })
     }
 
@@ -293,9 +458,8 @@ impl Cgroup {
         }
         if self.hierarchies.version_of(controller) == Some(Version::V2) {
             let mount = self.hierarchies.v2.as_ref()?;
-            let stop = first_without(mount, &self.path, |directory| hands_down(directory, controller));
-            if let Some(parent) = stop {
-                let has_processes = fs::read_to_string(parent.join("cgroup.procs")).is_ok_and(|text| !text.is_empty());
+            if let Some(parent) = make::first_that_keeps(mount, &self.path, controller) {
+                let has_processes = read(parent.join("cgroup.procs")).is_ok_and(|text| !text.is_empty());
                 return Some(not_handed_down(controller, &parent, has_processes));
             }
         }
@@ -310,9 +474,16 @@ impl Cgroup {
                 return Ok(());
             }
             let directory = hierarchy.mount.join(&self.path);
-            for (file, line) in devices::v1_writes(&rules).map_err(|error| Failure::new(error.to_string()))? {
-                let file = directory.join(file);
-                write_file(&file, &line).because(|| format!("cannot write `{line}` to `{}`", file.display()))?;
+            let writes = devices::v1_writes(&rules).map_err(|error| Failure::new(error.to_string()))?;
+            let mut open: Option<(&str, OwnedFd)> = None;
+            for (name, line) in writes {
+                let what = || format!("cannot write `{line}` to `{}/{name}`", directory.display());
+                let file = match open.take() {
+                    Some(file) if file.0 == name => file,
+                    _ => (name, make::door(&directory, name).because(what)?),
+                };
+                rustix::io::write(&file.1, line.as_bytes()).because(what)?;
+                open = Some(file);
             }
             return Ok(());
         }
@@ -347,29 +518,37 @@ impl Cgroup {
 
     /// The v2 directory below the container's own in which a process of it is, if it is in one.
     pub fn place_of(&self, pid: i32) -> Option<OwnedFd> {
-        let membership = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        let membership = read(format!("/proc/{pid}/cgroup")).ok()?;
         open_directory(&self.v2_directory()?.join(below(&membership, &self.path)?)).ok()
     }
 
-    /// Files into which a single-threaded process writes `0` to move itself: `tasks` of every v1 hierarchy, and, when
-    /// it was not born in its v2 directory, `cgroup.procs` of that.
+    /// The files to join an existing cgroup by: `tasks` of every v1 hierarchy.
     ///
     /// # Errors
     /// A file cannot be opened.
-    pub fn doors(&self, with_v2: bool) -> Outcome<Vec<OwnedFd>> {
-        let mut doors = Vec::new();
-        for directory in self.directories() {
-            let file = match directory.v1 {
-                Some(_) => directory.path.join("tasks"),
-                None if with_v2 => directory.path.join("cgroup.procs"),
-                None => continue,
-            };
-            let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-            let door = rustix::fs::open(&file, flags, Mode::empty())
-                .because(|| format!("cannot open `{}`", file.display()))?;
-            doors.push(door);
+    pub fn doors(&self) -> Outcome<Doors> {
+        let open = |this: &Self| -> io::Result<Vec<OwnedFd>> {
+            let v1 = this.hierarchies.v1.iter().filter(|v1| !this.is_left_out(&v1.mount));
+            v1.map(|v1| make::door(&v1.mount.join(&this.path), "tasks")).collect()
+        };
+        let doors = match open(self) {
+            Err(error) if is_absent(&error) => open(&self.located()),
+            result => result,
+        };
+        doors.map(Doors).because(|| format!("cannot join cgroup `/{}`", self.path))
+    }
+
+    /// Add the door of v2, for a process that was not born there.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn add_v2_door(&self, doors: &mut Doors) -> Outcome<()> {
+        if let Some(path) = self.v2_directory() {
+            let door = make::door(&path, "cgroup.procs")
+                .because(|| format!("cannot open `{}/cgroup.procs`", path.display()))?;
+            doors.0.push(door);
         }
-        Ok(doors)
+        Ok(())
     }
 
     /// The same for places below the container's directory, in every hierarchy.
@@ -378,17 +557,18 @@ impl Cgroup {
     ///
     /// # Errors
     /// There is no such cgroup.
-    pub fn doors_below<'a>(&self, place: impl Fn(Option<&[String]>) -> &'a str) -> Outcome<Vec<OwnedFd>> {
+    pub fn doors_below<'a>(&self, place: impl Fn(Option<&[String]>) -> &'a str) -> Outcome<Doors> {
         let mut doors = Vec::new();
-        for directory in self.directories() {
+        for directory in self.located().directories() {
             let name = if directory.v1.is_some() { "tasks" } else { "cgroup.procs" };
-            let file = directory.path.join(place(directory.v1.as_deref())).join(name);
-            let door = rustix::fs::open(&file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-                .because(|| format!("cannot open `{}`", file.display()))
+            let controllers = directory.v1.as_ref().map(|v1| v1.controllers.as_slice());
+            let path = directory.path.join(place(controllers));
+            let door = make::door(&path, name)
+                .because(|| format!("cannot open `{}/{name}`", path.display()))
                 .or_hint("--cgroup names a cgroup that exists below the container's own")?;
             doors.push(door);
         }
-        Ok(doors)
+        Ok(Doors(doors))
     }
 
     /// Whether any of its directories is there.
@@ -418,23 +598,6 @@ impl Cgroup {
         }
     }
 
-    /// Thaw, so that signals arrive.
-    pub fn thaw(&self) {
-        for directory in self.directories() {
-            match &directory.v1 {
-                Some(names) if names.iter().any(|name| name == "freezer") => {
-                    for_each_below(&directory.path, &mut |path| {
-                        let _ = write_file(&path.join("freezer.state"), "THAWED");
-                    });
-                }
-                Some(_) => {}
-                None => for_each_below(&directory.path, &mut |path| {
-                    let _ = write_file(&path.join("cgroup.freeze"), "0");
-                }),
-            }
-        }
-    }
-
     /// Kill every process in the cgroup and wait until it is empty.
     ///
     /// # Errors
@@ -442,8 +605,9 @@ impl Cgroup {
     pub fn kill(&self) -> Outcome<()> {
         let deadline = Instant::now() + EMPTY_WITHIN;
         let mut pause = Duration::from_micros(200);
+        let this = self.located();
         loop {
-            let left = self.processes();
+            let left = this.processes();
             if left.is_empty() {
                 return Ok(());
             }
@@ -451,30 +615,33 @@ impl Cgroup {
                 return Err(Failure::new(format!("processes {left:?} do not die"))
                     .hint("they hang inside the kernel (state D); see /proc/PID/stack"));
             }
-            self.thaw();
-            let at_once = self.v2_directory().is_some_and(|path| write_file(&path.join("cgroup.kill"), "1").is_ok());
+            let at_once = this.v2_directory().is_some_and(|path| write_file(&path.join("cgroup.kill"), "1").is_ok());
             if !at_once || pause > Duration::from_millis(5) {
-                self.signal_all(libc::SIGKILL);
+                this.signal_all(libc::SIGKILL);
             }
+            // A frozen process of v1 dies when it is let go.
+            this.thaw();
             thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(20));
         }
     }
 
-    /// Remove the directories, with those the container made below them.
+    /// Remove the directories, with those the container made below them; a systemd unit is stopped first.
     ///
     /// # Errors
     /// One stays busy or cannot be removed.
     pub fn remove(&self) -> Outcome<()> {
-        for directory in self.directories() {
-            remove_tree(&directory.path)
-                .because(|| format!("cannot remove cgroup `{}`", directory.path.display()))
-                .or_hint("a process is still in it: `gantry-runtime delete --force ID`")?;
-            if let Some((parent, _)) = self.path.rsplit_once('/')
-                && parent == DEFAULT_PARENT
-            {
-                // Ours alone; stays while another container is in it.
-                let _ = fs::remove_dir(directory.mount.join(parent));
+        let stopped = match &self.unit {
+            // systemd would ask its processes to end, and wait.
+            Some(unit) => self.kill().and_then(|()| unit.stop()),
+            None => Ok(()),
+        };
+        // A systemd that cannot be asked any more does not keep a container: once its cgroup is gone, so is the scope.
+        let removed = self.remove_directories().map_err(|failure| stopped.err().unwrap_or(failure))?;
+        if removed == Removed::Absent && !self.hierarchies.is_pure_v2() {
+            let located = self.located();
+            if located.hierarchies.v1 != self.hierarchies.v1 {
+                located.remove_directories()?;
             }
         }
         Ok(())
@@ -483,8 +650,27 @@ impl Cgroup {
     /// Whether its processes sleep until somebody frees memory, the OOM killer being disabled (v1 only).
     pub fn waits_for_memory(&self) -> bool {
         let Some(v1) = self.hierarchies.v1_of("memory") else { return false };
-        let text = fs::read_to_string(v1.mount.join(&self.path).join("memory.oom_control")).unwrap_or_default();
+        let text = std::fs::read_to_string(v1.mount.join(&self.path).join("memory.oom_control")).unwrap_or_default();
         ["oom_kill_disable 1", "under_oom 1"].iter().all(|wanted| text.lines().any(|line| line == *wanted))
+    }
+
+    /// Remove every directory; `Absent` when some v1 hierarchy had none.
+    fn remove_directories(&self) -> Outcome<Removed> {
+        let mut all = Removed::Now;
+        let remove = |path: &Path| {
+            make::remove_tree(path)
+                .because(|| format!("cannot remove cgroup `{}`", path.display()))
+                .or_hint("a process is still in it: `gantry-runtime delete --force ID`")
+        };
+        for v1 in self.hierarchies.v1.iter().filter(|v1| !self.is_left_out(&v1.mount)) {
+            if remove(&v1.mount.join(&self.path))? == Removed::Absent {
+                all = Removed::Absent;
+            }
+        }
+        if let Some(path) = self.v2_directory() {
+            remove(&path)?;
+        }
+        Ok(all)
     }
 
     /// Memory figures of the container.
@@ -492,9 +678,9 @@ impl Cgroup {
         let Some(directory) = self.directory_of("memory") else {
             return Account::default();
         };
-        let number = |file: &str| -> Option<u64> { fs::read_to_string(directory.join(file)).ok()?.trim().parse().ok() };
+        let number = |file: &str| -> Option<u64> { read(directory.join(file)).ok()?.trim().parse().ok() };
         let counter = |file: &str| -> u64 {
-            let text = fs::read_to_string(directory.join(file)).unwrap_or_default();
+            let text = read(directory.join(file)).unwrap_or_default();
             text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
         };
         match self.hierarchies.version_of("memory") {
@@ -508,6 +694,22 @@ impl Cgroup {
             None => Account::default(),
         }
     }
+}
+
+/// Whether a rootless runtime may do without: the kernel or a read-only mount refuses.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::EROFS))
+}
+
+fn is_writable(path: &Path) -> bool {
+    rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok()
+}
+
+/// A limit of a container that has no cgroup where it would be set; in words that callers of runc look for.
+fn no_permission(write: &table::Write) -> Failure {
+    let text = "rootless needs no limits + no cgrouppath when no permission is granted for cgroups";
+    Failure::new(format!("cannot set `linux.resources.{}`: {text}", write.key))
+        .hint("let a cgroup with this controller be delegated to the user, or remove the limit")
 }
 
 /// A cgroup that did not take a process, with the remedy for the reasons the kernel's answer stands for.
@@ -547,23 +749,6 @@ fn not_handed_down(controller: &str, parent: &Path, has_processes: bool) -> Stri
     }
 }
 
-/// The topmost directory above `path` that lacks something, `mount` included and the last one not.
-fn first_without(mount: &Path, path: &str, has: impl Fn(&Path) -> bool) -> Option<PathBuf> {
-    let mut directory = mount.to_owned();
-    for part in path.split('/') {
-        if !has(&directory) {
-            return Some(directory);
-        }
-        directory.push(part);
-    }
-    None
-}
-
-fn hands_down(directory: &Path, controller: &str) -> bool {
-    let handed = fs::read_to_string(directory.join("cgroup.subtree_control")).unwrap_or_default();
-    handed.split_whitespace().any(|name| name == controller)
-}
-
 /// Where below `path` a process is in the unified hierarchy, from its `/proc/PID/cgroup`.
 fn below<'a>(membership: &'a str, path: &str) -> Option<&'a str> {
     let place = membership.lines().find_map(|line| line.strip_prefix("0::/"))?;
@@ -571,148 +756,20 @@ fn below<'a>(membership: &'a str, path: &str) -> Option<&'a str> {
     (!rest.split('/').any(|part| part == "..")).then_some(rest)
 }
 
+/// One file of a cgroup: opened, written at once, closed.
 fn write_file(path: &Path, value: &str) -> io::Result<()> {
-    fs::OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
+    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    loop {
+        match rustix::io::write(&file, value.as_bytes()) {
+            Err(Errno::INTR) => {}
+            result => return result.map(drop).map_err(io::Error::from),
+        }
+    }
 }
 
 fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
-}
-
-/// Whether a rootless runtime may do without: the kernel or a read-only mount refuses.
-fn is_refusal(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::EROFS))
-}
-
-/// A limit of a container that has no cgroup where it would be set; in words that callers of runc look for.
-fn no_permission(write: &table::Write) -> Failure {
-    let text = "rootless needs no limits + no cgrouppath when no permission is granted for cgroups";
-    Failure::new(format!("cannot set `linux.resources.{}`: {text}", write.key))
-        .hint("let a cgroup with this controller be delegated to the user, or remove the limit")
-}
-
-/// Make a directory and its parents; true when it was there before.
-fn make(directory: &Directory) -> io::Result<bool> {
-    // A parent that is ours may vanish between two steps when another container is deleted: start over.
-    for _ in 0..64 {
-        match try_make(directory) {
-            // Removed, or about to be.
-            Err(error) if is_absent(&error) || error.raw_os_error() == Some(libc::ENODEV) => thread::yield_now(),
-            result => return result,
-        }
-    }
-    Err(io::Error::new(io::ErrorKind::NotFound, "its parent keeps vanishing"))
-}
-
-fn try_make(directory: &Directory) -> io::Result<bool> {
-    let below = directory.path.strip_prefix(&directory.mount).unwrap_or(&directory.path);
-    let parts: Vec<_> = below.components().collect();
-    let is_cpuset = directory.v1.as_ref().is_some_and(|names| names.iter().any(|name| name == "cpuset"));
-    // The common case: the parent is there.
-    if !is_cpuset && directory.v1.is_some() {
-        match fs::create_dir(&directory.path) {
-            Ok(()) => return Ok(false),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(true),
-            Err(error) if is_absent(&error) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    let mut path = directory.mount.clone();
-    let mut existed = false;
-    for part in parts {
-        if directory.v1.is_none() {
-            hand_down_controllers(&path);
-        }
-        let parent = path.clone();
-        path.push(part);
-        existed = match fs::create_dir(&path) {
-            Ok(()) => false,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => true,
-            Err(error) => return Err(error),
-        };
-        if is_cpuset {
-            for file in ["cpuset.cpus", "cpuset.mems"] {
-                // An empty set takes no process.
-                if fs::read_to_string(path.join(file))?.trim().is_empty() {
-                    let inherited = fs::read_to_string(parent.join(file))?;
-                    write_file(&path.join(file), inherited.trim())?;
-                }
-            }
-        }
-    }
-    Ok(existed)
-}
-
-/// On v2 a controller works in a directory only when the parent hands it down. One by one, because one that cannot
-/// (`cpu` beside real-time tasks) would spoil the others; a limit that misses its controller fails by itself later.
-fn hand_down_controllers(parent: &Path) {
-    let Ok(available) = fs::read_to_string(parent.join("cgroup.controllers")) else {
-        return;
-    };
-    let Ok(handed) = fs::read_to_string(parent.join("cgroup.subtree_control")) else {
-        return;
-    };
-    let missing: Vec<&str> =
-        available.split_whitespace().filter(|name| !handed.split_whitespace().any(|other| other == *name)).collect();
-    if missing.is_empty() || refuses_to_hand_down(parent) {
-        return;
-    }
-    for name in missing {
-        let _ = write_file(&parent.join("cgroup.subtree_control"), &format!("+{name}"));
-    }
-}
-
-/// A directory that has processes cannot be a parent with controllers, but for the root of all (the only one without a
-/// type). The kernel would let it hand down `cpu` and `pids` and take that as the wish for a threaded tree, in which no
-/// container can be.
-fn refuses_to_hand_down(parent: &Path) -> bool {
-    let is_root = !parent.join("cgroup.type").exists();
-    !is_root && fs::read_to_string(parent.join("cgroup.procs")).is_ok_and(|text| !text.is_empty())
-}
-
-fn processes_below(path: &Path) -> Vec<i32> {
-    let mut found = Vec::new();
-    for_each_below(path, &mut |path| {
-        let text = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
-        found.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|&pid| pid > 0));
-    });
-    found
-}
-
-/// Visit a directory and those below it, deepest first.
-fn for_each_below(path: &Path, visit: &mut dyn FnMut(&Path)) {
-    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            for_each_below(&entry.path(), visit);
-        }
-    }
-    visit(path);
-}
-
-/// Remove a cgroup directory and those below it; absent is success. A directory is busy for a moment after its last
-/// process has ended, until the kernel has let go of it.
-fn remove_tree(path: &Path) -> io::Result<()> {
-    let deadline = Instant::now() + EMPTY_WITHIN;
-    let mut pause = Duration::from_micros(100);
-    loop {
-        let error = match fs::remove_dir(path) {
-            Ok(()) => return Ok(()),
-            Err(error) if is_absent(&error) => return Ok(()),
-            Err(error) => error,
-        };
-        for_each_below(path, &mut |below| {
-            if below != path {
-                let _ = fs::remove_dir(below);
-            }
-        });
-        let busy = matches!(error.raw_os_error(), Some(libc::EBUSY | libc::ENOTEMPTY));
-        if !busy || Instant::now() > deadline || !processes_below(path).is_empty() {
-            return Err(error);
-        }
-        thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(10));
-    }
 }
 
 #[cfg(test)]
@@ -758,14 +815,7 @@ mod tests {
     }
 
     #[test]
-    fn the_directory_that_stops_a_controller() {
-        let mount = Path::new("/cg");
-        for (lacking, want) in
-            [("", None), ("/cg", Some("/cg")), ("/cg/a", Some("/cg/a")), ("/cg/a/b", None), ("/cg/x", None)]
-        {
-            let found = first_without(mount, "a/b", |directory| directory != Path::new(lacking));
-            assert_eq!(found, want.map(PathBuf::from), "{lacking}");
-        }
+    fn what_to_do_about_a_parent() {
         let remedy = |has_processes| not_handed_down("memory", Path::new("/cg/a"), has_processes);
         assert_eq!(remedy(false), "echo +memory > /cg/a/cgroup.subtree_control");
         assert!(remedy(true).contains("`/cg/a` has processes of its own"), "{}", remedy(true));

@@ -2,7 +2,8 @@
 //!
 //! Pure. On hybrid hosts some controllers live in v1 and some in v2, so the version is asked per controller.
 
-use crate::config::{BlockIo, Cpu, HugepageLimit, Memory, Network, Resources, ThrottleDevice};
+use crate::config::{BlockIo, Cpu, HugepageLimit, Memory, Network, Rdma, Resources, ThrottleDevice};
+use std::collections::BTreeMap;
 
 /// Which interface a controller has on this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub struct Write {
     pub value: String,
     /// Another file and value for kernels that lack `file`.
     pub instead: Option<(String, String)>,
+    /// Nothing is lost on a kernel that lacks the file.
+    pub optional: bool,
     /// JSON path below `linux.resources` that asked for it.
     pub key: String,
 }
@@ -82,8 +85,16 @@ impl Table<'_> {
             file: file.into(),
             value: value.to_string(),
             instead: None,
+            optional: false,
             key: key.to_owned(),
         });
+    }
+
+    fn push_if_there(&mut self, controller: &'static str, key: &str, file: impl Into<String>, value: impl ToString) {
+        self.push(controller, key, file, value);
+        if let Some(last) = self.writes.last_mut() {
+            last.optional = true;
+        }
     }
 
     fn push_or(&mut self, controller: &'static str, key: &str, first: (&str, String), instead: (&str, String)) {
@@ -114,7 +125,8 @@ pub fn writes(
     if let Some(cpu) = &resources.cpu {
         cpu_writes(&mut table, cpu)?;
     }
-    if let Some(limit) = resources.pids.as_ref().and_then(|pids| pids.limit) {
+    // Go writes a limit that is not given as 0.
+    if let Some(limit) = resources.pids.as_ref().and_then(|pids| pids.limit).filter(|&limit| limit != 0) {
         table.version("pids", "pids.limit")?;
         table.push("pids", "pids.limit", "pids.max", limit_or_max(limit));
     }
@@ -127,6 +139,7 @@ pub fn writes(
     if let Some(network) = &resources.network {
         network_writes(&mut table, network)?;
     }
+    rdma_writes(&mut table, &resources.rdma)?;
     unified_writes(&mut table, resources)?;
     Ok(table.writes)
 }
@@ -137,32 +150,37 @@ fn limit_or_max(limit: i64) -> String {
 }
 
 fn memory_writes(table: &mut Table<'_>, memory: &Memory) -> Result<(), ResourceError> {
-    if memory.kernel.is_some_and(|limit| limit > 0) {
-        return Err(invalid("memory.kernel", "Linux no longer limits kernel memory separately"));
-    }
-    let asks = memory.limit.is_some()
-        || memory.swap.is_some()
-        || memory.reservation.is_some()
+    // `kernel` limits what Linux no longer counts apart from the rest; the specification lets runtimes ignore it.
+    let given = |limit: Option<i64>| limit.filter(|&limit| limit != 0);
+    let (limit, reservation, kernel_tcp) =
+        (given(memory.limit), given(memory.reservation), given(memory.kernel_tcp).filter(|&limit| limit > 0));
+    let swap = swap_max(memory)?;
+    let asks = limit.is_some()
+        || swap.is_some()
+        || reservation.is_some()
         || memory.swappiness.is_some()
-        || memory.kernel_tcp.is_some_and(|limit| limit > 0)
+        || kernel_tcp.is_some()
         || memory.disable_oom_killer;
     if !asks {
         return Ok(());
     }
-    let swap = swap_max(memory)?;
     match table.version("memory", "memory")? {
         Version::V1 => {
-            // The memory limit may not exceed memory + swap, so it goes first on a fresh cgroup.
-            if let Some(limit) = memory.limit {
+            if let Some(limit) = limit {
                 table.push("memory", "memory.limit", "memory.limit_in_bytes", limit.max(-1));
             }
-            if let Some(swap) = memory.swap.filter(|&swap| swap != 0) {
-                table.push("memory", "memory.swap", "memory.memsw.limit_in_bytes", swap.max(-1));
+            match given(memory.swap) {
+                Some(swap) => table.push("memory", "memory.swap", "memory.memsw.limit_in_bytes", swap.max(-1)),
+                // No limit at all is meant then.
+                None if limit == Some(-1) => {
+                    table.push_if_there("memory", "memory.limit", "memory.memsw.limit_in_bytes", -1);
+                }
+                None => {}
             }
-            if let Some(reservation) = memory.reservation {
+            if let Some(reservation) = reservation {
                 table.push("memory", "memory.reservation", "memory.soft_limit_in_bytes", reservation.max(-1));
             }
-            if let Some(limit) = memory.kernel_tcp.filter(|&limit| limit > 0) {
+            if let Some(limit) = kernel_tcp {
                 table.push("memory", "memory.kernelTCP", "memory.kmem.tcp.limit_in_bytes", limit);
             }
             if let Some(swappiness) = memory.swappiness {
@@ -177,7 +195,7 @@ fn memory_writes(table: &mut Table<'_>, memory: &Memory) -> Result<(), ResourceE
         }
         Version::V2 => {
             for (present, key) in [
-                (memory.kernel_tcp.is_some_and(|limit| limit > 0), "memory.kernelTCP"),
+                (kernel_tcp.is_some(), "memory.kernelTCP"),
                 (memory.swappiness.is_some(), "memory.swappiness"),
                 (memory.disable_oom_killer, "memory.disableOOMKiller"),
             ] {
@@ -185,13 +203,15 @@ fn memory_writes(table: &mut Table<'_>, memory: &Memory) -> Result<(), ResourceE
                     return Err(invalid(key, "cgroup v2 has no such control"));
                 }
             }
-            if let Some(swap) = swap {
-                table.push("memory", "memory.swap", "memory.swap.max", limit_or_max(swap));
+            match swap {
+                Some(swap) => table.push("memory", "memory.swap", "memory.swap.max", limit_or_max(swap)),
+                None if limit == Some(-1) => table.push_if_there("memory", "memory.limit", "memory.swap.max", "max"),
+                None => {}
             }
-            if let Some(limit) = memory.limit {
+            if let Some(limit) = limit {
                 table.push("memory", "memory.limit", "memory.max", limit_or_max(limit));
             }
-            if let Some(reservation) = memory.reservation {
+            if let Some(reservation) = reservation {
                 table.push("memory", "memory.reservation", "memory.low", limit_or_max(reservation));
             }
         }
@@ -203,7 +223,7 @@ fn memory_writes(table: &mut Table<'_>, memory: &Memory) -> Result<(), ResourceE
 ///
 /// OCI `swap` is memory **plus** swap, cgroup v2 counts swap **alone**, so the memory limit is taken off. `swap` 0 is
 /// "not given", as Go writes it; unlimited memory passes an unlimited `swap` through.
-fn swap_max(memory: &Memory) -> Result<Option<i64>, ResourceError> {
+pub(super) fn swap_max(memory: &Memory) -> Result<Option<i64>, ResourceError> {
     match (memory.limit, memory.swap) {
         (_, None | Some(0)) => Ok(None),
         (_, Some(swap)) if swap < 0 => Ok(Some(-1)),
@@ -296,7 +316,7 @@ fn cpu_writes(table: &mut Table<'_>, cpu: &Cpu) -> Result<(), ResourceError> {
 }
 
 /// `io.weight` (1 to 10000) for a `blkio` weight (10 to 1000).
-fn io_weight(weight: u16) -> u64 {
+pub(super) fn io_weight(weight: u16) -> u64 {
     1 + (u64::from(weight).saturating_sub(10)) * 9999 / 990
 }
 
@@ -378,8 +398,32 @@ fn hugepage_writes(table: &mut Table<'_>, limit: &HugepageLimit, index: usize) -
         return Err(invalid(&key, &format!("`{size}` is not a page size such as 2MB")));
     }
     match table.version("hugetlb", &key)? {
-        Version::V1 => table.push("hugetlb", &key, format!("hugetlb.{size}.limit_in_bytes"), limit.limit),
-        Version::V2 => table.push("hugetlb", &key, format!("hugetlb.{size}.max"), limit.limit),
+        Version::V1 => {
+            table.push("hugetlb", &key, format!("hugetlb.{size}.limit_in_bytes"), limit.limit);
+            table.push_if_there("hugetlb", &key, format!("hugetlb.{size}.rsvd.limit_in_bytes"), limit.limit);
+        }
+        Version::V2 => {
+            table.push("hugetlb", &key, format!("hugetlb.{size}.max"), limit.limit);
+            table.push_if_there("hugetlb", &key, format!("hugetlb.{size}.rsvd.max"), limit.limit);
+        }
+    }
+    Ok(())
+}
+
+/// `rdma.max` has one interface for v1 and v2.
+fn rdma_writes(table: &mut Table<'_>, limits: &BTreeMap<String, Rdma>) -> Result<(), ResourceError> {
+    for (device, limit) in limits {
+        let key = format!("rdma.{device}");
+        if device.is_empty() || device.contains(|letter: char| letter.is_whitespace() || letter.is_control()) {
+            return Err(invalid(&key, "is not the name of a device"));
+        }
+        let part = |name: &str, value: Option<u32>| value.map(|value| format!(" {name}={value}")).unwrap_or_default();
+        let line = part("hca_handle", limit.hca_handles) + &part("hca_object", limit.hca_objects);
+        if line.is_empty() {
+            return Err(invalid(&key, "needs `hcaHandles` or `hcaObjects`"));
+        }
+        table.version("rdma", &key)?;
+        table.push("rdma", &key, "rdma.max", format!("{device}{line}"));
     }
     Ok(())
 }
@@ -407,7 +451,8 @@ fn network_writes(table: &mut Table<'_>, network: &Network) -> Result<(), Resour
 
 fn unified_writes(table: &mut Table<'_>, resources: &Resources) -> Result<(), ResourceError> {
     /// Controllers a `unified` key may name by its first part.
-    const CONTROLLERS: &[&str] = &["cgroup", "cpu", "cpuset", "hugetlb", "io", "memory", "misc", "pids", "rdma"];
+    const CONTROLLERS: &[&str] =
+        &["cgroup", "cpu", "cpuset", "dmem", "hugetlb", "io", "memory", "misc", "perf_event", "pids", "rdma"];
     for (file, value) in &resources.unified {
         let key = format!("unified.{file}");
         let first = file.split('.').next().unwrap_or("");
@@ -437,6 +482,7 @@ mod tests {
             Ok(writes) => writes
                 .iter()
                 .map(|write| match &write.instead {
+                    None if write.optional => format!("{}={} if there", write.file, write.value),
                     None => format!("{}={}", write.file, write.value),
                     Some((file, value)) => {
                         format!("{}={} or {file}={value}", write.file, write.value)
@@ -453,7 +499,27 @@ mod tests {
             (json!({}), "", ""),
             (json!({"memory": {}}), "", ""),
             (json!({"memory": {"limit": 1000}}), "memory.limit_in_bytes=1000", "memory.max=1000"),
-            (json!({"memory": {"limit": -1}}), "memory.limit_in_bytes=-1", "memory.max=max"),
+            (json!({"memory": {"limit": 0, "swap": 0, "reservation": 0, "kernel": 5}, "pids": {"limit": 0}}), "", ""),
+            (
+                json!({"memory": {"limit": -1}}),
+                "memory.limit_in_bytes=-1; memory.memsw.limit_in_bytes=-1 if there",
+                "memory.swap.max=max if there; memory.max=max",
+            ),
+            (
+                json!({"memory": {"limit": 512, "swap": 512}}),
+                "memory.limit_in_bytes=512; memory.memsw.limit_in_bytes=512",
+                "memory.swap.max=0; memory.max=512",
+            ),
+            (
+                json!({"rdma": {"mlx5_1": {"hcaHandles": 3, "hcaObjects": 10}, "ocrdma1": {"hcaObjects": 4}}}),
+                "rdma.max=mlx5_1 hca_handle=3 hca_object=10; rdma.max=ocrdma1 hca_object=4",
+                "rdma.max=mlx5_1 hca_handle=3 hca_object=10; rdma.max=ocrdma1 hca_object=4",
+            ),
+            (
+                json!({"rdma": {"a b": {"hcaHandles": 3}}}),
+                "error: config.json: $.linux.resources.rdma.a b: is not the name of a device",
+                "error: config.json: $.linux.resources.rdma.a b: is not the name of a device",
+            ),
             (
                 json!({"memory": {"limit": 512, "swap": 768}}),
                 "memory.limit_in_bytes=512; memory.memsw.limit_in_bytes=768",
@@ -523,8 +589,8 @@ mod tests {
             ),
             (
                 json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 4096}]}),
-                "hugetlb.2MB.limit_in_bytes=4096",
-                "hugetlb.2MB.max=4096",
+                "hugetlb.2MB.limit_in_bytes=4096; hugetlb.2MB.rsvd.limit_in_bytes=4096 if there",
+                "hugetlb.2MB.max=4096; hugetlb.2MB.rsvd.max=4096 if there",
             ),
             (
                 json!({"hugepageLimits": [{"pageSize": "../MB", "limit": 1}]}),

@@ -243,8 +243,12 @@ impl Command for Checkpoint {
             options = options.text(option::EXTERNAL, &format!("{kind}[{}]:{name}", outside::inode(&path)?));
         }
         let kind = if self.pre_dump { Kind::PreDump } else { Kind::Dump };
+        let streams = outside::streams(init.pid)?;
+        for stream in streams.iter().filter(|stream| outside::is_outside(stream) && !stream.starts_with("pipe:")) {
+            options = options.text(option::EXTERNAL, stream);
+        }
         if !self.pre_dump {
-            let streams = serde_json::to_vec(&outside::streams(init.pid)).because(|| "cannot encode".to_owned())?;
+            let streams = serde_json::to_vec(&streams).because(|| "cannot encode".to_owned())?;
             state::write_atomically(&images.join(outside::STREAMS), &streams, false)?;
         }
         let call = Call {

@@ -43,7 +43,7 @@ fn delete(global: &Global, id: &str, force: bool) -> Outcome<i32> {
     };
     if !force {
         let status = record.as_ref().map_or(Status::Stopped, |record| dir.status(record));
-        if matches!(status, Status::Running | Status::Creating) {
+        if matches!(status, Status::Running | Status::Paused | Status::Creating) {
             return Err(Failure::new(format!("cannot delete container {id} that is not stopped: {}", status.name()))
                 .hint(format!("stop it with `kill {id} KILL`, or use `delete --force {id}`")));
         }

@@ -252,7 +252,9 @@ fn takes(keys: &Value) -> bool {
             "gidMappings": [{"containerID": 0, "hostID": 1, "size": 1}]},
     });
     merge(&mut config, keys);
-    serde_json::from_value::<Config>(config).is_ok_and(|config| check::check(&config).is_ok())
+    // From text, as every configuration: another source would be another copy of all the code that reads one.
+    let text = config.to_string();
+    serde_json::from_slice::<Config>(text.as_bytes()).is_ok_and(|config| check::check(&config).is_ok())
 }
 
 fn merge(into: &mut Value, keys: &Value) {

@@ -2,19 +2,21 @@
 
 use crate::args::{Global, Opt, UsageError};
 use crate::cgroup::Cgroup;
-use crate::config::Hook;
+use crate::config::{Hook, Seccomp};
 use crate::container::channel::{Channel, Message};
 use crate::container::hooks;
 use crate::container::process::capability_warnings;
 use crate::error::{Failure, InStep, Outcome};
 use crate::foreground::{OomGuard, Signals};
 use crate::launch::{self, Bundle};
-use crate::remove::remove;
+use crate::remove::remove_ended;
 use crate::report;
 use crate::rootless::Rootless;
+use crate::seccomp::notify;
 use crate::state::{Record, StateDir, Status};
 use crate::supervisor;
 use std::marker::PhantomData;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 /// Size at which a container's log is rotated.
@@ -50,7 +52,8 @@ impl<C: HasCommon + 'static> CommonOptions<C> {
     /// What a new container needs.
     pub const LAUNCH: &'static [Opt<C>] = &[
         Opt::value("bundle", "DIR", "bundle directory [default: .]", |command: &mut C, value| {
-            value.path().map(|path| command.common().launch.bundle = path)
+            // Resolved when it is opened.
+            value.text().map(|path| command.common().launch.bundle = PathBuf::from(path))
         })
         .short('b'),
         Opt::value("pid-file", "FILE", "write the number of the container's first process here", |command, value| {
@@ -106,8 +109,7 @@ impl Common {
     pub fn finish(&mut self, id: String) -> Result<(), UsageError> {
         self.launch.id = id;
         if self.launch.bundle.as_os_str().is_empty() {
-            self.launch.bundle = std::path::absolute(".")
-                .map_err(|error| UsageError::new(format!("there is no current directory: {error}")))?;
+            self.launch.bundle = PathBuf::from(".");
         }
         self.settings = match (self.supervise, self.container_log.take(), self.exit_file.take()) {
             (true, Some(log), Some(exit_file)) => Some(supervisor::Settings {
@@ -125,7 +127,12 @@ impl Common {
 
     /// For the launch, on this state root.
     pub fn options(&self, global: &Global) -> launch::Options {
-        launch::Options { root: global.root.clone(), rootless: Rootless::from(global.rootless), ..self.launch.clone() }
+        launch::Options {
+            root: global.root.clone(),
+            systemd_cgroup: global.systemd_cgroup,
+            rootless: Rootless::from(global.rootless),
+            ..self.launch.clone()
+        }
     }
 }
 
@@ -141,19 +148,66 @@ pub fn load(global: &Global, bundle: &Path) -> Outcome<Bundle> {
             report::warning(global, &warning);
         }
     }
+    for warning in crate::cgroup::warnings(&bundle.config.linux.resources) {
+        report::warning(global, &warning);
+    }
+    for warning in bundle.filter.iter().flat_map(|filter| &filter.warnings) {
+        report::warning(global, warning);
+    }
     Ok(bundle)
 }
 
 /// Let a container's process go on to its program, and wait until it is executed.
 ///
+/// - `profile`: of its configuration, asked for only when an agent decides about system calls.
+///
 /// # Errors
 /// Why it was not.
-pub fn let_go(channel: &Channel, record: &Record, cgroup: &Cgroup, signals: &Signals) -> Outcome<()> {
+pub fn let_go(
+    channel: &Channel,
+    signals: &Signals,
+    dir: &StateDir,
+    record: &Record,
+    cgroup: &Cgroup,
+    profile: impl Fn() -> Outcome<Option<Seccomp>>,
+) -> Outcome<()> {
     channel.go()?;
-    match OomGuard::new(record.init.map_or(0, |init| init.pid), Some(cgroup)).receive(channel, signals)? {
-        Message::End => Ok(()),
-        Message::Failed(failure) => Err(failure),
-        _ => Err(Failure::new("the container's process sent a message out of order")),
+    attend_start(channel, signals, dir, record, Some(cgroup), profile).map(drop)
+}
+
+/// Wait until the program is executed; false when nobody said that it would be.
+///
+/// - `cgroup`: of a container that may be given up for lack of memory.
+///
+/// # Errors
+/// Why it was not.
+pub fn attend_start(
+    channel: &Channel,
+    signals: &Signals,
+    dir: &StateDir,
+    record: &Record,
+    cgroup: Option<&Cgroup>,
+    profile: impl Fn() -> Outcome<Option<Seccomp>>,
+) -> Outcome<bool> {
+    let mut guard = OomGuard::new(record.init.map_or(0, |init| init.pid), cgroup);
+    let mut heard = false;
+    loop {
+        let file = match guard.receive(channel, signals)? {
+            Message::Executing => {
+                heard = true;
+                continue;
+            }
+            Message::End => return Ok(heard),
+            Message::Failed(failure) => return Err(failure),
+            Message::Listener(file) => file,
+            _ => return Err(Failure::new("the container's process sent a message out of order")),
+        };
+        let Some((pid, pidfd)) = record.init.and_then(|init| Some((init.pid, init.open()?))) else {
+            return Err(Failure::new("the container's process has gone"));
+        };
+        let state = dir.state(record).with(Status::Created, Some(pid));
+        let process = notify::Process { pidfd: pidfd.as_fd(), pid, state: &state };
+        notify::serve(profile()?.as_ref(), process, channel, &file)?;
     }
 }
 
@@ -171,9 +225,9 @@ pub fn poststart(dir: &StateDir, record: &Record, bundle_hooks: &[Hook]) -> Outc
 }
 
 /// Remove a container after a failure or at its end, reporting what could not be done.
-pub fn clean_up(global: &Global, dir: &StateDir, record: &Record) {
-    match remove(dir, Some(record), &record.id) {
-        Ok(warnings) => warnings.iter().flatten().for_each(|text| report::warning(global, text)),
+pub fn clean_up(global: &Global, dir: &StateDir, record: &Record, cgroup: &Cgroup) {
+    match remove_ended(dir, record, cgroup) {
+        Ok(warnings) => warnings.iter().for_each(|text| report::warning(global, text)),
         Err(failure) => report::failure(global, &failure.in_step("clean up")),
     }
 }

@@ -3,21 +3,25 @@
 pub mod checkpoint;
 pub mod create;
 pub mod delete;
+pub mod events;
 pub mod exec;
 pub mod features;
 pub mod kill;
 pub mod launching;
 pub mod list;
+pub mod pause;
+pub mod ps;
 pub mod restore;
 pub mod run;
 pub mod spec;
 pub mod start;
 pub mod state;
 pub mod supervised;
+pub mod update;
 
 use crate::args::{Entry, Global, Parsed, help};
 use crate::config::SPEC_VERSION;
-use crate::error::{Failure, Outcome};
+use crate::error::Outcome;
 use crate::report;
 use crate::state::{Record, StateDir};
 
@@ -30,6 +34,11 @@ pub const COMMANDS: &[Entry] = &[
     Entry::of::<kill::Kill>(),
     Entry::of::<delete::Delete>(),
     Entry::of::<exec::Exec>(),
+    Entry::of::<pause::Pause>(),
+    Entry::of::<pause::Resume>(),
+    Entry::of::<update::Update>(),
+    Entry::of::<ps::Ps>(),
+    Entry::of::<events::Events>(),
     Entry::of::<list::List>(),
     Entry::of::<checkpoint::Checkpoint>(),
     Entry::of::<restore::Restore>(),
@@ -53,10 +62,6 @@ pub fn run(global: &Global, parsed: &Parsed) -> Outcome<i32> {
         Parsed::Version => {
             report::print(&format!("gantry-runtime version {}\nspec: {SPEC_VERSION}\n", env!("CARGO_PKG_VERSION")))?;
             Ok(0)
-        }
-        Parsed::Command(_) if global.systemd_cgroup => {
-            Err(Failure::new("--systemd-cgroup is not supported, cgroups are made directly")
-                .hint("set the cgroup driver of the caller to `cgroupfs`"))
         }
         Parsed::Command(command) => command.run(global),
     }

@@ -18,9 +18,10 @@ use crate::pidfd::Receiver;
 use crate::state::{self, ProcessId, Record, StateDir, Status};
 use crate::sys::{clone, socket, tty};
 use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountPropagationFlags, mount_bind_recursive, mount_change};
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// `restore`.
 #[derive(Debug, Default)]
@@ -85,27 +86,30 @@ impl Command for Restore {
         let manner = Manner { later: false, keep_terminal: !self.detach, stdio: None, supervised: false };
         let terminal = launch::terminal_receiver(&options, &bundle.config, &manner)?;
         let receiver = Receiver::connect(options.pidfd_socket.as_ref())?;
+        leave_mounts().in_step("mount namespace")?;
         let images = self.images.directory()?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let images_dir = rustix::fs::open(&images, flags, Mode::empty())
             .because(|| format!("cannot open the images in `{}`", images.display()))
             .or_hint("--image-path names the directory that `checkpoint` has written")?;
+        let unit = launch::unit(&options, &bundle.config).in_step("cgroup")?;
         let dir = StateDir::new(&options.root, &options.id)?;
         let lock = dir.claim().in_step("claim id")?;
         let mut attempt = Attempt { dir: &dir, cgroup: None };
-        let mut record = launch::intent(&options, &bundle, &manner)?;
+        let mut record = launch::intent(&options, &bundle, &manner, unit.as_ref())?;
         dir.write(&record).in_step("record intent")?;
         let copy = dir.file("config.json");
         fs::write(&copy, &bundle.text)
             .because(|| format!("cannot write `{}`", copy.display()))
             .in_step("record intent")?;
-        let cgroup = Cgroup::at(record.cgroup.clone()).in_step("cgroup")?;
-        cgroup.create().in_step("cgroup")?;
+        let mut cgroup = Cgroup::at(record.cgroup.clone()).in_step("cgroup")?.with_unit(unit);
+        let made = cgroup.create(&bundle.config.linux.resources).in_step("cgroup")?;
         attempt.cgroup = Some(cgroup.clone());
         cgroup.apply(&bundle.config.linux.resources).in_step("limits")?;
         make_mount_points(&bundle.config, &record.rootfs).in_step("mount points")?;
         let work = Restoring { restore: self, bundle: &bundle, dir: &dir, record: &record, cgroup: &cgroup };
         let (pid, master) = work.restore(&program, &images, &images_dir, &terminal)?;
+        drop(made);
         record.init = Some(ProcessId::of(pid)?);
         record.complete = true;
         dir.write(&record).in_step("record process")?;
@@ -121,7 +125,7 @@ impl Command for Restore {
         }
         let exit = foreground::attend(pidfd.as_fd(), &signals, master)?;
         if !self.keep {
-            clean_up(global, &dir, &record);
+            clean_up(global, &dir, &record, &cgroup);
         }
         Ok(exit.shell_code())
     }
@@ -189,8 +193,9 @@ impl Restoring<'_> {
         let config = &self.bundle.config;
         let work = self.restore.images.work()?;
         let work_dir = criu::directory(&work)?;
-        let root = self.dir.file("criu-root");
-        fs::create_dir(&root).because(|| format!("cannot make `{}`", root.display()))?;
+        let root = &self.record.rootfs;
+        // Over itself, in our mount namespace alone.
+        mount_bind_recursive(root, root).because(|| format!("cannot mount `{}` for criu", root.display()))?;
         let mut options = self
             .restore
             .images
@@ -206,11 +211,11 @@ impl Restoring<'_> {
             let (key, value) = (&mount.destination, mount.source.display().to_string());
             options = options.message(option::EXT_MNT, &Message::default().text(1, key).text(2, &value));
         }
-        for v1 in &self.cgroup.hierarchies().v1 {
-            for controller in &v1.controllers {
-                let path = format!("/{}", self.record.cgroup);
-                options = options.message(option::CG_ROOT, &Message::default().text(1, controller).text(2, &path));
-            }
+        // Where it is put, whatever its place was; the one without a name is for the unified hierarchy.
+        let place = format!("/{}", self.record.cgroup);
+        options = options.message(option::CG_ROOT, &Message::default().text(2, &place));
+        for controller in self.cgroup.hierarchies().v1.iter().flat_map(|v1| &v1.controllers) {
+            options = options.message(option::CG_ROOT, &Message::default().text(1, controller).text(2, &place));
         }
         let joined = outside::joined(config)?;
         for (kind, path) in &joined.entered {
@@ -225,24 +230,31 @@ impl Restoring<'_> {
             kept.push(((*name).to_owned(), file));
         }
         for (number, name) in (0..).zip(old_streams(images)) {
-            // Files and terminals are in the images; the other end of a pipe is ours.
-            if name.starts_with("pipe:") {
+            if outside::is_outside(&name) {
                 let ours = crate::sys::process::inherited(number)
                     .ok_or_else(|| Failure::new(format!("descriptor {number} is closed")))?;
                 let copy = rustix::io::fcntl_dupfd_cloexec(ours, 3).because(|| "cannot keep a stream".to_owned())?;
                 kept.push((name, copy));
             }
         }
-        let doors = self.cgroup.doors(true)?;
-        let rootfs = self.record.rootfs.clone();
-        let prepare = || prepare(&doors, &rootfs, &root);
+        let mut doors = self.cgroup.doors()?;
+        self.cgroup.add_v2_door(&mut doors)?;
+        let no_new_privileges = config.process.as_ref().is_some_and(|process| process.no_new_privileges);
+        // In the process that becomes CRIU: its children are born in the container's cgroup.
+        let prepare = || {
+            doors.enter().in_step("join cgroup")?;
+            // CRIU before 3.18 forgets it; what it makes again inherits it.
+            if no_new_privileges {
+                crate::sys::process::set_no_new_privs().because(|| "cannot set no_new_privs".to_owned())?;
+            }
+            Ok(())
+        };
         let inherit = kept.iter().map(|(name, fd)| (name.clone(), fd.as_fd())).collect();
         let log = work.join("restore.log");
         let call = Call { program, kind: Kind::Restore, options, inherit, log, prepare: &prepare };
         let mut master = None;
         let pid =
             call.run(&mut |notification| self.notified(notification, terminal, &mut master)).in_step("restore")?;
-        let _ = fs::remove_dir(&root);
         let pid = pid.ok_or_else(|| Failure::new("criu did not say which process it has restored"))?;
         Ok((pid, master))
     }
@@ -277,16 +289,10 @@ fn old_streams(images: &Path) -> Vec<String> {
     serde_json::from_slice(&text).unwrap_or_default()
 }
 
-/// In the process that becomes CRIU: its children are born in the container's cgroup, and the root filesystem is a mount
-/// that nobody else sees, which CRIU insists on.
-fn prepare(doors: &[OwnedFd], rootfs: &Path, root: &PathBuf) -> Outcome<()> {
-    use rustix::mount::{MountPropagationFlags, mount_bind_recursive, mount_change};
-    for door in doors {
-        rustix::io::write(door, b"0").map_err(crate::cgroup::refused).in_step("join cgroup")?;
-    }
+/// A mount namespace of our own, which CRIU inherits: it insists on a root filesystem that is a mount, and nobody else
+/// should see that one. Before the directories of images and logs are opened, since CRIU makes mounts there, too.
+fn leave_mounts() -> Outcome<()> {
     clone::unshare(libc::CLONE_NEWNS).because(|| "cannot make a mount namespace for criu".to_owned())?;
-    let what = || format!("cannot mount `{}` for criu", rootfs.display());
-    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC).because(what)?;
-    mount_bind_recursive(rootfs, root).because(what)?;
-    Ok(())
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+        .because(|| "cannot make the mounts of criu's namespace private".to_owned())
 }

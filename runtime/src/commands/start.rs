@@ -1,14 +1,13 @@
 //! `start`: let a created container run its program.
 
-use super::launching::poststart;
+use super::launching::{attend_start, poststart};
 use super::open;
 use crate::args::{Command, Global, Operands, Opt, UsageError};
-use crate::container::channel::{Channel, Message};
 use crate::error::{Because, Failure, Outcome, is_absent};
-use crate::foreground::{OomGuard, Signals};
+use crate::foreground::Signals;
 use crate::launch;
 use crate::remove::saved_config;
-use crate::state::{Record, Status};
+use crate::state::Status;
 use crate::sys::clone;
 use std::fs;
 use std::os::fd::AsFd;
@@ -35,23 +34,6 @@ impl Command for Start {
     }
 }
 
-/// Let the container run, over a connection made for it; false when it did not hear us.
-fn let_go_later(channel: &Channel, record: &Record, signals: &Signals) -> Outcome<bool> {
-    if channel.go().is_err() {
-        return Ok(false);
-    }
-    let mut guard = OomGuard::new(record.init.map_or(0, |init| init.pid), None);
-    let mut heard = false;
-    loop {
-        match guard.receive(channel, signals)? {
-            Message::Executing => heard = true,
-            Message::End => return Ok(heard),
-            Message::Failed(failure) => return Err(failure),
-            _ => return Err(Failure::new("the container's process sent a message out of order")),
-        }
-    }
-}
-
 fn start(global: &Global, id: &str) -> Outcome<i32> {
     let signals = Signals::hold()?;
     let (dir, record) = open(global, id)?;
@@ -75,7 +57,11 @@ fn start(global: &Global, id: &str) -> Outcome<i32> {
         remove_socket()?;
         return Err(Failure::new(format!("cannot start an already running container: `{id}`")));
     };
-    let result = let_go_later(&channel, &record, &signals);
+    let profile = || Ok(saved_config(&dir)?.1.linux.seccomp);
+    let result = match channel.go() {
+        Ok(()) => attend_start(&channel, &signals, &dir, &record, None, profile),
+        Err(_) => Ok(false),
+    };
     if matches!(result, Ok(false)) {
         // Another `start` was first, or it was killed meanwhile. The socket is not ours to remove.
         let what = match dir.status(&record) {

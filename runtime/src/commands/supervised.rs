@@ -110,7 +110,8 @@ fn supervisor_main(
         outputs.push((Stream::Stdout, master));
     }
     if !later {
-        let started = let_go(&launched.channel, &launched.record, &launched.cgroup, &signals)
+        let Launched { dir, record, channel, cgroup, .. } = &launched;
+        let started = let_go(channel, &signals, dir, record, cgroup, || Ok(bundle.config.linux.seccomp.clone()))
             .and_then(|()| poststart(&launched.dir, &launched.record, &bundle.config.hooks.poststart));
         if let Err(failure) = started {
             undo(&launched, &options.id);

@@ -203,7 +203,7 @@ fn check_mount_map(
             return Err(invalid(format!("{path}.{key}"), "is missing, an ID-mapped mount needs both maps"));
         }
     }
-    if uids.is_empty() && config.namespace("user").is_none() {
+    if uids.is_empty() && options.own_map.is_none() && config.namespace("user").is_none() {
         let problem = "asks for an ID map, but neither the mount nor a user namespace has one";
         return Err(invalid(format!("{path}.options"), problem));
     }
@@ -322,7 +322,6 @@ fn check_linux(config: &Config) -> Result<(), ConfigError> {
         (set(&linux.net_devices), "linux.netDevices"),
         (set(&linux.intel_rdt), "linux.intelRdt"),
         (set(&linux.memory_policy), "linux.memoryPolicy"),
-        (set(&linux.resources.rdma), "linux.resources.rdma"),
         (linux.mount_label.as_deref().is_some_and(|label| !label.is_empty()), "linux.mountLabel"),
     ] {
         if present {

@@ -6,8 +6,9 @@
 
 pub mod check;
 pub mod example;
+pub mod read;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -24,12 +25,24 @@ macro_rules! config {
     ($($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* })*) => {$(
         $(#[$meta])*
         #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-        #[serde(rename_all = "camelCase")]
+        #[serde(rename_all = "camelCase", remote = "Self")]
         pub struct $name { $(
             $(#[$field_meta])*
             #[serde(default, deserialize_with = "nullable", skip_serializing_if = "is_default")]
             pub $field: $type,
         )* }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                Self::deserialize(read::ObjectOnly(deserializer))
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                Self::serialize(self, serializer)
+            }
+        }
     )*};
 }
 
@@ -298,8 +311,8 @@ config! {
         hugepage_limits: Vec<HugepageLimit>,
         /// Traffic class and priorities.
         network: Option<Network>,
-        /// RDMA devices; refused.
-        rdma: Option<Value>,
+        /// RDMA devices by name.
+        rdma: BTreeMap<String, Rdma>,
         /// cgroup v2 files by name.
         unified: BTreeMap<String, String>,
     }
@@ -419,6 +432,14 @@ config! {
         page_size: String,
         /// Bytes.
         limit: u64,
+    }
+
+    /// Limit for one RDMA device.
+    Rdma {
+        /// Open handles.
+        hca_handles: Option<u32>,
+        /// Objects.
+        hca_objects: Option<u32>,
     }
 
     /// Traffic class and priorities, v1 only.

@@ -12,6 +12,8 @@
 //!   Created        ──────────►
 //!                  ◄────────── Go       run: start now; create: from `start`, on a connection of its own
 //!   Executing      ──────────►          create only, to the one `start` that was heard
+//!   Listener + fd  ──────────►          only with a seccomp agent; see `seccomp::notify`
+//!                  ◄────────── Go
 //!   end of file    ──────────►          the program has been executed
 //!   Failed(..)     ──────────►          at any point
 //! ```
@@ -31,6 +33,8 @@ pub enum Message {
     NeedHooks,
     /// The master side of the terminal.
     Terminal(OwnedFd),
+    /// The listener of the filter, or the memory through which it will be offered.
+    Listener(OwnedFd),
     /// All is ready but the program.
     Created,
     /// `start` was heard: the program comes next.
@@ -73,6 +77,7 @@ impl Channel {
             Message::NeedMaps => b"M".to_vec(),
             Message::NeedHooks => b"H".to_vec(),
             Message::Terminal(_) => b"T".to_vec(),
+            Message::Listener(_) => b"L".to_vec(),
             Message::Created => b"C".to_vec(),
             Message::Executing => b"X".to_vec(),
             Message::Failed(failure) => {
@@ -83,7 +88,7 @@ impl Channel {
             Message::End => return Ok(()),
         };
         let fd = match message {
-            Message::Terminal(fd) => Some(fd.as_fd()),
+            Message::Terminal(fd) | Message::Listener(fd) => Some(fd.as_fd()),
             _ => None,
         };
         socket::send(self.fd(), &bytes, fd).because(|| "the runtime process has gone".to_owned())
@@ -109,6 +114,7 @@ impl Channel {
             (Some(b'M'), _) => Message::NeedMaps,
             (Some(b'H'), _) => Message::NeedHooks,
             (Some(b'T'), Some(fd)) => Message::Terminal(fd),
+            (Some(b'L'), Some(fd)) => Message::Listener(fd),
             (Some(b'C'), _) => Message::Created,
             (Some(b'X'), _) => Message::Executing,
             (Some(b'E'), _) => Message::Failed(Failure::decode(&bytes[1..])),

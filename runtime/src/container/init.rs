@@ -10,7 +10,8 @@ use super::namespaces::{Kind, Namespaces, become_root};
 use super::nodes;
 use super::process::{self as program, Program, Ready};
 use super::procfs::{Procfs, parameter_path};
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::aside::Aside;
+use crate::cgroup::{Cgroup, Doors};
 use crate::config::Config;
 use crate::error::{Because, Failure, Outcome};
 use crate::rootless;
@@ -49,8 +50,10 @@ pub struct Init<'a> {
     pub prepared: Option<Prepared>,
     /// The container's cgroup.
     pub cgroup: &'a Cgroup,
-    /// Files to write `0` into, to join it.
-    pub doors: Vec<OwnedFd>,
+    /// The ways into it.
+    pub doors: Doors,
+    /// For a memory limit too small for what is made here.
+    pub aside: Option<Aside>,
     /// Namespaces to make and join.
     pub namespaces: &'a Namespaces,
     /// To the creator, then to `start`.
@@ -109,6 +112,7 @@ const STEPS: &[Step] = &[
     Step { name: "find program", run: |init| init.find_program() },
     Step { name: "wait for start", run: |init| init.wait_for_start() },
     Step { name: "start hooks", run: |init| init.start_hooks() },
+    Step { name: "join cgroup", run: |init| init.aside.take().map_or(Ok(()), |aside| aside.step_in()) },
 ];
 
 /// Run the steps and become the program; report a failure and end otherwise.
@@ -128,7 +132,7 @@ impl Init<'_> {
             (step.run)(self).map_err(|failure| failure.in_step(step.name))?;
         }
         let ready = self.ready.take().ok_or_else(|| Failure::new("no program was found").in_step("exec"))?;
-        self.program.become_it(&ready)
+        self.program.become_it(&ready, &self.channel)
     }
 
     fn context(&self) -> Context<'_> {
@@ -183,9 +187,7 @@ impl Init<'_> {
 
     fn join_cgroup(&mut self) -> Outcome<()> {
         // They are closed by the exec.
-        for door in &self.doors {
-            rustix::io::write(door, b"0").map_err(cgroup::refused)?;
-        }
+        self.doors.enter()?;
         Ok(())
     }
 
@@ -211,7 +213,7 @@ impl Init<'_> {
         if self.namespaces.unshare_time && !self.namespaces.makes_user() && !self.joined {
             unshare_time(self.config, true)?;
         }
-        Ok(())
+        self.aside.as_ref().map_or(Ok(()), Aside::step_out)
     }
 
     fn new_session(&mut self) -> Outcome<()> {
@@ -246,7 +248,7 @@ impl Init<'_> {
         if self.config.linux.sysctl.is_empty() {
             return Ok(());
         }
-        let procfs = Procfs::new().or_else(|failure| Procfs::of_host().map_err(|_| failure))?;
+        let procfs = Procfs::any()?;
         for (name, value) in &self.config.linux.sysctl {
             // The files are the host's, the calls the namespace's.
             match name.replace('/', ".").as_str() {
@@ -295,6 +297,8 @@ impl Init<'_> {
         if self.config.hooks.create_container.is_empty() {
             return Ok(());
         }
+        // As other runtimes have it, they start in the root filesystem.
+        rustix::process::fchdir(&self.prepared().root).because(|| "cannot enter the root filesystem".to_owned())?;
         hooks::run("createContainer", &self.config.hooks.create_container, &self.state_as(Status::Creating))
     }
 

@@ -37,6 +37,8 @@ pub const DEFAULT_DEVICES: &[(&str, u32, u32)] =
 pub struct Prepared {
     /// The root filesystem.
     pub root: OwnedFd,
+    /// Its path on the host.
+    path: PathBuf,
     /// Per mount of the configuration.
     trees: Vec<Tree>,
     /// User namespaces whose ID maps filesystems get that the container makes, by the index of the mount.
@@ -125,7 +127,8 @@ impl Prepared {
             .or_hint("`root.path` in config.json is relative to the bundle; does the directory exist?")?;
         let mounts_of = MountsOf::of(config);
         let (trees, maps, devices, seat) = (Vec::new(), Vec::new(), Vec::new(), None);
-        let mut prepared = Self { root, trees, maps, devices, mounts_of, seat, places: Places::default() };
+        let mut prepared =
+            Self { root, path: path.clone(), trees, maps, devices, mounts_of, seat, places: Places::default() };
         if mounts_of == MountsOf::Runtime {
             return Ok(prepared);
         }
@@ -195,35 +198,62 @@ pub fn host_device(path: &str, kind: &str, major: u32, minor: u32) -> Outcome<Ow
         .hint("in a user namespace a device of the bundle must be at the same path on the host"))
 }
 
+/// Users and groups of a map.
+type Map = (Vec<IdMapping>, Vec<IdMapping>);
+
 /// User namespaces for ID-mapped mounts; one for all mounts with the same map.
 struct Maps<'a> {
     config: &'a Config,
-    made: Vec<(&'a [IdMapping], &'a [IdMapping], Rc<OwnedFd>)>,
+    made: Vec<(Option<Map>, Rc<OwnedFd>)>,
 }
 
-impl<'a> Maps<'a> {
+impl Maps<'_> {
     /// For a mount that has an ID map: its own, else that of the container's user namespace.
-    fn of(&mut self, mount: &'a Mount) -> Outcome<Rc<OwnedFd>> {
-        let own = !mount.uid_mappings.is_empty();
-        let linux = &self.config.linux;
-        let (uids, gids) = match own {
-            true => (&mount.uid_mappings[..], &mount.gid_mappings[..]),
-            false => (&linux.uid_mappings[..], &linux.gid_mappings[..]),
+    fn of(&mut self, mount: &Mount, options: &Options) -> Outcome<Rc<OwnedFd>> {
+        let map = match &options.own_map {
+            Some([uids, gids]) => {
+                let linux = &self.config.linux;
+                Some((own_lines(uids, &linux.uid_mappings)?, own_lines(gids, &linux.gid_mappings)?))
+            }
+            None if mount.uid_mappings.is_empty() => None,
+            None => Some((mount.uid_mappings.clone(), mount.gid_mappings.clone())),
         };
-        let made = self.made.iter().find(|(u, g, _)| (*u, *g) == (uids, gids));
-        if let Some((.., fd)) = made {
+        if let Some((_, fd)) = self.made.iter().find(|(other, _)| *other == map) {
             return Ok(Rc::clone(fd));
         }
         let joined = self.config.namespace("user").and_then(|namespace| namespace.joined());
-        let fd = match joined {
-            Some(path) if !own => rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        let fd = match (&map, joined) {
+            (Some((uids, gids)), _) => idmap::namespace(uids, gids)?,
+            (None, Some(path)) => rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
                 .because(|| format!("cannot open the user namespace `{path}`"))?,
-            _ => idmap::namespace(uids, gids)?,
+            (None, None) => idmap::namespace(&self.config.linux.uid_mappings, &self.config.linux.gid_mappings)?,
         };
         let fd = Rc::new(fd);
-        self.made.push((uids, gids, Rc::clone(&fd)));
+        self.made.push((map, Rc::clone(&fd)));
         Ok(fd)
     }
+}
+
+/// Lines of an option, or the map of the container for none; those that name an ID of the container are looked up there.
+fn own_lines(lines: &[options::MapLine], container: &[IdMapping]) -> Outcome<Vec<IdMapping>> {
+    if lines.is_empty() {
+        return match container.is_empty() {
+            false => Ok(container.to_vec()),
+            true => Err(Failure::new("`idmap` has a map for users or groups only, and the container has none")),
+        };
+    }
+    let mut list = Vec::with_capacity(lines.len());
+    for line in lines {
+        let host_id = match line.of_container {
+            false => line.outside,
+            true => idmap::to_host(container, line.outside).ok_or_else(|| {
+                Failure::new(format!("ID {} of `idmap` is not mapped in the container", line.outside))
+            })?,
+        };
+        list.push(IdMapping { container_id: line.inside, host_id, size: line.size });
+    }
+    idmap::check(&list).map_err(|(index, why)| Failure::new(format!("line {index} of `idmap` {why}")))?;
+    Ok(list)
 }
 
 /// Whether a mount has an ID map, and how far down.
@@ -280,20 +310,20 @@ fn parse(mount: &Mount) -> Outcome<Options> {
     options::parse(&mount.options).map_err(|error| Failure::new(format!("option {error}")))
 }
 
-fn prepare<'a>(
+fn prepare(
     config: &Config,
-    mount: &'a Mount,
+    mount: &Mount,
     bundle: &Path,
     cgroup: &Cgroup,
     default: Propagation,
-    maps: &mut Maps<'a>,
+    maps: &mut Maps<'_>,
 ) -> Outcome<(Tree, Option<Rc<OwnedFd>>)> {
     let options = parse(mount)?;
     if options.remount {
         return Ok((Tree::None, None));
     }
     let idmap = idmap_of(mount, &options);
-    let map = idmap.map(|_| maps.of(mount)).transpose()?;
+    let map = idmap.map(|_| maps.of(mount, &options)).transpose()?;
     if let Some(bind) = is_bind(mount, &options) {
         let source = bundle.join(mount.source.as_deref().unwrap_or(""));
         let recursive = bind == Bind::Recursive || !options.recursive_attr.eq(&MountAttr::default());
@@ -333,15 +363,15 @@ fn open_failed(error: Errno, source: &Path, recursive: bool) -> Failure {
     Failure { cause: Some(error.to_string()), ..failure }
 }
 
-/// Directory name and the container's own directory for each hierarchy; the name is empty on a pure v2 host. In a
-/// hierarchy that the container has no directory in, it is where the runtime is.
+/// Directory name and the container's own directory for each hierarchy that a container sees; the name is empty on a
+/// pure v2 host. A hybrid host shows v1 alone, as with runc: the unified hierarchy has no limits there. In a hierarchy
+/// that the container has no directory in, it is where the runtime is.
 fn cgroup_directories(cgroup: &Cgroup) -> Vec<(String, PathBuf)> {
     let hierarchies = cgroup.hierarchies();
     let mut list: Vec<(String, PathBuf)> =
         hierarchies.v1.iter().map(|v1| (v1.directory_name(), cgroup.seen_in(&v1.mount, Some(v1)))).collect();
-    if let Some(v2) = &hierarchies.v2 {
-        let name = if list.is_empty() { String::new() } else { "unified".to_owned() };
-        list.push((name, cgroup.seen_in(v2, None)));
+    if let Some(v2) = hierarchies.v2.as_ref().filter(|_| list.is_empty()) {
+        list.push((String::new(), cgroup.seen_in(v2, None)));
     }
     list
 }
@@ -367,8 +397,11 @@ pub fn attach_root(prepared: &Prepared) -> Outcome<()> {
     }
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).because(|| "cannot make the host's mounts private".to_owned())?;
-    rustix::mount::move_mount(&prepared.root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .because(|| "cannot attach the root filesystem".to_owned())
+    // At its own path, where hooks that enter this namespace look for it. Where that cannot be (the path is not open to a
+    // user namespace, or lies on a mount of another one), on the root: it is the same for the container.
+    let place =
+        |path: &Path| rustix::mount::move_mount(&prepared.root, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
+    place(&prepared.path).or_else(|_| place(Path::new("/"))).because(|| "cannot attach the root filesystem".to_owned())
 }
 
 /// Everything a mount step needs to know.
@@ -416,13 +449,16 @@ impl Context<'_> {
     }
 
     fn mount(&self, mount: &Mount, tree: &Tree, map: Option<&OwnedFd>) -> Outcome<()> {
-        let options = parse(mount)?;
+        let mut options = parse(mount)?;
         let destination = clean(&mount.destination);
         let links = Links::for_path(&destination);
         if options.remount {
             return self.remount(&destination, links, &options);
         }
         let kind = mount.kind.as_deref().unwrap_or("");
+        if kind == "tmpfs" && matches!(tree, Tree::None) {
+            self.keep_mode(&destination, links, &mut options)?;
+        }
         if matches!(tree, Tree::None)
             && map.is_none()
             && quick::mount(
@@ -461,6 +497,19 @@ impl Context<'_> {
                 finish(made.as_fd(), target.as_fd(), &options)
             }
         }
+    }
+
+    /// A filesystem in memory on a directory of the image has that directory's mode, unless the bundle says another.
+    fn keep_mode(&self, destination: &str, links: Links, options: &mut Options) -> Outcome<()> {
+        if options.copy_up || options.data.iter().any(|(key, _)| key == "mode") {
+            return Ok(());
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        if let Ok(directory) = self.root().open(destination, flags, links) {
+            let stat = rustix::fs::fstat(&directory).because(|| format!("cannot look at `{destination}`"))?;
+            options.data.push(("mode".to_owned(), Some(format!("{:o}", stat.st_mode & 0o7777))));
+        }
+        Ok(())
     }
 
     /// The host's own mount of a filesystem that shows a namespace: what a user namespace can have when that
@@ -529,7 +578,6 @@ impl Context<'_> {
                     let none = v1.controllers.iter().all(|name| name.contains('='));
                     (v1.directory_name(), format!("{}{}", if none { "none," } else { "" }, v1.controllers.join(",")))
                 })
-                .chain(hierarchies.v2.iter().map(|_| ("unified".to_owned(), String::new())))
                 .collect();
             if let Some(directory) = quick::cgroups(self.root(), self.places(), (destination, links), &names, options) {
                 return self.finish_cgroups(directory.as_fd(), options);
@@ -538,7 +586,7 @@ impl Context<'_> {
         let target = self.root().make_dir(destination, links)?;
         let data = vec![("mode".to_owned(), Some("755".to_owned()))];
         let writable = Options { data, ..Options::default() };
-        let directory = new_filesystem("tmpfs", Some("cgroup"), &writable)?;
+        let directory = new_filesystem("tmpfs", Some("tmpfs"), &writable)?;
         attach(directory.as_fd(), target.as_fd()).because(|| "cannot attach the directory of cgroups".to_owned())?;
         let inside = RootDir(directory.as_fd());
         let one = Options { data: Vec::new(), ..options.clone() };
@@ -561,9 +609,6 @@ impl Context<'_> {
                 let none = none.then(|| ("none".to_owned(), None));
                 let options = Options { data: flags.chain(none).collect(), ..one.clone() };
                 place(&v1.directory_name(), new_filesystem("cgroup", Some("cgroup"), &options)?)?;
-            }
-            if hierarchies.v2.is_some() {
-                place("unified", new_filesystem("cgroup2", Some("cgroup"), &one)?)?;
             }
         }
         self.finish_cgroups(directory.as_fd(), options)
@@ -726,12 +771,14 @@ pub fn copy_of(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
 fn finish(tree: BorrowedFd<'_>, target: BorrowedFd<'_>, options: &Options) -> Outcome<()> {
     apply_attributes(tree, options).because(|| "cannot set the options".to_owned())?;
     let done = attach(tree, target);
-    // The kernel says no more than this when a file is mounted on a directory or the other way round.
-    let kinds = matches!(done, Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOTDIR));
-    done.because(|| "cannot attach".to_owned()).map_err(|failure| match kinds {
-        true => failure.hint("a directory is mounted on a directory, a file on a file"),
-        false => failure,
-    })
+    let is_dir = |fd| rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir());
+    match done {
+        // The kernel has no more to say than that this is invalid.
+        Err(Errno::INVAL | Errno::NOTDIR) if is_dir(tree) != is_dir(target) => Err(Errno::NOTDIR)
+            .because(|| "cannot attach".to_owned())
+            .or_hint("a directory is mounted on a directory, a file on a file"),
+        other => other.because(|| "cannot attach".to_owned()),
+    }
 }
 
 fn apply_attributes(tree: BorrowedFd<'_>, options: &Options) -> std::io::Result<()> {
@@ -779,16 +826,48 @@ pub fn new_filesystem(kind: &str, source: Option<&str>, options: &Options) -> Ou
 /// # Errors
 /// The mount calls fail.
 pub fn pivot(prepared: &Prepared, by_moving: bool) -> Outcome<()> {
+    if by_moving && prepared.mounts_of == MountsOf::Container {
+        move_root(prepared)?;
+    }
     rustix::process::fchdir(&prepared.root).because(|| "cannot enter the root filesystem".to_owned())?;
     if by_moving || prepared.mounts_of != MountsOf::Container {
-        // In a namespace of others only our own root may change. And for roots on the initial ramfs, where pivot_root does not work: the tree is on `/` already.
+        // In a namespace of others only our own root may change.
         crate::sys::mount::chroot_here().because(|| "cannot change the root".to_owned())?;
+        rustix::process::chdir("/").because(|| "cannot enter the new root".to_owned())
     } else {
         crate::sys::mount::pivot_root_here()
             .because(|| "pivot_root failed".to_owned())
             .or_hint("if the host runs from an initial ramfs, use --no-pivot")?;
+        // What is taken away is the old root on top; the current directory is the new one.
         rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH)
-            .because(|| "cannot detach the old root".to_owned())?;
+            .because(|| "cannot detach the old root".to_owned())
     }
-    rustix::process::chdir("/").because(|| "cannot enter the new root".to_owned())
+}
+
+/// For hosts on the initial ramfs, where pivot_root does not work: put the tree over `/`.
+///
+/// The host's mounts stay below it, and the kernel lets a user namespace of the container mount a whole procfs or sysfs
+/// when one is there, seen or not. So those go first.
+fn move_root(prepared: &Prepared) -> Outcome<()> {
+    let what = || "cannot read the mount table".to_owned();
+    let table = std::fs::read_to_string("/proc/thread-self/mountinfo").because(what)?;
+    for line in table.lines().rev() {
+        let (mount, filesystem) = line.split_once(" - ").unwrap_or((line, ""));
+        let Some(path) = mount.split(' ').nth(4).map(unescape) else { continue };
+        let whole = matches!(filesystem.split(' ').next(), Some("proc" | "sysfs"));
+        if whole && !Path::new(&path).starts_with(&prepared.path) {
+            rustix::mount::unmount(path.as_str(), rustix::mount::UnmountFlags::DETACH)
+                .because(|| format!("cannot take `{path}` of the host away"))
+                .or_hint("without it the container could see all of the kernel's settings; leave --no-pivot out")?;
+        }
+    }
+    rustix::mount::move_mount(&prepared.root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .because(|| "cannot put the root filesystem over `/`".to_owned())
+}
+
+/// A path of the mount table, where the kernel writes spaces and the like as octal numbers.
+fn unescape(text: &str) -> String {
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .iter()
+        .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }

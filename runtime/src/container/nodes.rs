@@ -31,10 +31,13 @@ pub fn make(context: &Context<'_>) -> Outcome<()> {
         return Ok(());
     }
     let root = RootDir(context.prepared.root.as_fd());
+    let own_terminals = config.mounts.iter().any(|mount| clean(&mount.destination) == "/dev/pts");
+    // With terminals of its own, this name is a link to them, whatever the host has there.
+    let is_ptmx = |path: &str| own_terminals && clean(path) == "/dev/ptmx";
     let place = |device: &Device| root.parent(&device.path, Links::for_path(&clean(&device.path)));
     if !context.prepared.devices.is_empty() {
         if !bound {
-            for (path, tree) in &context.prepared.devices {
+            for (path, tree) in context.prepared.devices.iter().filter(|(path, _)| !is_ptmx(path)) {
                 context.cover(tree.as_fd(), path)?;
             }
         }
@@ -50,7 +53,7 @@ pub fn make(context: &Context<'_>) -> Outcome<()> {
                 device.make_or_borrow(context, dev.as_fd(), &format!("/dev/{name}"), name)?;
             }
         }
-        for device in &config.linux.devices {
+        for device in config.linux.devices.iter().filter(|device| !is_ptmx(&device.path)) {
             let (dir, name) = place(device)?;
             Node::from(device).make_or_borrow(context, dir.as_fd(), &clean(&device.path), &name)?;
         }
@@ -63,7 +66,7 @@ pub fn make(context: &Context<'_>) -> Outcome<()> {
         link(dev.as_fd(), name, target)?;
     }
     // Anything but our link in this place would be a way to another terminal.
-    if config.mounts.iter().any(|mount| clean(&mount.destination) == "/dev/pts") {
+    if own_terminals {
         let link = || rustix::fs::symlinkat("pts/ptmx", &dev, "ptmx");
         let result = match link() {
             Err(Errno::EXIST) => rustix::fs::unlinkat(&dev, "ptmx", AtFlags::empty()).and_then(|()| link()),

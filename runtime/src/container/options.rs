@@ -44,6 +44,39 @@ pub enum Idmap {
     Recursive,
 }
 
+/// A line of a map that is written in an option, as podman does for crun: `0-1000-1`, and with `@` in front of the list
+/// when the second number is an ID in the container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MapLine {
+    /// First ID in the filesystem.
+    pub inside: u32,
+    /// First ID through the mount.
+    pub outside: u32,
+    /// How many.
+    pub size: u32,
+    /// `outside` is an ID of the container.
+    pub of_container: bool,
+}
+
+/// Read `uids=0-1-10#10-11-10;gids=@0-100-10`; one of the two may be missing.
+fn own_map(text: &str) -> Option<[Vec<MapLine>; 2]> {
+    let mut map = [Vec::new(), Vec::new()];
+    for half in text.split(';') {
+        let (at, list) = match half.split_once('=')? {
+            ("uids", list) => (0, list),
+            ("gids", list) => (1, list),
+            _ => return None,
+        };
+        for line in list.split('#') {
+            let (line, of_container) = line.strip_prefix('@').map_or((line, false), |line| (line, true));
+            let numbers: Vec<u32> = line.split('-').map(|number| number.parse().ok()).collect::<Option<_>>()?;
+            let [inside, outside, size] = numbers[..] else { return None };
+            map[at].push(MapLine { inside, outside, size, of_container });
+        }
+    }
+    Some(map)
+}
+
 /// Options of one mount.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
@@ -59,6 +92,8 @@ pub struct Options {
     pub propagations: Vec<Propagation>,
     /// `idmap` or `ridmap`.
     pub idmap: Option<Idmap>,
+    /// `idmap=uids=..;gids=..`: users and groups.
+    pub own_map: Option<[Vec<MapLine>; 2]>,
     /// `tmpcopyup`: fill the new tmpfs with what it covers.
     pub copy_up: bool,
     /// Options for the filesystem itself.
@@ -68,6 +103,9 @@ pub struct Options {
 /// An option that cannot be carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OptionError {
+    /// A map that cannot be read.
+    #[error("`{0}` is not of the form `idmap=uids=ID-ID-SIZE#..;gids=ID-ID-SIZE#..`")]
+    Map(String),
     /// A word with a zero byte or nothing in it.
     #[error("`{0}` is not an option")]
     Invalid(String),
@@ -146,6 +184,11 @@ pub fn parse(words: &[String]) -> Result<Options, OptionError> {
                 "tmpcopyup" => options.copy_up = true,
                 "idmap" => options.idmap = options.idmap.or(Some(Idmap::Single)),
                 "ridmap" => options.idmap = Some(Idmap::Recursive),
+                _ if word.starts_with("idmap=") || word.starts_with("ridmap=") => {
+                    let (name, text) = word.split_once('=').unwrap_or((word, ""));
+                    options.own_map = Some(own_map(text).ok_or_else(|| OptionError::Map(word.to_owned()))?);
+                    options.idmap = Some(if name == "idmap" { Idmap::Single } else { Idmap::Recursive });
+                }
                 _ => options.data.push(match word.split_once('=') {
                     Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
                     None => (word.to_owned(), None),
@@ -176,6 +219,11 @@ mod tests {
             Some(Idmap::Single) => parts.push("idmap".to_owned()),
             Some(Idmap::Recursive) => parts.push("ridmap".to_owned()),
             None => {}
+        }
+        for list in options.own_map.iter().flatten() {
+            let at = |line: &MapLine| if line.of_container { "@" } else { "" };
+            let line = |line: &MapLine| format!("{}{}-{}-{}", at(line), line.inside, line.outside, line.size);
+            parts.push(format!("[{}]", list.iter().map(line).collect::<Vec<_>>().join(" ")));
         }
         for (name, attr) in [("", options.attr), ("r", options.recursive_attr)] {
             if attr != MountAttr::default() {
@@ -213,6 +261,11 @@ mod tests {
             (&["rw", "runbindable"], "+0-1 p20000r"),
             (&["idmap"], "idmap"),
             (&["ridmap", "idmap"], "ridmap"),
+            (&["idmap=uids=0-1-10#10-11-10;gids=@0-100-10"], "idmap [0-1-10 10-11-10] [@0-100-10]"),
+            (&["ridmap=gids=0-1-1;uids=0-2-1"], "ridmap [0-2-1] [0-1-1]"),
+            (&["idmap=uids=0-1-10"], "idmap [0-1-10] []"),
+            (&["idmap=uids=0-1"], "`idmap=uids=0-1` is not of the form `idmap=uids=ID-ID-SIZE#..;gids=ID-ID-SIZE#..`"),
+            (&["idmap="], "`idmap=` is not of the form `idmap=uids=ID-ID-SIZE#..;gids=ID-ID-SIZE#..`"),
             (&["a\0b"], "`a\\0b` is not an option"),
         ] {
             assert_eq!(text(words), want, "{words:?}");

@@ -1,17 +1,18 @@
 //! The last steps to a program, shared by a container's first process and by `exec`.
 //!
 //! Order matters: the working directory before the user changes and again after, the bounding set while `CAP_SETPCAP`
-//! is there, user and groups before capabilities, the filter last of all (or before the credentials when it needs the
-//! privilege), descriptors closed just before the exec.
+//! is there, user and groups before capabilities, the filter last of all (or just before the capabilities go when it
+//! needs the privilege), so that it has to allow as little as possible beyond what the program needs.
 
 use super::capabilities::{self, Sets};
+use super::channel::Channel;
 use super::mounts::copy_of;
 use super::procfs::Procfs;
 use super::rlimits;
-use crate::config::Process;
+use crate::config::{Process, Rlimit};
 use crate::error::{Because, Failure, InStep, NOT_EXECUTABLE, NOT_FOUND, Outcome};
 use crate::files;
-use crate::seccomp::Filter;
+use crate::seccomp::{Filter, notify};
 use crate::sys::{process, seccomp, signal, tty};
 use rustix::fs::{Mode, OFlags};
 use std::ffi::CString;
@@ -44,6 +45,16 @@ pub struct Program<'a> {
     pub keyring: Option<&'a str>,
 }
 
+/// When a resource limit is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    BeforeStart,
+    Last,
+}
+
+/// Open files that we need ourselves from the start to the program: sockets, hooks, descriptors to keep.
+const OPEN_FILES_MIN: u64 = 64;
+
 /// A program found and ready to be executed.
 #[derive(Debug)]
 pub struct Ready {
@@ -69,6 +80,8 @@ impl Program<'_> {
                     .map_err(|failure| failure.code(NOT_EXECUTABLE));
             }
         };
+        rlimits::restore_open_files(self.open_files).in_step("resource limits")?;
+        rlimits::apply(&self.limits(When::BeforeStart)).in_step("resource limits")?;
         let environment = self.environment();
         let search = environment.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or("");
         let path = find_program(self.process.args.first().map_or("", String::as_str), search)?;
@@ -85,6 +98,17 @@ impl Program<'_> {
         })
     }
 
+    /// The resource limits that are set at a point. Most are set before the start, so that `create` tells which cannot
+    /// be; those that we ourselves might not survive come last.
+    fn limits(&self, when: When) -> Vec<Rlimit> {
+        let last = |limit: &Rlimit| match limit.kind.as_str() {
+            "RLIMIT_AS" | "RLIMIT_DATA" | "RLIMIT_STACK" | "RLIMIT_CPU" | "RLIMIT_FSIZE" => true,
+            "RLIMIT_NOFILE" => limit.soft < OPEN_FILES_MIN,
+            _ => false,
+        };
+        self.process.rlimits.iter().filter(|limit| last(limit) == (when == When::Last)).cloned().collect()
+    }
+
     /// The environment, with `HOME` from the container's `/etc/passwd` when the bundle gives none.
     fn environment(&self) -> Vec<String> {
         let mut list = self.process.env.clone();
@@ -99,39 +123,21 @@ impl Program<'_> {
 
     /// Turn into the program. Returns only on failure.
     ///
+    /// - `channel`: to the runtime, for the listener of the filter.
+    ///
     /// # Errors
     /// A step of isolation fails, or the program cannot be executed.
-    pub fn become_it(&self, ready: &Ready) -> Outcome<std::convert::Infallible> {
+    pub fn become_it(&self, ready: &Ready, channel: &Channel) -> Outcome<std::convert::Infallible> {
         let process = self.process;
         if let Some(name) = self.keyring {
             self.join_keyring(name)?;
         }
-        rlimits::restore_open_files(self.open_files).in_step("resource limits")?;
-        rlimits::apply(&process.rlimits).in_step("resource limits")?;
+        rlimits::apply(&self.limits(When::Last)).in_step("resource limits")?;
         if let Some(profile) = process.apparmor_profile.as_deref().filter(|profile| !profile.is_empty()) {
             set_apparmor_profile(profile).in_step("AppArmor")?;
         }
         self.give_stdio();
-        // Without no_new_privs, loading a filter takes CAP_SYS_ADMIN, which is about to go.
-        let filter_early = !process.no_new_privileges;
-        if filter_early {
-            self.load_filter()?;
-        }
-        self.set_credentials().in_step("credentials")?;
-        if !ready.in_cwd {
-            rustix::process::chdir(process.cwd.as_str())
-                .because(|| format!("cannot enter working directory `{}`", process.cwd))
-                .in_step("working directory")?;
-        }
-        // A directory outside the root, reached through a leaked descriptor, has no path here.
-        std::env::current_dir()
-            .because(|| "the working directory is outside the root filesystem".to_owned())
-            .in_step("working directory")?;
-        if process.no_new_privileges {
-            process::set_no_new_privs()
-                .because(|| "cannot set no_new_privs".to_owned())
-                .in_step("no new privileges")?;
-        }
+        let sets = self.change_user().in_step("credentials")?;
         process::set_umask(process.user.umask.unwrap_or(0o022));
         process::close_on_exec_from(3 + self.preserve_fds)
             .because(|| "cannot close inherited descriptors".to_owned())
@@ -140,8 +146,29 @@ impl Program<'_> {
         signal::set_mask(&signal::SignalSet::empty())
             .because(|| "cannot reset the signal mask".to_owned())
             .in_step("signals")?;
+        if ready.in_cwd {
+            check_working_directory()?;
+        }
+        // Without no_new_privs, loading a filter takes CAP_SYS_ADMIN, which is about to go.
+        let filter_early = !process.no_new_privileges;
+        if filter_early && self.filter.is_some() {
+            sets.raise_all(process.user.uid).in_step("seccomp")?;
+            self.load_filter(channel)?;
+        }
+        sets.wanted.apply().in_step("credentials")?;
+        if !ready.in_cwd {
+            rustix::process::chdir(process.cwd.as_str())
+                .because(|| format!("cannot enter working directory `{}`", process.cwd))
+                .in_step("working directory")?;
+            check_working_directory()?;
+        }
+        if process.no_new_privileges {
+            process::set_no_new_privs()
+                .because(|| "cannot set no_new_privs".to_owned())
+                .in_step("no new privileges")?;
+        }
         if !filter_early {
-            self.load_filter()?;
+            self.load_filter(channel)?;
         }
         let error = process::execve(&ready.path, &ready.arguments, &ready.environment);
         let path = ready.path.to_string_lossy();
@@ -160,12 +187,17 @@ impl Program<'_> {
         })
     }
 
-    fn load_filter(&self) -> Outcome<()> {
+    fn load_filter(&self, channel: &Channel) -> Outcome<()> {
         let Some(filter) = self.filter else {
             return Ok(());
         };
+        if filter.notifies {
+            return notify::load(filter, channel).in_step("seccomp");
+        }
         seccomp::set_filter(&filter.program, filter.flags)
+            .map(drop)
             .because(|| "cannot load the filter".to_owned())
+            .or_hint("is seccomp enabled in this kernel, and does it know the `flags` of the profile?")
             .in_step("seccomp")
     }
 
@@ -198,14 +230,15 @@ impl Program<'_> {
         }
     }
 
-    fn set_credentials(&self) -> Outcome<()> {
+    /// Become the user, keeping the capabilities for what is left to do.
+    fn change_user(&self) -> Outcome<Capable> {
         let user = &self.process.user;
         let [_, ours, _] = process::capget().because(|| "cannot read the capabilities".to_owned())?;
-        let sets = match &self.process.capabilities {
+        let wanted = match &self.process.capabilities {
             Some(config) => capabilities::grant(config, ours).sets,
             None => Sets::default(),
         };
-        sets.limit_bounding()?;
+        wanted.limit_bounding()?;
         // Root stays root, and with it its capabilities.
         let changes_user = user.uid != 0;
         if changes_user {
@@ -221,9 +254,34 @@ impl Program<'_> {
         if changes_user {
             process::set_keep_caps(false).because(|| "cannot stop keeping capabilities".to_owned())?;
         }
-        // The change of user has emptied the effective set; what is permitted is still there to raise from.
-        sets.apply()
+        Ok(Capable { wanted, ours })
     }
+}
+
+/// Between the change of user and the loss of capabilities.
+struct Capable {
+    /// What the program gets.
+    wanted: Sets,
+    /// What is permitted until then.
+    ours: u64,
+}
+
+impl Capable {
+    /// The change to an ordinary user has emptied the effective set; what is permitted is still there to raise from.
+    fn raise_all(&self, uid: u32) -> Outcome<()> {
+        if uid == 0 {
+            return Ok(());
+        }
+        process::capset(self.ours, self.ours, 0).because(|| "cannot use the capabilities".to_owned())
+    }
+}
+
+/// A directory outside the root, reached through a leaked descriptor, has no path here.
+fn check_working_directory() -> Outcome<()> {
+    std::env::current_dir()
+        .map(drop)
+        .because(|| "the working directory is outside the root filesystem".to_owned())
+        .in_step("working directory")
 }
 
 /// Capabilities a process asks for and will not get, in words for the operator.
@@ -250,7 +308,7 @@ fn set_groups(groups: &[u32]) -> Outcome<()> {
 }
 
 fn set_apparmor_profile(profile: &str) -> Outcome<()> {
-    let procfs = Procfs::new()?;
+    let procfs = Procfs::any()?;
     let pid = rustix::process::getpid().as_raw_nonzero();
     let value = format!("exec {profile}");
     procfs

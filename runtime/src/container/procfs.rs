@@ -8,6 +8,8 @@ use std::os::fd::OwnedFd;
 
 /// `PROC_SUPER_MAGIC`.
 const PROC_MAGIC: u64 = 0x9fa0;
+/// `PROC_ROOT_INO`.
+const PROC_ROOT: u64 = 1;
 
 /// Our own view of the current PID namespace.
 pub struct Procfs(OwnedFd);
@@ -21,19 +23,21 @@ impl Procfs {
         new_filesystem("proc", Some("proc"), &Options::default()).map(Self)
     }
 
-    /// The one mounted on the host, in a process that still has the host's root: for a user namespace whose processes
-    /// are the host's, which may not mount one.
+    /// One of our own, or, for a user namespace that may not mount one (its processes are the host's, or every visible
+    /// one has something mounted over parts of it), the one on `/proc`. What is mounted over its files is refused.
     ///
     /// # Errors
-    /// It is not there, or something else is.
-    pub fn of_host() -> Outcome<Self> {
-        let what = || "cannot open `/proc` of the host".to_owned();
+    /// Neither is to be had.
+    pub fn any() -> Outcome<Self> {
+        Self::new().or_else(|failure| Self::mounted().ok_or(failure))
+    }
+
+    fn mounted() -> Option<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::open("/proc", flags, Mode::empty()).because(what)?;
-        match rustix::fs::fstatfs(&fd).because(what)?.f_type as u64 {
-            PROC_MAGIC => Ok(Self(fd)),
-            _ => Err(Failure::new("`/proc` of the host is not a procfs")),
-        }
+        let fd = rustix::fs::open("/proc", flags, Mode::empty()).ok()?;
+        let is_proc = rustix::fs::fstatfs(&fd).is_ok_and(|found| found.f_type as u64 == PROC_MAGIC);
+        let is_its_root = rustix::fs::fstat(&fd).is_ok_and(|found| found.st_ino == PROC_ROOT);
+        (is_proc && is_its_root).then_some(Self(fd))
     }
 
     /// Write to a file in it.

@@ -104,6 +104,11 @@ impl Places {
     }
 }
 
+/// The exec closes it for nothing.
+fn leave_open(fd: OwnedFd) {
+    std::mem::forget(fd);
+}
+
 /// What `mount(2)` takes for these options, if all of them are known to mean the same there.
 fn plain(options: &Options) -> Option<(MountFlags, CString)> {
     let simple = Options { attr: options.attr, data: options.data.clone(), ..Options::default() };
@@ -178,7 +183,9 @@ fn at(
         return false;
     };
     places.0.borrow_mut().current = None;
-    rustix::process::fchdir(&target).is_ok() && act(".").is_ok()
+    let done = rustix::process::fchdir(&target).is_ok() && act(".").is_ok();
+    leave_open(target);
+    done
 }
 
 /// The directory of cgroup mounts, one per hierarchy: name, and its options for `mount(2)`.
@@ -252,13 +259,25 @@ impl Cover {
         };
         match attach_at(view.as_fd(), directory.as_fd(), name) {
             Ok(()) => {
-                self.0 = None;
+                if let Some(view) = self.0.take() {
+                    leave_open(view);
+                }
                 Attempt::Done
             }
             Err(Errno::NOENT) => Attempt::Absent,
-            Err(_) => Attempt::Otherwise,
+            // A directory cannot be covered with a file.
+            Err(_) => cover_directory(places, path, &directory, name),
         }
     }
+}
+
+/// Put an empty directory on one: a filesystem that is read-only itself, so that remounting the mount does not help.
+fn cover_directory(places: &Places, path: &str, directory: &OwnedFd, name: &str) -> Attempt {
+    let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+    let mounted = places
+        .enter(parent, directory)
+        .and_then(|()| rustix::mount::mount("tmpfs", name, "tmpfs", MountFlags::RDONLY, c"nr_blocks=1,nr_inodes=1"));
+    if mounted.is_ok() { Attempt::Done } else { Attempt::Otherwise }
 }
 
 fn attach_at(tree: BorrowedFd<'_>, directory: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {

@@ -185,7 +185,8 @@ impl Call<'_> {
             if answer.success {
                 return Ok(answer.restored);
             }
-            let cause = answer.message.unwrap_or_else(|| format!("error {}", answer.errno));
+            let said = answer.message.as_deref().map(str::trim).filter(|text| !text.is_empty());
+            let cause = said.map_or_else(|| format!("error {}", answer.errno), |text| text.replace('\n', "; "));
             let failure = Failure { cause: Some(cause), ..Failure::new("criu failed") };
             return Err(self.with_log(failure));
         }
@@ -195,11 +196,7 @@ impl Call<'_> {
     fn with_log(&self, failure: Failure) -> Failure {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let Some(line) = log.lines().find(|line| line.contains("Error")) else { return failure };
-        let cause = match failure.cause {
-            Some(cause) => format!("{cause}: {line}"),
-            None => line.to_owned(),
-        };
-        Failure { cause: Some(cause), ..failure }
+        Failure { cause: Some(line.to_owned()), ..failure }
             .hint(format!("see `{}`; `criu check` tells what it lacks on this kernel", self.log.display()))
     }
 }
@@ -277,7 +274,7 @@ impl Answer {
                     }
                 }
                 7 => answer.errno = value.as_number(),
-                9 => answer.message = Some(text(value)).filter(|text| !text.is_empty()),
+                9 => answer.message = Some(text(value)),
                 _ => {}
             }
         }

@@ -142,10 +142,44 @@ pub fn inode(path: &Path) -> Outcome<u64> {
 /// Name of the file beside the images that tells what the standard streams were.
 pub const STREAMS: &str = "descriptors.json";
 
-/// What the standard streams of a process are, as its procfs links tell.
-pub fn streams(pid: i32) -> Vec<String> {
-    let link = |number: i32| fs::read_link(format!("/proc/{pid}/fd/{number}"));
-    (0..3).map(|number| link(number).map_or_else(|_| String::new(), |text| text.display().to_string())).collect()
+/// The standard streams of a process, by the names that CRIU knows what comes from outside under; those of the
+/// container itself have their procfs link for a name.
+///
+/// # Errors
+/// The process has gone.
+pub fn streams(pid: i32) -> Outcome<Vec<String>> {
+    let table = format!("/proc/{pid}/mountinfo");
+    let table = fs::read_to_string(&table).because(|| format!("cannot read `{table}`"))?;
+    let own: BTreeSet<&str> = table.lines().filter_map(|line| line.split(' ').next()).collect();
+    Ok((0..3).map(|number| stream(pid, number, &own).unwrap_or_default()).collect())
+}
+
+/// - `own`: numbers of the container's mounts.
+fn stream(pid: i32, number: i32, own: &BTreeSet<&str>) -> Option<String> {
+    let file = format!("/proc/{pid}/fd/{number}");
+    let link = fs::read_link(&file).ok()?.display().to_string();
+    let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).ok()?;
+    let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim();
+    if !link.starts_with('/') || own.contains(mount) {
+        return Some(link);
+    }
+    let found = fs::metadata(&file).ok()?;
+    let mount: u32 = mount.parse().ok()?;
+    Some(if is_terminal(found.rdev()) {
+        format!("tty[{:x}:{:x}]", found.rdev(), found.dev())
+    } else {
+        format!("file[{mount:x}:{:x}]", found.ino())
+    })
+}
+
+/// Whether a stream is to be given back at the restore.
+pub fn is_outside(stream: &str) -> bool {
+    ["pipe:", "tty[", "file["].iter().any(|start| stream.starts_with(start))
+}
+
+/// Unix98 terminals have eight major numbers, of which Linux uses the first.
+fn is_terminal(device: u64) -> bool {
+    (136..144).contains(&rustix::fs::major(device))
 }
 
 #[cfg(test)]

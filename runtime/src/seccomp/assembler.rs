@@ -11,16 +11,6 @@ pub(super) const NUMBER: u32 = 0;
 /// Offset of the architecture.
 pub(super) const ARCHITECTURE: u32 = 4;
 
-/// Offset of the low half of an argument; little endian, as all supported architectures are.
-pub(super) const fn argument_low(index: u32) -> u32 {
-    16 + 8 * index
-}
-
-/// Offset of the high half of an argument.
-pub(super) const fn argument_high(index: u32) -> u32 {
-    20 + 8 * index
-}
-
 const LOAD: u16 = 0x20;
 const JUMP: u16 = 0x05;
 const JUMP_EQUAL: u16 = 0x15;

@@ -1,34 +1,63 @@
 //! From an OCI seccomp profile to a classic BPF program.
 //!
 //! ```text
-//! profile ─ rules ─► per architecture: number → leaf ─► intervals of equal leaves ─► binary search ─► instructions
+//! profile ─ rules ─► per architecture: number → leaf ─► runs of equal leaves ─► balanced search ─► instructions
 //! ```
-//! libseccomp needs 0.8 to 19 ms for the usual default profile and emits a linear search; here it is some tens of
-//! microseconds, and the tree halves what the kernel needs to load it (both measured).
+//! libseccomp needs 0.8 to 19 ms for the usual default profile; here it is some tens of microseconds, and the program
+//! is a third as long, which is what the kernel's time to load it depends on (all measured).
 //!
-//! Meaning of a profile: for one system call, rules with conditions are asked in their order and the first that holds
-//! decides; then a rule without conditions; then the default action. A foreign architecture is killed.
+//! What a profile means is in [`rules`]; it equals what libseccomp makes of it, and a test compares the two programs
+//! over all calls. Two things go beyond a profile, as in runc:
+//!
+//! - A call newer than any the profile speaks of answers `ENOSYS` unless the default action lets calls happen: its
+//!   author cannot have meant it, and programs fall back on that error only.
+//! - A call of an architecture that is not listed kills the thread.
 
+mod architecture;
 mod assembler;
+pub mod notify;
+mod rules;
 mod syscalls;
 
-use crate::config::{Seccomp, SyscallRule};
+use crate::config::Seccomp;
 use crate::sys::seccomp::Instruction;
+use architecture::{Architecture, X32_BIT};
 use assembler::Assembler;
-use std::collections::BTreeMap;
+use rules::{Alternative, Calls, Condition, Leaf, Operator};
 
 /// Most instructions the kernel takes, `BPF_MAXINSNS`.
 const INSTRUCTIONS_MAX: usize = 4096;
-/// Bit that marks an x32 call.
-const X32_BIT: u32 = 0x4000_0000;
+/// `SECCOMP_RET_KILL_THREAD`.
+const KILL_THREAD: u32 = 0;
 /// `SECCOMP_RET_KILL_PROCESS`.
 const KILL_PROCESS: u32 = 0x8000_0000;
+/// `SECCOMP_RET_TRAP`.
+const TRAP: u32 = 0x0003_0000;
 /// `SECCOMP_RET_ERRNO`; the error number is in the low half.
 const ERRNO: u32 = 0x0005_0000;
-/// `SECCOMP_RET_ALLOW`.
-const ALLOW: u32 = 0x7fff_0000;
+/// `SECCOMP_RET_USER_NOTIF`.
+const NOTIFY: u32 = 0x7fc0_0000;
+/// `SECCOMP_RET_TRACE`; a number for the tracer is in the low half.
+const TRACE: u32 = 0x7ff0_0000;
 /// `SECCOMP_RET_LOG`.
 const LOG: u32 = 0x7ffc_0000;
+/// `SECCOMP_RET_ALLOW`.
+const ALLOW: u32 = 0x7fff_0000;
+/// Highest error number the kernel returns, `MAX_ERRNO`.
+const ERRNO_MAX: u32 = 4095;
+
+/// Every action of a profile.
+pub const ACTIONS: [&str; 9] = [
+    "SCMP_ACT_ALLOW",
+    "SCMP_ACT_ERRNO",
+    "SCMP_ACT_KILL",
+    "SCMP_ACT_KILL_PROCESS",
+    "SCMP_ACT_KILL_THREAD",
+    "SCMP_ACT_LOG",
+    "SCMP_ACT_NOTIFY",
+    "SCMP_ACT_TRACE",
+    "SCMP_ACT_TRAP",
+];
 
 /// A profile that cannot be carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -38,12 +67,22 @@ pub enum SeccompError {
     Invalid {
         /// JSON path below `linux.seccomp`.
         path: String,
-        /// What is wrong.
+        /// What is wrong, and what is allowed.
         problem: String,
     },
     /// More than the kernel takes.
     #[error("config.json: $.linux.seccomp: the filter needs {0} instructions, the kernel takes {INSTRUCTIONS_MAX}")]
     TooLong(usize),
+}
+
+impl SeccompError {
+    /// What the operator can do next.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Invalid { .. } => None,
+            Self::TooLong(_) => Some("use fewer conditions on arguments, or fewer `architectures`".to_owned()),
+        }
+    }
 }
 
 fn invalid(path: impl Into<String>, problem: impl Into<String>) -> SeccompError {
@@ -57,152 +96,40 @@ pub struct Filter {
     pub program: Vec<Instruction>,
     /// `SECCOMP_FILTER_FLAG_*`.
     pub flags: u32,
-}
-
-/// An instruction set a process can make system calls for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Architecture {
-    X86_64,
-    X86,
-    X32,
-    Aarch64,
-    Arm,
-}
-
-impl Architecture {
-    #[cfg(target_arch = "x86_64")]
-    const NATIVE: Self = Self::X86_64;
-    #[cfg(target_arch = "aarch64")]
-    const NATIVE: Self = Self::Aarch64;
-
-    /// `AUDIT_ARCH_*`.
-    const fn audit(self) -> u32 {
-        match self {
-            Self::X86_64 | Self::X32 => 0xc000_003e,
-            Self::X86 => 0x4000_0003,
-            Self::Aarch64 => 0xc000_00b7,
-            Self::Arm => 0x4000_0028,
-        }
-    }
-
-    /// Column in the table of numbers.
-    const fn column(self) -> usize {
-        match self {
-            Self::X86_64 => 0,
-            Self::X86 => 1,
-            Self::X32 => 2,
-            Self::Aarch64 => 3,
-            Self::Arm => 4,
-        }
-    }
-
-    const fn is_32_bit(self) -> bool {
-        matches!(self, Self::X86 | Self::Arm)
-    }
-
-    /// `Ok(None)` is one that cannot run on this machine, so that no rule for it is needed.
-    fn parse(name: &str) -> Result<Option<Self>, ()> {
-        let here = match name {
-            "SCMP_ARCH_NATIVE" => Self::NATIVE,
-            "SCMP_ARCH_X86_64" => Self::X86_64,
-            "SCMP_ARCH_X86" => Self::X86,
-            "SCMP_ARCH_X32" => Self::X32,
-            "SCMP_ARCH_AARCH64" => Self::Aarch64,
-            "SCMP_ARCH_ARM" => Self::Arm,
-            "SCMP_ARCH_MIPS"
-            | "SCMP_ARCH_MIPS64"
-            | "SCMP_ARCH_MIPS64N32"
-            | "SCMP_ARCH_MIPSEL"
-            | "SCMP_ARCH_MIPSEL64"
-            | "SCMP_ARCH_MIPSEL64N32"
-            | "SCMP_ARCH_PPC"
-            | "SCMP_ARCH_PPC64"
-            | "SCMP_ARCH_PPC64LE"
-            | "SCMP_ARCH_S390"
-            | "SCMP_ARCH_S390X"
-            | "SCMP_ARCH_PARISC"
-            | "SCMP_ARCH_PARISC64"
-            | "SCMP_ARCH_RISCV64"
-            | "SCMP_ARCH_LOONGARCH64"
-            | "SCMP_ARCH_M68K"
-            | "SCMP_ARCH_SH"
-            | "SCMP_ARCH_SHEB" => return Ok(None),
-            _ => return Err(()),
-        };
-        let family = |architecture: Self| matches!(architecture, Self::X86_64 | Self::X86 | Self::X32);
-        Ok((family(here) == family(Self::NATIVE)).then_some(here))
-    }
-}
-
-/// How a condition compares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Operator {
-    Equal,
-    NotEqual,
-    Less,
-    LessEqual,
-    Greater,
-    GreaterEqual,
-    /// The argument under a mask equals the value.
-    Masked(u64),
-}
-
-/// One condition on one argument.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Condition {
-    index: u32,
-    operator: Operator,
-    value: u64,
-}
-
-/// What happens for one system call.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct Leaf {
-    /// Tried in order: all conditions of one hold → its result.
-    alternatives: Vec<(Vec<Condition>, u32)>,
-    /// Result when no alternative holds; `None` is the default action.
-    otherwise: Option<u32>,
+    /// An agent decides about some calls, and has to get the listener.
+    pub notifies: bool,
+    /// What to tell the operator.
+    pub warnings: Vec<String>,
 }
 
 /// Compile a profile.
 ///
 /// # Errors
-/// A name, action, operator or flag that is unknown, or a filter too long for the kernel.
+/// An action, architecture, operator or flag that is unknown, or a filter too long for the kernel.
 pub fn compile(profile: &Seccomp) -> Result<Filter, SeccompError> {
-    if profile.listener_path.as_deref().is_some_and(|path| !path.is_empty()) {
-        return Err(invalid("listenerPath", "user-space notification is not supported by this runtime"));
+    compile_for(profile, Architecture::NATIVE)
+}
+
+fn compile_for(profile: &Seccomp, native: Architecture) -> Result<Filter, SeccompError> {
+    let path = |name: &'static str| move || name.to_owned();
+    let default =
+        action(&profile.default_action, profile.default_errno_ret, path("defaultAction"), path("defaultErrnoRet"))?;
+    if default == NOTIFY {
+        return Err(invalid("defaultAction", "SCMP_ACT_NOTIFY cannot be used as default action"));
     }
-    let default = action(&profile.default_action, profile.default_errno_ret, "defaultAction", "defaultErrnoRet")?;
-    let flags = filter_flags(profile.flags.as_deref())?;
-    let mut architectures = vec![Architecture::NATIVE];
-    for (index, name) in profile.architectures.iter().enumerate() {
-        let path = || format!("architectures[{index}]");
-        let parsed = Architecture::parse(name)
-            .map_err(|()| invalid(path(), format!("`{name}` is not an architecture of seccomp")))?;
-        if let Some(architecture) = parsed.filter(|architecture| !architectures.contains(architecture)) {
-            architectures.push(architecture);
-        }
+    let architectures = architectures(&profile.architectures, native)?;
+    let rules = rules::parse(profile, default)?;
+    let notifies = rules.rules.iter().any(|rule| rule.is(NOTIFY));
+    if notifies && profile.listener_path.as_deref().unwrap_or("").is_empty() {
+        let problem = "is missing, but a rule has the action SCMP_ACT_NOTIFY; it must name the socket of an agent";
+        return Err(invalid("listenerPath", problem));
     }
-    let rules = parse_rules(profile, default)?;
+    let flags = filter_flags(profile.flags.as_deref(), notifies)?;
     let mut program = Assembler::default();
-    let mut dispatch = program.result(KILL_PROCESS);
+    let mut dispatch = program.result(KILL_THREAD);
     for &architecture in architectures.iter().rev().filter(|&&architecture| architecture != Architecture::X32) {
-        let mut intervals = intervals(&rules, architecture, default);
-        if architecture == Architecture::X86_64 {
-            // x32 calls come with the same architecture and their own bit; -1 is a call a tracer has skipped.
-            if architectures.contains(&Architecture::X32) {
-                let shifted = self::intervals(&rules, Architecture::X32, default).into_iter();
-                intervals.retain(|(start, _)| *start < X32_BIT);
-                intervals.extend(
-                    shifted.map(|(start, leaf)| (start + X32_BIT, leaf)).filter(|(start, _)| *start != u32::MAX),
-                );
-            } else {
-                intervals.retain(|(start, _)| *start < X32_BIT);
-                intervals.push((X32_BIT, Leaf { otherwise: Some(KILL_PROCESS), ..Leaf::default() }));
-            }
-            intervals.push((u32::MAX, Leaf { otherwise: Some(default), ..Leaf::default() }));
-        }
-        let search = search(&mut program, &intervals, default, architecture);
+        let has_x32 = architecture == Architecture::X86_64 && architectures.contains(&Architecture::X32);
+        let search = decide(&mut program, &rules.rules, architecture, has_x32, default);
         let search = program.load(assembler::NUMBER, search);
         dispatch = program.jump_equal(architecture.audit(), search, dispatch);
     }
@@ -211,71 +138,199 @@ pub fn compile(profile: &Seccomp) -> Result<Filter, SeccompError> {
     if program.len() > INSTRUCTIONS_MAX {
         return Err(SeccompError::TooLong(program.len()));
     }
-    Ok(Filter { program, flags })
+    Ok(Filter { program, flags, notifies, warnings: rules.warnings })
 }
 
-/// A binary search over the intervals, returning its first instruction.
-fn search(program: &mut Assembler, intervals: &[(u32, Leaf)], default: u32, architecture: Architecture) -> usize {
-    match intervals {
-        [] => program.result(default),
-        [(_, leaf)] => {
-            let mut next = program.result(leaf.otherwise.unwrap_or(default));
-            for (conditions, result) in leaf.alternatives.iter().rev() {
-                let mut holds = program.result(*result);
-                for condition in conditions.iter().rev() {
-                    holds = test(program, *condition, architecture, holds, next);
-                }
-                next = holds;
+/// Those a profile lists and this machine can run, the native one first. For others no rule is needed.
+fn architectures(names: &[String], native: Architecture) -> Result<Vec<Architecture>, SeccompError> {
+    let mut architectures = vec![native];
+    for (index, name) in names.iter().enumerate() {
+        let Some(architecture) = Architecture::parse(name) else {
+            let allowed: Vec<_> = Architecture::names().collect();
+            let problem = format!("`{}` is not one of {}", name.escape_debug(), allowed.join(", "));
+            return Err(invalid(format!("architectures[{index}]"), problem));
+        };
+        if architecture.shares_kernel_with(native) && !architectures.contains(&architecture) {
+            architectures.push(architecture);
+        }
+    }
+    Ok(architectures)
+}
+
+/// Code that decides about a call by its number, which is loaded.
+fn decide(
+    program: &mut Assembler,
+    rules: &[rules::Rule],
+    architecture: Architecture,
+    has_x32: bool,
+    default: u32,
+) -> usize {
+    let mut tree = Tree::new(program, rules, architecture, default);
+    if architecture != Architecture::X86_64 {
+        return tree.search();
+    }
+    // x32 calls come as x86_64 ones with a bit of their own; -1 is a call that a tracer has skipped.
+    tree.end = X32_BIT;
+    let native = tree.search();
+    let skipped = program.result(default);
+    let other = if has_x32 {
+        let mut tree = Tree::new(program, rules, Architecture::X32, default);
+        tree.runs.remove(0);
+        tree.search()
+    } else {
+        program.result(KILL_THREAD)
+    };
+    let other = program.jump_equal(u32::MAX, skipped, other);
+    program.jump_at_least(X32_BIT, other, native)
+}
+
+/// Most numbers to try one by one rather than divide again: as long as half a division, and as deep.
+const TRIED: usize = 3;
+
+/// A search among the calls of one architecture.
+struct Tree<'a> {
+    program: &'a mut Assembler,
+    architecture: Architecture,
+    default: u32,
+    runs: Vec<(u32, Leaf)>,
+    conditional: Vec<Vec<Alternative>>,
+    /// Code for each of these, where there is any yet.
+    labels: Vec<Option<usize>>,
+    /// Numbers from here on do not come.
+    end: u32,
+}
+
+impl<'a> Tree<'a> {
+    fn new(program: &'a mut Assembler, rules: &[rules::Rule], architecture: Architecture, default: u32) -> Self {
+        let mut calls = Calls::new(rules, architecture);
+        let newer = match action_code(default) {
+            ALLOW | LOG | TRACE => default,
+            _ => ERRNO | libc::ENOSYS as u32,
+        };
+        let mut runs = calls.runs(architecture, default, newer);
+        runs.iter_mut().for_each(|(start, _)| *start += architecture.base());
+        if architecture.base() != 0 {
+            // Below the base are calls of other conventions: of x86_64, or such as no kernel of this architecture takes.
+            runs.insert(0, (0, Leaf::Result(default)));
+        }
+        if architecture.has_empty_call() && calls.newest.is_some() && newer != default {
+            // A number that does not fit into the instruction and is not known comes as 0, which is no call any more.
+            match runs.get(1) {
+                Some((1, _)) => {}
+                _ => runs.insert(1, (1, runs[0].1)),
             }
-            next
+            runs[0].1 = Leaf::Result(newer);
         }
-        _ => {
-            let (left, right) = intervals.split_at(intervals.len() / 2);
-            let start = right[0].0;
-            let right = search(program, right, default, architecture);
-            let left = search(program, left, default, architecture);
-            program.jump_at_least(start, right, left)
+        let labels = vec![None; calls.conditional.len()];
+        Self { program, architecture, default, runs, conditional: calls.conditional, labels, end: u32::MAX }
+    }
+
+    fn search(&mut self) -> usize {
+        let runs = std::mem::take(&mut self.runs);
+        self.divide(&runs, self.end)
+    }
+
+    fn divide(&mut self, runs: &[(u32, Leaf)], end: u32) -> usize {
+        let [(_, first), ..] = *runs else {
+            return self.program.result(self.default);
+        };
+        if let [_] = runs {
+            return self.leaf(first);
         }
+        for base in [first, runs[1].1] {
+            if let Some(label) = self.try_each(runs, end, base) {
+                return label;
+            }
+        }
+        let (left, right) = runs.split_at(runs.len() / 2);
+        let start = right[0].0;
+        let right = self.divide(right, end);
+        let left = self.divide(left, start);
+        self.program.jump_at_least(start, right, left)
+    }
+
+    /// One leaf with a few exceptions of one number each.
+    fn try_each(&mut self, runs: &[(u32, Leaf)], end: u32, base: Leaf) -> Option<usize> {
+        let ends = runs.iter().skip(1).map(|(start, _)| *start).chain(std::iter::once(end));
+        let exceptions = || runs.iter().zip(ends.clone()).filter(|((_, leaf), _)| *leaf != base);
+        let count = exceptions().count();
+        let single = exceptions().all(|((start, _), end)| end - start == 1);
+        if !single || count > TRIED || count >= runs.len() {
+            return None;
+        }
+        let mut next = self.leaf(base);
+        for ((number, leaf), _) in exceptions() {
+            let other = self.leaf(*leaf);
+            next = self.program.jump_equal(*number, other, next);
+        }
+        Some(next)
+    }
+
+    fn leaf(&mut self, leaf: Leaf) -> usize {
+        let index = match leaf {
+            Leaf::Result(result) => return self.program.result(result),
+            Leaf::Conditions(index) => index,
+        };
+        if let Some(label) = self.labels[index] {
+            return label;
+        }
+        let mut next = self.program.result(self.default);
+        for Alternative { conditions, result } in self.conditional[index].iter().rev() {
+            let mut holds = self.program.result(*result);
+            for condition in conditions.iter().rev() {
+                holds = test(self.program, *condition, self.architecture, holds, next);
+            }
+            next = holds;
+        }
+        self.labels[index] = Some(next);
+        next
     }
 }
 
 /// One condition: where to go when it holds and when it does not.
 fn test(program: &mut Assembler, condition: Condition, architecture: Architecture, yes: usize, no: usize) -> usize {
     let Condition { index, operator, value } = condition;
-    let (low, high) = (value as u32, (value >> 32) as u32);
-    let (low_at, high_at) = (assembler::argument_low(index), assembler::argument_high(index));
-    let narrow = architecture.is_32_bit();
-    match operator {
-        Operator::NotEqual => {
-            return test(program, Condition { operator: Operator::Equal, ..condition }, architecture, no, yes);
-        }
-        Operator::Less => {
-            return test(program, Condition { operator: Operator::GreaterEqual, ..condition }, architecture, no, yes);
-        }
-        Operator::LessEqual => {
-            return test(program, Condition { operator: Operator::Greater, ..condition }, architecture, no, yes);
-        }
-        _ => {}
+    let opposite = match operator {
+        Operator::NotEqual => Some(Operator::Equal),
+        Operator::Less => Some(Operator::GreaterEqual),
+        Operator::LessEqual => Some(Operator::Greater),
+        _ => None,
+    };
+    if let Some(operator) = opposite {
+        return test(program, Condition { operator, ..condition }, architecture, no, yes);
     }
+    let (low, high) = (value as u32, (value >> 32) as u32);
     let low_test = match operator {
+        // Nothing of this half counts.
+        Operator::Masked(mask) if mask as u32 == 0 => yes,
         Operator::Masked(mask) => {
             let masked = mask as u32;
             let compare = program.jump_equal(low & masked, yes, no);
-            program.and(masked, compare)
+            let compare = if masked == u32::MAX { compare } else { program.and(masked, compare) };
+            program.load(architecture.low(index), compare)
         }
-        Operator::Greater => program.jump_above(low, yes, no),
-        Operator::GreaterEqual => program.jump_at_least(low, yes, no),
-        _ => program.jump_equal(low, yes, no),
+        Operator::Greater => {
+            let compare = program.jump_above(low, yes, no);
+            program.load(architecture.low(index), compare)
+        }
+        Operator::GreaterEqual => {
+            let compare = program.jump_at_least(low, yes, no);
+            program.load(architecture.low(index), compare)
+        }
+        _ => {
+            let compare = program.jump_equal(low, yes, no);
+            program.load(architecture.low(index), compare)
+        }
     };
-    let low_test = program.load(low_at, low_test);
-    if narrow {
+    if !architecture.is_wide() {
         return low_test;
     }
     let high_test = match operator {
+        Operator::Masked(mask) if mask >> 32 == 0 => return low_test,
         Operator::Masked(mask) => {
             let masked = (mask >> 32) as u32;
             let compare = program.jump_equal(high & masked, low_test, no);
-            program.and(masked, compare)
+            if masked == u32::MAX { compare } else { program.and(masked, compare) }
         }
         Operator::Greater | Operator::GreaterEqual => {
             let equal = program.jump_equal(high, low_test, no);
@@ -283,234 +338,75 @@ fn test(program: &mut Assembler, condition: Condition, architecture: Architectur
         }
         _ => program.jump_equal(high, low_test, no),
     };
-    program.load(high_at, high_test)
+    program.load(architecture.high(index), high_test)
 }
 
-/// A rule with its names, actions and conditions understood.
-struct Rule<'a> {
-    names: &'a [String],
-    alternatives: Vec<Vec<Condition>>,
-    result: u32,
-}
-
-fn parse_rules<'a>(profile: &'a Seccomp, default: u32) -> Result<Vec<Rule<'a>>, SeccompError> {
-    let mut rules = Vec::with_capacity(profile.syscalls.len());
-    for (number, rule) in profile.syscalls.iter().enumerate() {
-        let at = format!("syscalls[{number}]");
-        let result = action(&rule.action, rule.errno_ret, &format!("{at}.action"), &format!("{at}.errnoRet"))?;
-        if rule.names.is_empty() {
-            return Err(invalid(format!("{at}.names"), "is empty"));
-        }
-        for (index, name) in rule.names.iter().enumerate() {
-            // A name nobody knows may be allowed in vain; denying it in vain would be a hole.
-            if !permits(result) && permits(default) && !is_known(name) {
-                let path = format!("{at}.names[{index}]");
-                return Err(invalid(path, format!("`{name}` is no known system call, so it cannot be denied")));
-            }
-        }
-        rules.push(Rule { names: &rule.names, alternatives: conditions(rule, &at)?, result });
-    }
-    Ok(rules)
-}
-
-fn permits(result: u32) -> bool {
-    matches!(result, ALLOW | LOG)
-}
-
-fn is_known(name: &str) -> bool {
-    numbers(name).is_some() || syscalls::ELSEWHERE.contains(&name)
-}
-
-fn numbers(name: &str) -> Option<&'static [i32; 5]> {
-    let found = syscalls::TABLE.binary_search_by(|(known, _)| (*known).cmp(name)).ok()?;
-    Some(&syscalls::TABLE[found].1)
-}
-
-/// The conditions of a rule. Several on the same argument are alternatives, as runc and its users have it.
-fn conditions(rule: &SyscallRule, at: &str) -> Result<Vec<Vec<Condition>>, SeccompError> {
-    let mut all = Vec::with_capacity(rule.args.len());
-    for (index, arg) in rule.args.iter().enumerate() {
-        let path = format!("{at}.args[{index}]");
-        if arg.index > 5 {
-            return Err(invalid(format!("{path}.index"), format!("{} is above 5", arg.index)));
-        }
-        let (operator, value) = match arg.op.as_str() {
-            "SCMP_CMP_EQ" => (Operator::Equal, arg.value),
-            "SCMP_CMP_NE" => (Operator::NotEqual, arg.value),
-            "SCMP_CMP_LT" => (Operator::Less, arg.value),
-            "SCMP_CMP_LE" => (Operator::LessEqual, arg.value),
-            "SCMP_CMP_GT" => (Operator::Greater, arg.value),
-            "SCMP_CMP_GE" => (Operator::GreaterEqual, arg.value),
-            "SCMP_CMP_MASKED_EQ" => (Operator::Masked(arg.value), arg.value_two),
-            other => {
-                return Err(invalid(format!("{path}.op"), format!("`{other}` is not a comparison")));
-            }
-        };
-        all.push(Condition { index: arg.index, operator, value });
-    }
-    let repeats = (0..6).any(|index| all.iter().filter(|condition| condition.index == index).count() > 1);
-    Ok(if all.is_empty() {
-        Vec::new()
-    } else if repeats {
-        all.into_iter().map(|condition| vec![condition]).collect()
-    } else {
-        vec![all]
-    })
-}
-
-/// 32-bit x86 has two ways to make some calls: directly, and through `socketcall` or `ipc` with a number.
-const MULTIPLEXED: &[(&str, &[(&str, u64)])] = &[
-    (
-        "socketcall",
-        &[
-            ("socket", 1),
-            ("bind", 2),
-            ("connect", 3),
-            ("listen", 4),
-            ("accept", 5),
-            ("getsockname", 6),
-            ("getpeername", 7),
-            ("socketpair", 8),
-            ("send", 9),
-            ("recv", 10),
-            ("sendto", 11),
-            ("recvfrom", 12),
-            ("shutdown", 13),
-            ("setsockopt", 14),
-            ("getsockopt", 15),
-            ("sendmsg", 16),
-            ("recvmsg", 17),
-            ("accept4", 18),
-            ("recvmmsg", 19),
-            ("sendmmsg", 20),
-        ],
-    ),
-    (
-        "ipc",
-        &[
-            ("semop", 1),
-            ("semget", 2),
-            ("semctl", 3),
-            ("semtimedop", 4),
-            ("msgsnd", 11),
-            ("msgrcv", 12),
-            ("msgget", 13),
-            ("msgctl", 14),
-            ("shmat", 21),
-            ("shmdt", 22),
-            ("shmget", 23),
-            ("shmctl", 24),
-        ],
-    ),
-];
-
-/// What each system call number of an architecture leads to, as the start of each run of equal leaves.
-fn intervals(rules: &[Rule<'_>], architecture: Architecture, default: u32) -> Vec<(u32, Leaf)> {
-    let mut leaves: BTreeMap<u32, Leaf> = BTreeMap::new();
-    for rule in rules {
-        for name in rule.names {
-            let number = numbers(name).map_or(-1, |numbers| numbers[architecture.column()]);
-            if let Ok(number) = u32::try_from(number) {
-                add(leaves.entry(number).or_default(), &rule.alternatives, rule.result);
-            }
-            if architecture != Architecture::X86 || !rule.alternatives.is_empty() {
-                continue;
-            }
-            for (carrier, calls) in MULTIPLEXED {
-                let call = calls.iter().find(|(call, _)| call == name);
-                let carrier = numbers(carrier).and_then(|numbers| u32::try_from(numbers[1]).ok());
-                if let (Some(&(_, value)), Some(carrier)) = (call, carrier) {
-                    let condition = Condition { index: 0, operator: Operator::Equal, value };
-                    add(leaves.entry(carrier).or_default(), &[vec![condition]], rule.result);
-                }
-            }
-        }
-    }
-    // A call newer than any the profile speaks of: its author did not mean to forbid it, and programs fall back only
-    // on ENOSYS. The highest Arm-private numbers do not count as "newest".
-    let newest = leaves.keys().copied().filter(|&number| number < 0xf_0000).max();
-    let tail = match newest {
-        Some(_) if default & 0xffff_0000 == ERRNO => Some(ERRNO | libc::ENOSYS as u32),
-        _ => None,
-    };
-    let mut runs: Vec<(u32, Leaf)> = Vec::new();
-    let mut push = |start: u32, leaf: Leaf| {
-        let leaf = if leaf.alternatives.is_empty() {
-            Leaf { otherwise: Some(leaf.otherwise.unwrap_or(default)), ..leaf }
-        } else {
-            leaf
-        };
-        match runs.last_mut() {
-            Some(last) if last.1 == leaf => {}
-            Some(last) if last.0 == start => last.1 = leaf,
-            _ => runs.push((start, leaf)),
-        }
-    };
-    push(0, Leaf::default());
-    let gap = |number: u32| Leaf {
-        otherwise: if newest.is_some_and(|newest| number > newest) { tail } else { None },
-        ..Leaf::default()
-    };
-    for (number, leaf) in leaves {
-        push(number, leaf);
-        push(number + 1, gap(number + 1));
-    }
-    runs
-}
-
-fn add(leaf: &mut Leaf, alternatives: &[Vec<Condition>], result: u32) {
-    if alternatives.is_empty() {
-        leaf.otherwise.get_or_insert(result);
-    } else {
-        leaf.alternatives.extend(alternatives.iter().map(|conditions| (conditions.clone(), result)));
-    }
+/// The action of a filter's return value, without its data.
+const fn action_code(result: u32) -> u32 {
+    result & 0xffff_0000
 }
 
 /// The filter's return value for an action.
-fn action(name: &str, errno: Option<u32>, path: &str, errno_path: &str) -> Result<u32, SeccompError> {
-    let with_errno = |base: u32| {
-        let errno = errno.unwrap_or(libc::EPERM as u32);
-        if errno > 0xffff { Err(invalid(errno_path, format!("{errno} is above 65535"))) } else { Ok(base | errno) }
+fn action(
+    name: &str,
+    errno: Option<u32>,
+    path: impl Fn() -> String,
+    errno_path: impl Fn() -> String,
+) -> Result<u32, SeccompError> {
+    let with_data = |base: u32, max: u32| {
+        let data = errno.unwrap_or(libc::EPERM as u32);
+        if data > max { Err(invalid(errno_path(), format!("{data} is above {max}"))) } else { Ok(base | data) }
     };
     let result = match name {
-        "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" => 0,
+        "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" => KILL_THREAD,
         "SCMP_ACT_KILL_PROCESS" => KILL_PROCESS,
-        "SCMP_ACT_TRAP" => 0x0003_0000,
-        "SCMP_ACT_ERRNO" => return with_errno(ERRNO),
-        "SCMP_ACT_TRACE" => return with_errno(0x7ff0_0000),
+        "SCMP_ACT_TRAP" => TRAP,
+        "SCMP_ACT_ERRNO" => return with_data(ERRNO, ERRNO_MAX),
+        "SCMP_ACT_TRACE" => return with_data(TRACE, 0xffff),
         "SCMP_ACT_LOG" => LOG,
         "SCMP_ACT_ALLOW" => ALLOW,
-        "SCMP_ACT_NOTIFY" => {
-            return Err(invalid(path, "user-space notification is not supported by this runtime"));
+        "SCMP_ACT_NOTIFY" => NOTIFY,
+        "" => return Err(invalid(path(), format!("is missing; it is one of {}", ACTIONS.join(", ")))),
+        other => {
+            return Err(invalid(path(), format!("`{}` is not one of {}", other.escape_debug(), ACTIONS.join(", "))));
         }
-        other => return Err(invalid(path, format!("`{other}` is not an action"))),
     };
     match errno {
-        Some(_) => Err(invalid(errno_path, format!("`{name}` returns no error number"))),
+        Some(errno) => {
+            let problem = format!("{errno} is given, but `{name}` returns no error; SCMP_ACT_ERRNO and _TRACE do");
+            Err(invalid(errno_path(), problem))
+        }
         None => Ok(result),
     }
 }
 
+/// Flags of a profile and of `seccomp(2)`.
+pub const FLAGS: [(&str, u32); 4] = [
+    ("SECCOMP_FILTER_FLAG_TSYNC", 1),
+    ("SECCOMP_FILTER_FLAG_LOG", 2),
+    ("SECCOMP_FILTER_FLAG_SPEC_ALLOW", 4),
+    ("SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV", 32),
+];
+const SPEC_ALLOW: u32 = 4;
+const NEW_LISTENER: u32 = 8;
+const WAIT_KILLABLE: u32 = 32;
+
 /// `SECCOMP_FILTER_FLAG_*`; without a list, speculation stays allowed, as runc does.
-fn filter_flags(names: Option<&[String]>) -> Result<u32, SeccompError> {
-    const SPEC_ALLOW: u32 = 4;
-    let Some(names) = names else {
-        return Ok(SPEC_ALLOW);
-    };
-    let mut flags = 0;
-    for (index, name) in names.iter().enumerate() {
-        flags |= match name.as_str() {
-            // We have one thread, which TSYNC then means; the kernel's flag is 1.
-            "SECCOMP_FILTER_FLAG_TSYNC" => 1,
-            "SECCOMP_FILTER_FLAG_LOG" => 2,
-            "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => SPEC_ALLOW,
-            _ => {
-                return Err(invalid(format!("flags[{index}]"), format!("`{name}` is not supported")));
-            }
+fn filter_flags(names: Option<&[String]>, notifies: bool) -> Result<u32, SeccompError> {
+    let mut flags = if names.is_none() { SPEC_ALLOW } else { 0 };
+    for (index, name) in names.into_iter().flatten().enumerate() {
+        let Some((_, flag)) = FLAGS.iter().find(|(known, _)| known == name) else {
+            let allowed = FLAGS.map(|(known, _)| known).join(", ");
+            let problem = format!("`{}` is not one of {allowed}", name.escape_debug());
+            return Err(invalid(format!("flags[{index}]"), problem));
         };
+        flags |= flag;
     }
-    Ok(flags)
+    // There is one thread, and the kernel gives a listener for one only.
+    Ok(if notifies { flags & !1 | NEW_LISTENER } else { flags & !WAIT_KILLABLE })
 }
 
+#[cfg(test)]
+mod differential;
 #[cfg(test)]
 mod tests;

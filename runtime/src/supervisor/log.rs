@@ -54,6 +54,20 @@ pub struct ContainerLog {
     lost: u64,
     /// How long a write may be tried again.
     hold_max: Duration,
+    /// Entries under construction, kept to be used again.
+    entries: Vec<u8>,
+}
+
+/// The first entry of a chunk: its tag, its text, and how much of the chunk that is.
+fn first_entry(chunk: &[u8]) -> (u8, &[u8], usize) {
+    let most = &chunk[..chunk.len().min(LINE_MAX + 1)];
+    match memchr::memchr(b'\n', most) {
+        Some(end) => (b'F', &chunk[..end], end + 1),
+        None => {
+            let piece = &most[..most.len().min(LINE_MAX)];
+            (b'P', piece, piece.len())
+        }
+    }
 }
 
 fn open(path: &Path) -> io::Result<(File, u64)> {
@@ -73,7 +87,16 @@ impl ContainerLog {
             .because(|| format!("cannot open `{}`", path.display()))
             .or_hint("the directory of --container-log must exist")
             .in_step("container log")?;
-        Ok(Self { path: path.to_owned(), file, bytes, bytes_max, files_max, lost: 0, hold_max: HOLD_MAX })
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            bytes,
+            bytes_max,
+            files_max,
+            lost: 0,
+            hold_max: HOLD_MAX,
+            entries: Vec::new(),
+        })
     }
 
     /// Number of the open descriptor. It changes with rotation.
@@ -81,29 +104,37 @@ impl ContainerLog {
         self.file.as_raw_fd()
     }
 
-    /// Write a chunk of output as entries.
+    /// Write a chunk of output as entries, all with the same time.
     pub fn write(&mut self, stream: Stream, chunk: &[u8], now: SystemTime) {
-        let stamp = crate::time::rfc3339(now);
-        let mut entries = Vec::with_capacity(chunk.len() + 64);
-        for line in chunk.split_inclusive(|&byte| byte == b'\n') {
-            let (tag, text) = match line.strip_suffix(b"\n") {
-                Some(text) => ('F', text),
-                None => ('P', line),
-            };
-            let start = entries.len();
-            let _ = write!(entries, "{stamp} {} {tag} ", stream.name());
+        let mut head = format!("{} {} F ", crate::time::rfc3339(now), stream.name()).into_bytes();
+        let tag_at = head.len() - 2;
+        let mut entries = std::mem::take(&mut self.entries);
+        // Room for lines of sixteen bytes and more; shorter ones make it grow.
+        entries.reserve(chunk.len() + chunk.len() / 16 * head.len() + head.len() + 1);
+        let mut rest = chunk;
+        while !rest.is_empty() {
+            let (tag, text, length) = first_entry(rest);
+            head[tag_at] = tag;
+            rest = &rest[length..];
+            let written = self.bytes + entries.len() as u64;
+            let size = head.len() + text.len() + 1;
+            if written > 0 && written + size as u64 > self.bytes_max {
+                self.append(&entries);
+                entries.clear();
+                self.rotate();
+            }
+            entries.extend_from_slice(&head);
             entries.extend_from_slice(text);
             entries.push(b'\n');
-            let size = (entries.len() - start) as u64;
-            if self.bytes + entries.len() as u64 > self.bytes_max && self.bytes + start as u64 > 0 {
-                let next = entries.split_off(start);
-                self.append(&entries);
-                self.rotate();
-                entries = next;
-                debug_assert_eq!(entries.len() as u64, size);
-            }
         }
         self.append(&entries);
+        entries.clear();
+        self.entries = entries;
+    }
+
+    /// Give back memory that is needed only while there is output.
+    pub fn rest(&mut self) {
+        self.entries = Vec::new();
     }
 
     /// Last chance to say what was lost.
@@ -198,6 +229,27 @@ mod tests {
             "{stamp} stdout F one\n{stamp} stdout F \n{stamp} stdout P two\n{stamp} stdout F  goes on\n{stamp} stderr F bad\n"
         );
         assert_eq!(fs::read_to_string(&path).expect("the log"), want);
+    }
+
+    #[test]
+    fn a_long_line_is_cut_into_pieces() {
+        let text = |size: usize, end: &str| [&vec![b'x'; size][..], end.as_bytes()].concat();
+        for (why, chunk, want) in [
+            ("just fits", text(LINE_MAX, "\n"), vec![('F', LINE_MAX)]),
+            ("one too many", text(LINE_MAX + 1, "\n"), vec![('P', LINE_MAX), ('F', 1)]),
+            ("no end", text(LINE_MAX + 1, ""), vec![('P', LINE_MAX), ('P', 1)]),
+            ("exactly a piece", text(LINE_MAX, ""), vec![('P', LINE_MAX)]),
+            ("several", text(3 * LINE_MAX, "\n\n"), vec![('P', LINE_MAX), ('P', LINE_MAX), ('F', LINE_MAX), ('F', 0)]),
+        ] {
+            let mut rest = &chunk[..];
+            let mut got = Vec::new();
+            while !rest.is_empty() {
+                let (tag, text, length) = first_entry(rest);
+                got.push((char::from(tag), text.len()));
+                rest = &rest[length..];
+            }
+            assert_eq!(got, want, "{why}");
+        }
     }
 
     #[test]

@@ -25,6 +25,13 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+/// How much a container may be ahead of us.
+const PIPE_SIZE: usize = 1024 * 1024;
+/// How much is read at a time.
+const CHUNK: usize = 256 * 1024;
+/// How often one stream is read before the others get their turn.
+const READS_MAX: usize = 8;
+
 /// What `--supervise` asks for.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -60,6 +67,10 @@ impl Streams {
         let flags = rustix::pipe::PipeFlags::CLOEXEC;
         let (stdout, out) = rustix::pipe::pipe_with(flags).because(what)?;
         let (stderr, err) = rustix::pipe::pipe_with(flags).because(what)?;
+        for pipe in [&stdout, &stderr] {
+            // With less room it works as well, only slower.
+            let _ = rustix::pipe::fcntl_setpipe_size(pipe, PIPE_SIZE);
+        }
         Ok(Self { theirs: [null, out, err], stdout, stderr })
     }
 }
@@ -115,7 +126,7 @@ pub fn supervise(
     keep.extend([pidfd.as_raw_fd(), log.fd(), signals.fd().as_raw_fd()]);
     keep.extend(channel.iter().map(|channel| channel.fd().as_raw_fd()));
     leave_caller(&keep)?;
-    let mut copier = Copier { outputs, log };
+    let mut copier = Copier::new(outputs, log);
     loop {
         let mut fds = vec![PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)];
         fds.extend(copier.outputs.iter().map(|(_, fd)| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)));
@@ -175,38 +186,73 @@ struct Copier {
     log: ContainerLog,
 }
 
+/// What a read has found.
+enum Read {
+    /// Something, which is in the log now.
+    Some,
+    /// Nothing at the moment.
+    Nothing,
+    /// Nothing any more.
+    End,
+}
+
 impl Copier {
-    /// Copy once from each output that is ready; one that has ended is dropped.
+    fn new(outputs: Vec<(Stream, OwnedFd)>, log: ContainerLog) -> Self {
+        for (_, fd) in &outputs {
+            if let Ok(flags) = rustix::fs::fcntl_getfl(fd) {
+                let _ = rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK);
+            }
+        }
+        Self { outputs, log }
+    }
+
+    /// Copy what each output that is ready has; one that has ended is dropped.
     fn copy(&mut self, ready: &[bool]) {
+        if !ready.iter().any(|&ready| ready) {
+            return;
+        }
+        let mut buffer = Vec::with_capacity(CHUNK);
         let log = &mut self.log;
         let mut ready = ready.iter();
-        self.outputs.retain(|(stream, fd)| !ready.next().is_some_and(|&ready| ready) || copy_once(log, *stream, fd));
+        self.outputs.retain(|(stream, fd)| {
+            if !ready.next().is_some_and(|&ready| ready) {
+                return true;
+            }
+            for _ in 0..READS_MAX {
+                match copy_once(log, *stream, fd, &mut buffer) {
+                    Read::Some => {}
+                    Read::Nothing => break,
+                    Read::End => return false,
+                }
+            }
+            true
+        });
+        log.rest();
     }
 
     /// Copy what is left. A process that outlived the container's first one (shared PID namespace) may keep a pipe
     /// open, so this ends when there is nothing to read now.
     fn drain(&mut self) {
+        let mut buffer = Vec::with_capacity(CHUNK);
         for (stream, fd) in std::mem::take(&mut self.outputs) {
-            if let Ok(flags) = rustix::fs::fcntl_getfl(&fd) {
-                let _ = rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK);
-            }
-            while copy_once(&mut self.log, stream, &fd) {}
+            while matches!(copy_once(&mut self.log, stream, &fd, &mut buffer), Read::Some) {}
         }
         self.log.finish();
     }
 }
 
-/// Copy one chunk; false when there is no more.
-fn copy_once(log: &mut ContainerLog, stream: Stream, fd: &OwnedFd) -> bool {
-    let mut buffer = [0; log::LINE_MAX];
-    match rustix::io::read(fd, &mut buffer) {
-        Ok(0) => false,
-        Ok(count) => {
-            log.write(stream, &buffer[..count], SystemTime::now());
-            true
+/// Copy one chunk.
+fn copy_once(log: &mut ContainerLog, stream: Stream, fd: &OwnedFd, buffer: &mut Vec<u8>) -> Read {
+    buffer.clear();
+    match rustix::io::read(fd, rustix::buffer::spare_capacity(buffer)) {
+        Ok(0) => Read::End,
+        Ok(_) => {
+            log.write(stream, buffer, SystemTime::now());
+            Read::Some
         }
-        Err(Errno::INTR) => true,
+        Err(Errno::INTR) => Read::Some,
+        Err(Errno::AGAIN) => Read::Nothing,
         // A terminal reports its end as an error.
-        Err(_) => false,
+        Err(_) => Read::End,
     }
 }

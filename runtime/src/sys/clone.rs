@@ -119,6 +119,17 @@ pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
+/// `pidfd_getfd(2)`, Linux 5.6: a copy of a descriptor that another process has.
+///
+/// # Errors
+/// `EBADF` when it has none of this number, `EPERM` when this process may not trace it.
+pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: three integers by value.
+    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) })?;
+    // SAFETY: `fd` was created by the call above and nothing else holds it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
 /// `pidfd_send_signal(2)`, Linux 5.1.
 ///
 /// # Errors

@@ -2,8 +2,11 @@
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use std::ffi::OsStr;
 use std::io;
-use std::path::Path;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 /// Read the start of a file of procfs into `buffer`; these come whole, if there is room for them.
 ///
@@ -37,6 +40,22 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     }
 }
 
+/// The path of a directory without links, `.` and `..`. The kernel resolves it at once, where the standard library asks
+/// for each part.
+///
+/// # Errors
+/// It is not there, or no directory.
+pub fn resolve(path: &Path) -> io::Result<PathBuf> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(path, flags, Mode::empty())?;
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    match rustix::fs::readlink(link, Vec::new()) {
+        Ok(found) => Ok(PathBuf::from(OsStr::from_bytes(found.as_bytes()))),
+        // Without procfs, the long way.
+        Err(_) => std::fs::canonicalize(path),
+    }
+}
+
 /// Make a new file.
 ///
 /// # Errors
@@ -61,6 +80,19 @@ fn write_all(fd: impl std::os::fd::AsFd, mut bytes: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_without_links() {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir(dir.path().join("real")).expect("a directory");
+        std::os::unix::fs::symlink("real", dir.path().join("link")).expect("a link");
+        std::fs::write(dir.path().join("file"), "").expect("a file");
+        let real = std::fs::canonicalize(dir.path()).expect("there").join("real");
+        assert_eq!(resolve(&dir.path().join("link/../real/.")).expect("there"), real);
+        assert_eq!(resolve(&dir.path().join("link")).expect("there"), real);
+        assert!(resolve(&dir.path().join("file")).is_err());
+        assert!(resolve(&dir.path().join("none")).is_err());
+    }
 
     #[test]
     fn a_file_comes_back_as_it_was_written() {

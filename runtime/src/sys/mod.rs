@@ -9,6 +9,7 @@ pub mod file;
 pub mod mount;
 pub mod process;
 pub mod seccomp;
+pub mod shared;
 pub mod signal;
 pub mod socket;
 pub mod tty;

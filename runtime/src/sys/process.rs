@@ -318,11 +318,24 @@ pub fn dup_to(fd: BorrowedFd<'_>, target: i32) -> io::Result<()> {
     check_int(unsafe { libc::dup2(fd.as_raw_fd(), target) }).map(drop)
 }
 
-/// Give free heap pages back to the kernel; for the supervisor, which stays for long and needs little.
-pub fn trim_heap() {
-    // SAFETY: an integer by value; glibc's allocator keeps its own state consistent.
+/// Let the heap grow in one large step: what is not touched costs nothing, each small step a system call.
+pub fn widen_heap() {
+    // SAFETY: integers by value; glibc's allocator keeps its own state consistent.
     #[cfg(target_env = "gnu")]
     unsafe {
+        libc::mallopt(libc::M_TOP_PAD, 1024 * 1024);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 2 * 1024 * 1024);
+    }
+}
+
+/// Give free heap pages back to the kernel; for the supervisor, which stays for long and needs little.
+pub fn trim_heap() {
+    // SAFETY: integers by value; glibc's allocator keeps its own state consistent. The fixed threshold makes large
+    // buffers mappings of their own, which go when they are freed.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 64 * 1024);
+        libc::mallopt(libc::M_TOP_PAD, 0);
         libc::malloc_trim(0);
     }
 }

@@ -3,6 +3,7 @@
 
 use super::check;
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
 
 /// One classic BPF instruction, `struct sock_filter`.
 #[repr(C)]
@@ -27,11 +28,15 @@ pub fn knows_flags(flags: u32) -> bool {
     check(result).is_err_and(|error| error.raw_os_error() == Some(libc::EFAULT))
 }
 
-/// `SECCOMP_SET_MODE_FILTER`.
+/// `SECCOMP_FILTER_FLAG_NEW_LISTENER`.
+const NEW_LISTENER: u32 = 8;
+
+/// `SECCOMP_SET_MODE_FILTER`; returns the listener when the flags ask for one.
 ///
 /// # Errors
-/// `EACCES` without `CAP_SYS_ADMIN` or no_new_privs, `EINVAL` for a bad program or an unknown flag.
-pub fn set_filter(program: &[Instruction], flags: u32) -> io::Result<()> {
+/// `EACCES` without `CAP_SYS_ADMIN` or no_new_privs, `EINVAL` for a bad program or an unknown flag, `EBUSY` when
+/// another filter of this process has a listener.
+pub fn set_filter(program: &[Instruction], flags: u32) -> io::Result<Option<OwnedFd>> {
     #[repr(C)]
     struct Program {
         length: u16,
@@ -40,5 +45,11 @@ pub fn set_filter(program: &[Instruction], flags: u32) -> io::Result<()> {
     let length = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
     let program = Program { length, filter: program.as_ptr() };
     // SAFETY: `Program` is `struct sock_fprog`, its pointer and length come from one live slice of `sock_filter`.
-    check(unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &raw const program) }).map(drop)
+    let result =
+        check(unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &raw const program) })?;
+    if flags & NEW_LISTENER == 0 {
+        return Ok(None);
+    }
+    // SAFETY: with this flag the call returns a descriptor it has just made, and nothing else holds it.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(result as i32) }))
 }

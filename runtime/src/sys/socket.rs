@@ -27,6 +27,22 @@ struct Control([u8; 64]);
 /// # Errors
 /// `EPIPE` when the other side is gone (no signal is raised).
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    send_some(socket, bytes, fd).map(drop)
+}
+
+/// Send bytes over a stream, all of them, with a descriptor attached to the first.
+///
+/// # Errors
+/// As [`send`], and `EAGAIN` when the time limit of the socket is over.
+pub fn send_all(socket: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut sent = send_some(socket, bytes, Some(fd))?;
+    while sent < bytes.len() {
+        sent += send_some(socket, &bytes[sent..], None)?;
+    }
+    Ok(())
+}
+
+fn send_some(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<usize> {
     let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     let mut control = Control([0; 64]);
     // SAFETY: an all-zero msghdr is a valid value of a plain C structure.
@@ -50,7 +66,7 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'_>>) ->
         // SAFETY: `message` and what it points to live across the call.
         let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) };
         if sent >= 0 {
-            return Ok(());
+            return Ok(sent as usize);
         }
         let error = io::Error::last_os_error();
         if error.kind() != io::ErrorKind::Interrupted {

@@ -2,6 +2,7 @@
 //!
 //! A figure is one line: `NAME: VALUE UNIT; PEER VALUE; ratio R; aim A; met|short`.
 
+mod runtime;
 mod shop;
 
 use crate::error::{Error, Result};
@@ -13,9 +14,11 @@ use std::time::Duration;
 /// Measures.
 type Bench = fn(&Options) -> Result<Report>;
 
-/// Benches: name, what it measures, and how.
-const BENCHES: &[(&str, &str, Bench)] =
-    &[("shop", "the example app on a lab: deploy, a replica's death, a worker's death", shop::run)];
+/// Benches: name, what it measures, how many rounds it takes by itself, and how.
+const BENCHES: &[(&str, &str, usize, Bench)] = &[
+    ("shop", "the example app on a lab: deploy, a replica's death, a worker's death", 5, shop::run),
+    ("runtime", "gantry-runtime beside crun, runc and the least that any runtime does", 60, runtime::run),
+];
 
 /// What the command line asks for.
 #[derive(Debug, Clone)]
@@ -32,7 +35,18 @@ pub(crate) struct Report {
     pub(crate) raw: String,
 }
 
-/// One figure; smaller is better.
+/// What a figure should be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Aim {
+    /// No more than this.
+    Most(f64),
+    /// No less than this.
+    Least(f64),
+    /// No more than this times the peer's.
+    Times(f64),
+}
+
+/// One figure.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Figure {
     pub(crate) name: String,
@@ -40,12 +54,16 @@ pub(crate) struct Figure {
     pub(crate) unit: &'static str,
     /// Another program's figure, measured in the same run.
     pub(crate) peer: Option<(String, f64)>,
-    pub(crate) aim: f64,
+    pub(crate) aim: Aim,
 }
 
 impl Figure {
     fn met(&self) -> bool {
-        self.value <= self.aim
+        match self.aim {
+            Aim::Most(most) => self.value <= most,
+            Aim::Least(least) => self.value >= least,
+            Aim::Times(most) => self.peer.as_ref().is_some_and(|(_, peer)| self.value <= most * peer),
+        }
     }
 
     fn line(&self) -> String {
@@ -53,7 +71,12 @@ impl Figure {
         if let Some((peer, value)) = &self.peer {
             let _ = write!(line, "; {peer} {}; ratio {:.2}", short(*value), self.value / value);
         }
-        let _ = write!(line, "; aim {}; {}", short(self.aim), if self.met() { "met" } else { "short" });
+        let aim = match self.aim {
+            Aim::Most(most) => short(most),
+            Aim::Least(least) => format!("at least {}", short(least)),
+            Aim::Times(most) => format!("{}x", short(most)),
+        };
+        let _ = write!(line, "; aim {aim}; {}", if self.met() { "met" } else { "short" });
         line
     }
 }
@@ -81,7 +104,7 @@ pub(crate) fn median(samples: &[Duration]) -> f64 {
 
 /// `cargo xtask bench NAME [--rounds N] [--check] [--save]`.
 pub(crate) fn task(args: &[String]) -> Result<()> {
-    let mut options = Options { rounds: 5 };
+    let mut rounds = None;
     let (mut check, mut save, mut name) = (false, false, None);
     let mut words = args.iter();
     while let Some(word) = words.next() {
@@ -90,18 +113,19 @@ pub(crate) fn task(args: &[String]) -> Result<()> {
             "--save" => save = true,
             "--rounds" => {
                 let count = words.next().and_then(|count| count.parse().ok()).filter(|count| *count > 0);
-                options.rounds = count.ok_or_else(|| Error::Usage("--rounds needs a number above 0".into()))?;
+                rounds = Some(count.ok_or_else(|| Error::Usage("--rounds needs a number above 0".into()))?);
             }
             flag if flag.starts_with('-') => return Err(Error::Usage(format!("bench does not know `{flag}`"))),
             word => name = Some(word.to_owned()),
         }
     }
-    let list = || BENCHES.iter().map(|(name, what, _)| format!("{name}: {what}")).collect::<Vec<_>>().join("; ");
+    let list = || BENCHES.iter().map(|(name, what, ..)| format!("{name}: {what}")).collect::<Vec<_>>().join("; ");
     let name = name.ok_or_else(|| Error::Usage(format!("which bench? There are: {}", list())))?;
-    let (_, _, run) = BENCHES
+    let (_, _, usual, run) = BENCHES
         .iter()
-        .find(|(known, _, _)| *known == name)
+        .find(|(known, ..)| *known == name)
         .ok_or_else(|| Error::Usage(format!("no bench `{name}`. There are: {}", list())))?;
+    let options = Options { rounds: rounds.unwrap_or(*usual) };
     let report = run(&options)?;
     let lines: Vec<String> = report.figures.iter().map(Figure::line).collect();
     lines.iter().for_each(|line| println!("{line}"));
@@ -141,10 +165,15 @@ mod tests {
 
     #[test]
     fn a_figure_is_one_line() {
-        let figure = |value, peer| Figure { name: "start".into(), value, unit: "s", peer, aim: 0.1 };
+        let figure = |value, peer, aim| Figure { name: "start".into(), value, unit: "s", peer, aim };
+        let runc = || Some(("runc".into(), 0.4));
         for (figure, line) in [
-            (figure(0.0872, None), "start: 0.087 s; aim 0.1; met"),
-            (figure(0.2, Some(("runc".into(), 0.4))), "start: 0.2 s; runc 0.4; ratio 0.50; aim 0.1; short"),
+            (figure(0.0872, None, Aim::Most(0.1)), "start: 0.087 s; aim 0.1; met"),
+            (figure(0.2, runc(), Aim::Most(0.1)), "start: 0.2 s; runc 0.4; ratio 0.50; aim 0.1; short"),
+            (figure(0.2, runc(), Aim::Times(0.5)), "start: 0.2 s; runc 0.4; ratio 0.50; aim 0.5x; met"),
+            (figure(0.2, None, Aim::Times(0.5)), "start: 0.2 s; aim 0.5x; short"),
+            (figure(0.2, None, Aim::Least(0.5)), "start: 0.2 s; aim at least 0.5; short"),
+            (figure(0.5, None, Aim::Least(0.5)), "start: 0.5 s; aim at least 0.5; met"),
         ] {
             assert_eq!(figure.line(), line);
         }

@@ -1,0 +1,68 @@
+//! `pause` and `resume`: stop all processes of a container where they are, and let them go on.
+
+use super::open;
+use crate::args::{Command, Global, Operands, Opt, UsageError};
+use crate::error::{Failure, InStep, Outcome};
+use crate::state::Status;
+
+/// `pause`.
+#[derive(Debug, Default)]
+pub struct Pause {
+    id: String,
+}
+
+impl Command for Pause {
+    const NAME: &'static str = "pause";
+    const SUMMARY: &'static str = "stop all processes of a container until it is resumed";
+    const OPERANDS: &'static str = "ID";
+    const OPTIONS: &'static [&'static [Opt<Self>]] = &[];
+
+    fn operands(&mut self, operands: &mut Operands) -> Result<(), UsageError> {
+        self.id = operands.id()?;
+        Ok(())
+    }
+
+    fn run(&self, global: &Global) -> Outcome<i32> {
+        let (dir, record) = open(global, &self.id)?;
+        match dir.status(&record) {
+            Status::Running | Status::Created => {
+                record.own_cgroup()?.freeze().in_step("pause")?;
+                Ok(0)
+            }
+            status => Err(Failure::new("container not running").hint(format!("`{}` is {}", self.id, status.name()))),
+        }
+    }
+}
+
+/// `resume`.
+#[derive(Debug, Default)]
+pub struct Resume {
+    id: String,
+}
+
+impl Command for Resume {
+    const NAME: &'static str = "resume";
+    const SUMMARY: &'static str = "let the processes of a paused container go on";
+    const OPERANDS: &'static str = "ID";
+    const OPTIONS: &'static [&'static [Opt<Self>]] = &[];
+
+    fn operands(&mut self, operands: &mut Operands) -> Result<(), UsageError> {
+        self.id = operands.id()?;
+        Ok(())
+    }
+
+    fn run(&self, global: &Global) -> Outcome<i32> {
+        let (dir, record) = open(global, &self.id)?;
+        let status = dir.status(&record);
+        if status != Status::Paused {
+            return Err(Failure::new("container not paused").hint(format!("`{}` is {}", self.id, status.name())));
+        }
+        let cgroup = record.own_cgroup()?;
+        cgroup.thaw();
+        if cgroup.is_frozen() {
+            return Err(Failure::new(format!("cannot resume `{}`", self.id))
+                .hint("a cgroup above it is frozen, or its freezer cannot be written"));
+        }
+        Ok(0)
+    }
+}
