@@ -9,6 +9,7 @@ use crate::cgroup::{Cgroup, Doors};
 use crate::config::check::check_process;
 use crate::config::read::read;
 use crate::config::{Config, Process, Seccomp};
+use crate::container::capabilities;
 use crate::container::channel::{Channel, Message};
 use crate::container::init::{Terminal, hand_over};
 use crate::container::labels;
@@ -16,7 +17,7 @@ use crate::container::namespaces::{Kind, MountsOf, become_root};
 use crate::container::process::{self as program, Program};
 use crate::container::{resctrl, scheduling};
 use crate::error::{Because, Failure, InStep, Outcome};
-use crate::foreground::{self, Signals};
+use crate::foreground::{self, OomGuard, Signals};
 use crate::launch::{self, compile_filter, connect_console};
 use crate::pidfd::Receiver;
 use crate::remove::saved_config;
@@ -26,8 +27,7 @@ use crate::state::{self, StateDir, Status};
 use crate::sys::clone::{self, Side};
 use crate::sys::{process, signal};
 use rustix::fs::{Mode, OFlags};
-use std::fs;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 /// What the command line asks for.
@@ -103,7 +103,8 @@ impl SubCgroup {
 /// The process to run: a file, or the container's own with what the command line changes.
 fn process_of(options: &Options, config: &Config) -> Outcome<Process> {
     let process = if let Some(file) = &options.process {
-        let text = fs::read(file).because(|| format!("cannot read `{}`", file.display()))?;
+        let text = crate::files::read(file, crate::files::CONFIG_BYTES_MAX)
+            .because(|| format!("cannot read `{}`", file.display()))?;
         read::<Process>(&text, &file.display().to_string())?
     } else {
         let mut process = config.process.clone().unwrap_or_default();
@@ -195,7 +196,8 @@ pub fn exec(options: &Options) -> Outcome<i32> {
     let cgroup = Cgroup::at(record.cgroup.clone()).in_step("cgroup")?.without(&record.cgroup_left_out);
     let kinds = kinds(&config);
     // With the rights of its owner only, the user namespace must be joined before the others, and for good.
-    let between = rootless::is_ordinary_user() && kinds & libc::CLONE_NEWUSER != 0;
+    let ordinary = rootless::is_ordinary_user() && kinds & libc::CLONE_NEWUSER != 0;
+    let between = ordinary || is_watched(&config, kinds);
     if !between && kinds & libc::CLONE_NEWPID != 0 {
         clone::setns(init.as_fd(), libc::CLONE_NEWPID)
             .because(|| "cannot join the pid namespace".to_owned())
@@ -217,7 +219,11 @@ pub fn exec(options: &Options) -> Outcome<i32> {
         Side::Child => {
             drop(ours);
             if between {
-                go_between(init.as_fd(), kinds, &process, &theirs);
+                if ordinary {
+                    go_between(init.as_fd(), kinds, &process, &theirs);
+                } else {
+                    approach(init.as_fd(), kinds, std::mem::take(&mut doors), &theirs, &terminal, options.preserve_fds);
+                }
                 if theirs.wait_for_go().is_err() {
                     process::exit_now(1);
                 }
@@ -305,6 +311,49 @@ fn go_between(init: BorrowedFd<'_>, kinds: i32, process: &Process, channel: &Cha
     }
 }
 
+/// Whether processes of the container can look into every process in their PID namespace. Then ours must have nothing of
+/// the host left when it appears there: no root, no directory, no descriptor.
+fn is_watched(config: &Config, kinds: i32) -> bool {
+    let capabilities = config.process.as_ref().and_then(|process| process.capabilities.as_ref());
+    let traces = |name: &String| capabilities::bit(name) == capabilities::bit("CAP_SYS_PTRACE");
+    let own_users = kinds & libc::CLONE_NEWUSER != 0;
+    let own_root = matches!(MountsOf::of(config), MountsOf::Container);
+    own_root
+        && !own_users
+        && kinds & libc::CLONE_NEWPID != 0
+        && capabilities.is_some_and(|sets| sets.bounding.iter().any(traces))
+}
+
+/// Join everything in a process that the container cannot see, make the one that it can see as our sibling, tell who it
+/// is, and end. Returns in the new process only, which then has what `terminal`, `channel` and the user need, no more.
+fn approach(init: BorrowedFd<'_>, kinds: i32, doors: Doors, channel: &Channel, terminal: &Terminal, preserve_fds: u32) {
+    let join = || -> Outcome<i32> {
+        process::set_not_dumpable().because(|| "cannot make the process undumpable".to_owned())?;
+        doors.enter()?;
+        clone::setns(init, kinds).because(|| "cannot join the namespaces".to_owned())?;
+        let mut keep = vec![channel.fd().as_raw_fd()];
+        if let Terminal::Send(socket) = terminal {
+            keep.push(socket.as_raw_fd());
+        }
+        process::close_all_from(3 + preserve_fds as i32, &keep);
+        clone::clone3_sibling(0).because(|| "cannot make the process".to_owned())
+    };
+    let result = join();
+    // Closed already.
+    doors.leave_open();
+    match result {
+        Ok(0) => {}
+        Ok(pid) => {
+            let _ = channel.send(&Message::Identity(pid));
+            process::exit_now(0)
+        }
+        Err(failure) => {
+            let _ = channel.send(&Message::Failed(failure.in_step("join namespaces")));
+            process::exit_now(1)
+        }
+    }
+}
+
 /// Namespaces the container has of its own, new or joined.
 fn kinds(config: &Config) -> i32 {
     Kind::ALL
@@ -351,8 +400,9 @@ fn await_exec(
     process: notify::Process<'_>,
 ) -> Outcome<Option<OwnedFd>> {
     let mut terminal = None;
+    let mut guard = OomGuard::new(process.pid, None);
     loop {
-        match signals.receive(channel)? {
+        match guard.receive(channel, signals)? {
             Message::Terminal(master) => terminal = Some(master),
             Message::Listener(file) => notify::serve(profile, process, channel, &file)?,
             Message::End => return Ok(terminal),

@@ -1,11 +1,12 @@
 //! Stay with a process: pass signals to it, carry its terminal, and take its exit code.
 
+use crate::cgroup::Cgroup;
 use crate::container::channel::{Channel, Message};
 use crate::error::{Because, Failure, Outcome};
 use crate::sys::clone::{self, Exit};
 use crate::sys::signal::{self, SignalSet};
 use crate::sys::{process, tty};
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -22,6 +23,8 @@ impl Signals {
     /// # Errors
     /// Out of descriptors.
     pub fn hold() -> Outcome<Self> {
+        // A caller that ignores it hands that down, and then no exit status can be taken.
+        signal::reset_handler(libc::SIGCHLD);
         let all = SignalSet::all_but_faults();
         signal::set_mask(&all).because(|| "cannot block signals".to_owned())?;
         signal::signalfd(&all).because(|| "cannot watch signals".to_owned()).map(Self)
@@ -45,16 +48,40 @@ impl Signals {
     /// # Errors
     /// A signal that asks us to end.
     pub fn receive(&self, channel: &Channel) -> Outcome<Message> {
+        self.receive_within(channel, None, None).map(|message| message.unwrap_or(Message::End))
+    }
+
+    /// The same from a process whose end of the channel others may hold open, too: its death is the end.
+    ///
+    /// # Errors
+    /// As [`Signals::receive`].
+    pub fn receive_from(&self, channel: &Channel, pidfd: BorrowedFd<'_>) -> Outcome<Message> {
+        self.receive_within(channel, None, Some(pidfd)).map(|message| message.unwrap_or(Message::End))
+    }
+
+    /// The same; `None` when nothing came within `limit`, or before the death of a process.
+    fn receive_within(
+        &self,
+        channel: &Channel,
+        limit: Option<&Timespec>,
+        pidfd: Option<BorrowedFd<'_>>,
+    ) -> Outcome<Option<Message>> {
         loop {
-            let mut fds = [
+            let mut fds = vec![
                 PollFd::from_borrowed_fd(channel.fd(), PollFlags::IN),
                 PollFd::from_borrowed_fd(self.fd(), PollFlags::IN),
             ];
-            poll(&mut fds)?;
+            fds.extend(pidfd.map(|pidfd| PollFd::from_borrowed_fd(pidfd, PollFlags::IN)));
+            if !poll_within(&mut fds, limit)? {
+                return Ok(None);
+            }
             let (message, signal) = (fds[0].revents(), fds[1].revents());
             // A message first: once the program runs, signals are for it.
             if !message.is_empty() {
-                return channel.receive();
+                return channel.receive().map(Some);
+            }
+            if fds.get(2).is_some_and(|ended| !ended.revents().is_empty()) {
+                return Ok(None);
             }
             if !signal.is_empty()
                 && let Some(signal @ (libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT)) = self.next()?
@@ -70,10 +97,85 @@ impl Signals {
 /// # Errors
 /// Out of memory.
 pub fn poll(fds: &mut [PollFd<'_>]) -> Outcome<()> {
+    poll_within(fds, None).map(drop)
+}
+
+/// Wait for any descriptor; false when nothing came within `limit`.
+fn poll_within(fds: &mut [PollFd<'_>], limit: Option<&Timespec>) -> Outcome<bool> {
     loop {
-        match rustix::event::poll(fds, None) {
+        match rustix::event::poll(fds, limit) {
             Err(Errno::INTR) => {}
-            result => return result.map(drop).because(|| "cannot wait".to_owned()),
+            result => return result.map(|count| count > 0).because(|| "cannot wait".to_owned()),
+        }
+    }
+}
+
+/// Waits for a process of ours that starts in a container, but not for memory it will never get.
+///
+/// - One that must not be killed (`oom_score_adj` -1000, from the bundle or the caller) tries again for ever in the
+///   kernel. When it is silent, its score is one better until it is through.
+/// - One whose bundle disables the OOM killer sleeps for ever. It is given up.
+#[derive(Debug)]
+pub struct OomGuard<'a> {
+    pid: i32,
+    cgroup: Option<&'a Cgroup>,
+    eased: bool,
+}
+
+/// How long a process may be silent before it is looked at.
+const SILENT_MAX: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// The score of a process that is never killed, and the next one.
+const NEVER_KILLED: (&str, &str) = ("-1000", "-999");
+
+impl<'a> OomGuard<'a> {
+    /// For a process that is not reaped as long as this lives.
+    ///
+    /// - `cgroup`: where it starts, if it may be given up.
+    pub const fn new(pid: i32, cgroup: Option<&'a Cgroup>) -> Self {
+        Self { pid, cgroup, eased: false }
+    }
+
+    /// As [`Signals::receive`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn receive(&mut self, channel: &Channel, signals: &Signals) -> Outcome<Message> {
+        loop {
+            if let Some(message) = signals.receive_within(channel, Some(&SILENT_MAX), None)? {
+                return Ok(message);
+            }
+            if self.cgroup.is_some_and(Cgroup::waits_for_memory) {
+                return Err(Failure::new(
+                    "the container has no memory left for its start, and may not be killed for it",
+                )
+                .hint("raise `linux.resources.memory.limit`, or remove `disableOOMKiller`"));
+            }
+            self.ease();
+        }
+    }
+
+    fn file(&self) -> String {
+        format!("/proc/{}/oom_score_adj", self.pid)
+    }
+
+    fn ease(&mut self) {
+        // Where this fails there is nothing to ease; it is only tried once either way.
+        if std::mem::replace(&mut self.eased, true) {
+            return;
+        }
+        let protected = std::fs::read_to_string(self.file()).is_ok_and(|score| score.trim() == NEVER_KILLED.0);
+        if protected {
+            let _ = std::fs::write(self.file(), NEVER_KILLED.1);
+        }
+    }
+}
+
+impl Drop for OomGuard<'_> {
+    fn drop(&mut self) {
+        let eased = || std::fs::read_to_string(self.file()).is_ok_and(|score| score.trim() == NEVER_KILLED.1);
+        if self.eased && eased() {
+            // Gone if it was killed.
+            let _ = std::fs::write(self.file(), NEVER_KILLED.0);
         }
     }
 }

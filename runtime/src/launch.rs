@@ -18,11 +18,11 @@ use crate::container::namespaces::Namespaces;
 use crate::container::process::Program;
 use crate::container::{net_devices, resctrl, rlimits};
 use crate::error::{Because, Failure, InStep, Outcome, is_absent};
-use crate::foreground::Signals;
+use crate::foreground::{OomGuard, Signals};
 use crate::pidfd::Receiver;
 use crate::rootless::{self, Rootless};
 use crate::seccomp::{self, Filter};
-use crate::state::{self, ProcessId, Record, StateDir, Status};
+use crate::state::{self, Lock, ProcessId, Record, StateDir, Status};
 use crate::sys::clone::{self, Side};
 use crate::sys::{file, process, signal};
 use std::fs;
@@ -131,7 +131,7 @@ impl Bundle {
             .because(|| format!("cannot open bundle `{}`", path.display()))
             .or_hint("--bundle names a directory with a config.json and a root filesystem")?;
         let file = path.join("config.json");
-        let text = file::read(&file)
+        let text = crate::files::read(&file, crate::files::CONFIG_BYTES_MAX)
             .because(|| format!("cannot read `{}`", file.display()))
             .or_hint("`gantry-runtime spec` writes one to start from")?;
         let config = parse_config(&text, &file.display().to_string())?;
@@ -177,6 +177,8 @@ pub struct Launched {
 /// Takes back what was made, unless told that all went well.
 struct Undo {
     dir: StateDir,
+    /// Nobody else removes it meanwhile.
+    lock: Option<Lock>,
     cgroup: Option<Cgroup>,
     pidfd: Option<OwnedFd>,
     placeholder: Option<Placeholder>,
@@ -220,9 +222,16 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     let pidfd_receiver = Receiver::connect(options.pidfd_socket.as_ref())?;
     let unit = unit(options, config).in_step("cgroup")?;
     let dir = StateDir::new(&options.root, &options.id)?;
-    dir.claim().in_step("claim id")?;
-    let mut undo =
-        Undo { dir: dir.clone(), cgroup: None, pidfd: None, placeholder: None, resctrl: None, poststop: None };
+    let lock = dir.claim().in_step("claim id")?;
+    let mut undo = Undo {
+        dir: dir.clone(),
+        lock: Some(lock),
+        cgroup: None,
+        pidfd: None,
+        placeholder: None,
+        resctrl: None,
+        poststop: None,
+    };
     let mut record = intent(options, bundle, &manner, unit.as_ref())?;
     dir.write_first(&record).in_step("record intent")?;
 
@@ -264,6 +273,10 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     doors.add(more_doors);
     match side {
         Side::Child => {
+            // The death of the creator must free the container for others.
+            if let Some(lock) = undo.lock.take() {
+                lock.leave();
+            }
             std::mem::forget(undo);
             drop(ours);
             let program = Program {
@@ -340,7 +353,7 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
                 undo.poststop = Some((config.hooks.poststop.clone(), state.clone()));
             }
             net_devices::move_all(config, pid).in_step("network devices")?;
-            let terminal = converse(config, &ours, pid, &state, signals)?;
+            let terminal = converse(config, &ours, pid, &cgroup, &state, signals)?;
             undo.placeholder = None;
             dir.publish().in_step("record process")?;
             if let Some(file) = &options.pid_file {
@@ -350,6 +363,7 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
                 pidfd_receiver.send(pidfd.as_fd())?;
             }
             let pidfd = undo.pidfd.take().ok_or_else(|| Failure::new("the process is lost"))?;
+            drop(undo.lock.take());
             std::mem::forget(undo);
             Ok(Launched { dir, record, cgroup, pidfd, terminal, channel: ours })
         }
@@ -549,12 +563,14 @@ fn converse(
     config: &Config,
     channel: &Channel,
     pid: i32,
+    cgroup: &Cgroup,
     state: &state::State,
     signals: &Signals,
 ) -> Outcome<Option<OwnedFd>> {
     let mut terminal = None;
+    let mut guard = OomGuard::new(pid, Some(cgroup));
     loop {
-        match signals.receive(channel)? {
+        match guard.receive(channel, signals)? {
             Message::NeedMaps => {
                 let linux = &config.linux;
                 idmap::write(pid, &linux.uid_mappings, &linux.gid_mappings).in_step("user namespace")?;

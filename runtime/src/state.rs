@@ -13,6 +13,8 @@ use crate::cgroup::{Cgroup, freezer};
 use crate::error::{Because, Failure, InStep, Outcome, is_absent};
 use crate::sys::{clone, file};
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
@@ -261,6 +263,18 @@ impl Record {
 }
 
 impl Record {
+    /// Whether this can be about the container `id`. A damaged record must not lead to what belongs to others.
+    fn makes_sense(&self, id: &str) -> bool {
+        let good_part = |part: &str| !part.is_empty() && part != "." && part != "..";
+        let pids = [Some(self.creator), self.init, self.supervisor];
+        self.id == id
+            && self.cgroup.split('/').all(good_part)
+            && pids
+                .into_iter()
+                .flatten()
+                .all(|process| process.pid > 1 && (process.start_time > 0 || process.inode > 0))
+    }
+
     /// The container's cgroup, as it was made.
     ///
     /// # Errors
@@ -268,6 +282,37 @@ impl Record {
     pub fn own_cgroup(&self) -> Outcome<Cgroup> {
         Ok(Cgroup::existing(self.cgroup.clone())?.without(&self.cgroup_left_out).with_unit(self.unit.clone()))
     }
+}
+
+/// The right to make or remove a container: one process has it at a time.
+#[derive(Debug)]
+pub struct Lock(Option<OwnedFd>);
+
+impl Lock {
+    /// In a clone of the process that has it: it stays locked, but not by us.
+    pub fn leave(mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Some(directory) = &self.0 {
+            // Closing would not do as long as a clone of this process has the same open file.
+            let _ = rustix::fs::flock(directory, FlockOperation::Unlock);
+        }
+    }
+}
+
+/// What an attempt to get a [`Lock`] gives.
+#[derive(Debug)]
+pub enum Grip {
+    /// It is ours.
+    Locked(Lock),
+    /// Another process makes or removes the container.
+    Busy,
+    /// There is no such container.
+    Absent,
 }
 
 /// The directory of one container.
@@ -324,7 +369,47 @@ impl StateDir {
     ///
     /// # Errors
     /// It is in use, or the directory cannot be made.
-    pub fn claim(&self) -> Outcome<()> {
+    pub fn claim(&self) -> Outcome<Lock> {
+        self.make()?;
+        match self.try_lock() {
+            Ok(Grip::Locked(lock)) => Ok(lock),
+            Ok(_) => Err(Failure::new(format!("container id `{}` was deleted while it was made", self.id))),
+            Err(failure) => {
+                let _ = fs::remove_dir(&self.path);
+                Err(failure)
+            }
+        }
+    }
+
+    /// Get the lock if it is free.
+    ///
+    /// # Errors
+    /// The directory cannot be opened.
+    pub fn try_lock(&self) -> Outcome<Grip> {
+        let what = || format!("cannot lock `{}`", self.path.display());
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+        loop {
+            let directory = match rustix::fs::open(&self.path, flags, Mode::empty()) {
+                Err(Errno::NOENT) => return Ok(Grip::Absent),
+                result => result.because(what)?,
+            };
+            match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) => return Ok(Grip::Busy),
+                result => result.because(what)?,
+            }
+            let ours = rustix::fs::fstat(&directory).because(what)?;
+            let lock = Lock(Some(directory));
+            match rustix::fs::lstat(&self.path) {
+                Ok(now) if (now.st_dev, now.st_ino) == (ours.st_dev, ours.st_ino) => return Ok(Grip::Locked(lock)),
+                // Removed, and perhaps made anew, between the two.
+                Ok(_) => {}
+                Err(Errno::NOENT) => return Ok(Grip::Absent),
+                Err(error) => return Err(error).because(what),
+            }
+        }
+    }
+
+    fn make(&self) -> Outcome<()> {
         let root = self.path.parent().unwrap_or(Path::new("/"));
         let mut builder = fs::DirBuilder::new();
         builder.mode(0o700);
@@ -416,12 +501,17 @@ impl StateDir {
     /// There is no such container, or the file is damaged.
     pub fn read(&self) -> Outcome<Option<Record>> {
         let file = self.file(STATE);
+        let remedy = "remove the container: gantry-runtime delete --force ID";
         match file::read(&file) {
             Ok(bytes) if bytes.is_empty() => Ok(None),
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .because(|| format!("cannot understand `{}`", file.display()))
-                .or_hint("remove the container: gantry-runtime delete --force ID")
-                .map(Some),
+            Ok(bytes) => {
+                let what = || format!("cannot understand `{}`", file.display());
+                let record: Record = serde_json::from_slice(&bytes).because(what).or_hint(remedy)?;
+                if !record.makes_sense(&self.id) {
+                    return Err(Failure::new(what()).hint(remedy));
+                }
+                Ok(Some(record))
+            }
             Err(error) if is_absent(&error) && self.path.is_dir() => Ok(None),
             Err(error) if is_absent(&error) => {
                 Err(Failure::new(format!("container does not exist: `{}`", self.id)).hint("see `gantry-runtime list`"))
@@ -496,6 +586,12 @@ impl StateDir {
             match fs::remove_dir_all(&self.path) {
                 Ok(()) => return Ok(()),
                 Err(error) if is_absent(&error) => return Ok(()),
+                // Looking into it takes a descriptor; what we put there has known names.
+                Err(error)
+                    if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) && self.remove_known() =>
+                {
+                    return Ok(());
+                }
                 Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && Instant::now() < deadline => {
                     thread::sleep(Duration::from_millis(1));
                 }
@@ -504,6 +600,15 @@ impl StateDir {
                 }
             }
         }
+    }
+}
+
+impl StateDir {
+    fn remove_known(&self) -> bool {
+        for name in [STATE, DRAFT, CONFIG, START] {
+            let _ = fs::remove_file(self.file(name));
+        }
+        fs::remove_dir(&self.path).is_ok()
     }
 }
 
@@ -584,11 +689,15 @@ mod tests {
         let root = tempfile::tempdir().expect("a directory");
         let dir = StateDir::new(&root.path().join("deep/er"), "x").expect("a good id");
         assert!(dir.read().is_err(), "absent");
-        dir.claim().expect("free");
+        let lock = dir.claim().expect("free");
+        assert!(matches!(dir.try_lock(), Ok(Grip::Busy)), "held");
+        drop(lock);
+        assert!(matches!(dir.try_lock(), Ok(Grip::Locked(_))), "released");
         assert!(dir.read().expect("half-written").is_none());
         assert!(dir.claim().expect_err("taken").to_string().contains("already exists"));
         dir.remove().expect("removed");
         dir.remove().expect("removing twice is fine");
+        assert!(matches!(dir.try_lock(), Ok(Grip::Absent)));
         dir.claim().expect("free again");
     }
 }

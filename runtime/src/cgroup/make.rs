@@ -26,16 +26,20 @@ pub(super) fn make(directory: &Directory) -> io::Result<bool> {
     let mut existed = match rustix::fs::mkdir(&directory.path, Mode::from(0o755)) {
         Ok(()) => Some(false),
         Err(rustix::io::Errno::EXIST) => Some(true),
-        Err(rustix::io::Errno::NOENT) => None,
+        // The latter for a parent that is about to be removed.
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NODEV) => None,
         Err(error) => return Err(error.into()),
     };
     // A parent may vanish between two steps when somebody tidies up: start over.
-    for _ in 0..16 {
+    for _ in 0..64 {
         if existed.is_some() {
             break;
         }
         existed = match make_with_parents(directory) {
-            Err(error) if is_absent(&error) => None,
+            Err(error) if is_absent(&error) || error.raw_os_error() == Some(libc::ENODEV) => {
+                thread::yield_now();
+                None
+            }
             result => Some(result?),
         };
     }

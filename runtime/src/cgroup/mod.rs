@@ -576,6 +576,11 @@ impl Cgroup {
         Ok(Doors(doors))
     }
 
+    /// Whether any of its directories is there.
+    pub fn exists(&self) -> bool {
+        self.directories().iter().any(|directory| directory.path.is_dir())
+    }
+
     /// Every process in the cgroup and below it.
     pub fn processes(&self) -> Vec<i32> {
         let mut all: Vec<i32> =
@@ -645,6 +650,13 @@ impl Cgroup {
             }
         }
         Ok(())
+    }
+
+    /// Whether its processes sleep until somebody frees memory, the OOM killer being disabled (v1 only).
+    pub fn waits_for_memory(&self) -> bool {
+        let Some(v1) = self.hierarchies.v1_of("memory") else { return false };
+        let text = std::fs::read_to_string(v1.mount.join(&self.path).join("memory.oom_control")).unwrap_or_default();
+        ["oom_kill_disable 1", "under_oom 1"].iter().all(|wanted| text.lines().any(|line| line == *wanted))
     }
 
     /// Remove every directory; `Absent` when some v1 hierarchy had none.

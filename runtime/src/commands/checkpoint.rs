@@ -261,7 +261,7 @@ impl Command for Checkpoint {
         };
         call.run(&mut |_| Ok(())).in_step("checkpoint")?;
         if !self.leave_running && !self.pre_dump {
-            for warning in remove(&dir, Some(&record), &self.id)? {
+            for warning in remove(&dir, Some(&record), &self.id)?.into_iter().flatten() {
                 report::warning(global, &warning);
             }
         }

@@ -6,6 +6,7 @@ use crate::args::{Command, Global, Operands, Opt, UsageError};
 use crate::error::Outcome;
 use crate::foreground::Signals;
 use crate::launch::{self, Manner};
+use crate::sealed;
 
 /// `create`.
 #[derive(Debug, Default)]
@@ -31,6 +32,7 @@ impl Command for Create {
     }
 
     fn run(&self, global: &Global) -> Outcome<i32> {
+        sealed::ensure()?;
         let options = self.common.options(global);
         if let Some(settings) = &self.common.settings {
             return supervised(global, &options, settings, true);

@@ -48,8 +48,10 @@ fn delete(global: &Global, id: &str, force: bool) -> Outcome<i32> {
                 .hint(format!("stop it with `kill {id} KILL`, or use `delete --force {id}`")));
         }
     }
-    for warning in remove(&dir, record.as_ref(), id)? {
-        report::warning(global, &warning);
+    match remove(&dir, record.as_ref(), id)? {
+        Some(warnings) => warnings.iter().for_each(|warning| report::warning(global, warning)),
+        None if force => {}
+        None => return Err(Failure::new(format!("container does not exist: `{id}`")).hint("it was deleted meanwhile")),
     }
     Ok(0)
 }

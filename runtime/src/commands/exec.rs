@@ -4,6 +4,7 @@ use crate::args::{Command, Global, Operands, Opt, UsageError};
 use crate::container::capabilities;
 use crate::error::{FAILED, Outcome};
 use crate::exec::{self, Options, SubCgroup};
+use crate::sealed;
 
 /// Exit code for a failure of our own, as runc's: 1 may come from the program.
 const EXEC_FAILED: u8 = 255;
@@ -102,11 +103,10 @@ impl Command for Exec {
     }
 
     fn run(&self, global: &Global) -> Outcome<i32> {
-        exec::exec(&Options { root: global.root.clone(), ..self.options.clone() }).map_err(|failure| {
-            match failure.code {
-                FAILED => failure.code(EXEC_FAILED),
-                _ => failure,
-            }
+        let exec = || exec::exec(&Options { root: global.root.clone(), ..self.options.clone() });
+        sealed::ensure().and_then(|()| exec()).map_err(|failure| match failure.code {
+            FAILED => failure.code(EXEC_FAILED),
+            _ => failure,
         })
     }
 }

@@ -7,7 +7,7 @@ use crate::container::channel::{Channel, Message};
 use crate::container::hooks;
 use crate::container::process::capability_warnings;
 use crate::error::{Failure, InStep, Outcome};
-use crate::foreground::Signals;
+use crate::foreground::{OomGuard, Signals};
 use crate::launch::{self, Bundle};
 use crate::remove::remove_ended;
 use crate::report;
@@ -171,12 +171,36 @@ pub fn let_go(
     signals: &Signals,
     dir: &StateDir,
     record: &Record,
+    cgroup: &Cgroup,
     profile: impl Fn() -> Outcome<Option<Seccomp>>,
 ) -> Outcome<()> {
     channel.go()?;
+    attend_start(channel, signals, dir, record, Some(cgroup), profile).map(drop)
+}
+
+/// Wait until the program is executed; false when nobody said that it would be.
+///
+/// - `cgroup`: of a container that may be given up for lack of memory.
+///
+/// # Errors
+/// Why it was not.
+pub fn attend_start(
+    channel: &Channel,
+    signals: &Signals,
+    dir: &StateDir,
+    record: &Record,
+    cgroup: Option<&Cgroup>,
+    profile: impl Fn() -> Outcome<Option<Seccomp>>,
+) -> Outcome<bool> {
+    let mut guard = OomGuard::new(record.init.map_or(0, |init| init.pid), cgroup);
+    let mut heard = false;
     loop {
-        let file = match signals.receive(channel)? {
-            Message::End => return Ok(()),
+        let file = match guard.receive(channel, signals)? {
+            Message::Executing => {
+                heard = true;
+                continue;
+            }
+            Message::End => return Ok(heard),
             Message::Failed(failure) => return Err(failure),
             Message::Listener(file) => file,
             _ => return Err(Failure::new("the container's process sent a message out of order")),

@@ -94,7 +94,7 @@ impl Command for Restore {
             .or_hint("--image-path names the directory that `checkpoint` has written")?;
         let unit = launch::unit(&options, &bundle.config).in_step("cgroup")?;
         let dir = StateDir::new(&options.root, &options.id)?;
-        dir.claim().in_step("claim id")?;
+        let lock = dir.claim().in_step("claim id")?;
         let mut attempt = Attempt { dir: &dir, cgroup: None };
         let mut record = launch::intent(&options, &bundle, &manner, unit.as_ref())?;
         dir.write(&record).in_step("record intent")?;
@@ -119,6 +119,7 @@ impl Command for Restore {
             state::write_atomically(file, pid.to_string().as_bytes(), false).in_step("pid file")?;
         }
         std::mem::forget(attempt);
+        drop(lock);
         if self.detach {
             return Ok(0);
         }

@@ -7,6 +7,7 @@ use crate::error::Outcome;
 use crate::foreground::{self, Signals};
 use crate::launch::{self, Launched, Manner};
 use crate::report;
+use crate::sealed;
 use crate::sys::clone;
 use std::os::fd::AsFd;
 
@@ -54,6 +55,7 @@ impl Command for Run {
     }
 
     fn run(&self, global: &Global) -> Outcome<i32> {
+        sealed::ensure()?;
         let options = self.common.options(global);
         match &self.common.settings {
             Some(settings) => supervised(global, &options, settings, false),
@@ -68,7 +70,7 @@ fn run_here(global: &Global, options: &launch::Options, detach: bool, keep: bool
     let manner = Manner { later: false, keep_terminal: !detach, stdio: None, supervised: false };
     let launched = launch::launch(options, &bundle, manner, &signals)?;
     let Launched { dir, record, pidfd, terminal, channel, cgroup, .. } = launched;
-    let started = let_go(&channel, &signals, &dir, &record, || Ok(bundle.config.linux.seccomp.clone()))
+    let started = let_go(&channel, &signals, &dir, &record, &cgroup, || Ok(bundle.config.linux.seccomp.clone()))
         .and_then(|()| poststart(&dir, &record, &bundle.config.hooks.poststart));
     if let Err(failure) = started {
         let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);

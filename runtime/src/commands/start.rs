@@ -1,6 +1,6 @@
 //! `start`: let a created container run its program.
 
-use super::launching::{let_go, poststart};
+use super::launching::{attend_start, poststart};
 use super::open;
 use crate::args::{Command, Global, Operands, Opt, UsageError};
 use crate::error::{Because, Failure, Outcome, is_absent};
@@ -57,7 +57,19 @@ fn start(global: &Global, id: &str) -> Outcome<i32> {
         remove_socket()?;
         return Err(Failure::new(format!("cannot start an already running container: `{id}`")));
     };
-    let result = let_go(&channel, &signals, &dir, &record, || Ok(saved_config(&dir)?.1.linux.seccomp));
+    let profile = || Ok(saved_config(&dir)?.1.linux.seccomp);
+    let result = match channel.go() {
+        Ok(()) => attend_start(&channel, &signals, &dir, &record, None, profile),
+        Err(_) => Ok(false),
+    };
+    if matches!(result, Ok(false)) {
+        // Another `start` was first, or it was killed meanwhile. The socket is not ours to remove.
+        let what = match dir.status(&record) {
+            Status::Stopped => "cannot start a container that has stopped",
+            _ => "cannot start an already running container",
+        };
+        return Err(Failure::new(format!("{what}: `{id}`")));
+    }
     remove_socket()?;
     result?;
     if let Err(failure) = poststart(&dir, &record, &hooks) {

@@ -46,10 +46,11 @@ pub fn supervised(global: &Global, options: &launch::Options, settings: &Setting
         }
         Side::Parent { pidfd, .. } => {
             drop((theirs, log));
-            let message = signals.receive(&ours).or_else(|_| {
+            // The container's process has the supervisor's end as well, until it executes its program.
+            let message = signals.receive_from(&ours, pidfd.as_fd()).or_else(|_| {
                 // Interrupted: the supervisor undoes what it has made, and says so.
                 let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGTERM);
-                ours.receive()
+                signals.receive_from(&ours, pidfd.as_fd())
             });
             match message? {
                 Message::Created => Ok(0),
@@ -109,8 +110,8 @@ fn supervisor_main(
         outputs.push((Stream::Stdout, master));
     }
     if !later {
-        let Launched { dir, record, channel, .. } = &launched;
-        let started = let_go(channel, &signals, dir, record, || Ok(bundle.config.linux.seccomp.clone()))
+        let Launched { dir, record, channel, cgroup, .. } = &launched;
+        let started = let_go(channel, &signals, dir, record, cgroup, || Ok(bundle.config.linux.seccomp.clone()))
             .and_then(|()| poststart(&launched.dir, &launched.record, &bundle.config.hooks.poststart));
         if let Err(failure) = started {
             undo(&launched, &options.id);

@@ -123,6 +123,11 @@ fn below<T>(at: &str, result: Result<T, (&'static str, String)>) -> Result<(), C
     result.map(drop).map_err(|(key, problem)| invalid(format!("{at}.{key}"), problem))
 }
 
+/// The kernel takes the highest number for "no change".
+fn check_id(id: Option<u32>, path: &str) -> Result<(), ConfigError> {
+    if id == Some(u32::MAX) { Err(invalid(path, format!("{} is no ID", u32::MAX))) } else { Ok(()) }
+}
+
 /// Check a process, of the container or for `exec`.
 ///
 /// # Errors
@@ -143,6 +148,13 @@ pub fn check_process(process: &Process, at: &str) -> Result<(), ConfigError> {
     }
     if !process.cwd.starts_with('/') {
         return Err(invalid(format!("{at}.cwd"), format!("`{}` is not an absolute path", process.cwd)));
+    }
+    let groups = process.user.additional_gids.iter();
+    for (id, key) in [(&process.user.uid, "uid"), (&process.user.gid, "gid")]
+        .into_iter()
+        .chain(groups.map(|gid| (gid, "additionalGids")))
+    {
+        check_id(Some(*id), &format!("{at}.user.{key}"))?;
     }
     if process.user.umask.is_some_and(|umask| umask > 0o777) {
         return Err(invalid(format!("{at}.user.umask"), "is more than 0777 (511)"));
@@ -411,6 +423,8 @@ fn check_linux(config: &Config) -> Result<(), ConfigError> {
         if device.kind != "p" && (device.major.is_none() || device.minor.is_none()) {
             return Err(invalid(path, "needs `major` and `minor`"));
         }
+        check_id(device.uid, &format!("{path}.uid"))?;
+        check_id(device.gid, &format!("{path}.gid"))?;
         if !device.path.starts_with('/') {
             return Err(invalid(format!("{path}.path"), format!("`{}` is not an absolute path", device.path)));
         }
@@ -527,6 +541,8 @@ mod tests {
             ("/process/rlimits", json!([{"type": "RLIMIT_X", "soft": 1, "hard": 1}]), "$.process.rlimits[0].type"),
             ("/process/rlimits", json!([{"type": "RLIMIT_CORE", "soft": 2, "hard": 1}]), "$.process.rlimits[0]"),
             ("/process/oomScoreAdj", json!(2000), "$.process.oomScoreAdj"),
+            ("/process/user", json!({"gid": u32::MAX}), "$.process.user.gid"),
+            ("/process/user", json!({"additionalGids": [1, u32::MAX]}), "$.process.user.additionalGids"),
             ("/ociVersion", json!("2.0.0"), "$.ociVersion"),
             ("/ociVersion", json!(""), "$.ociVersion"),
             ("/root", json!(null), "$.root"),
@@ -549,6 +565,11 @@ mod tests {
             ("/mounts/-", json!({"destination": "/..", "type": "tmpfs"}), "$.mounts[7].destination"),
             ("/linux/maskedPaths", json!(["etc"]), "$.linux.maskedPaths[0]"),
             ("/linux/devices", json!([{"type": "c", "path": "/dev/x"}]), "$.linux.devices[0]"),
+            (
+                "/linux/devices",
+                json!([{"type": "c", "path": "/dev/x", "major": 1, "minor": 3, "uid": u32::MAX}]),
+                "$.linux.devices[0].uid",
+            ),
             ("/linux/personality", json!({"domain": "BSD"}), "$.linux.personality.domain"),
             ("/linux/cgroupsPath", json!("/a/../b"), "$.linux.cgroupsPath"),
             ("/hooks", json!({"poststop": [{"path": "x"}]}), "$.hooks.poststop[0].path"),

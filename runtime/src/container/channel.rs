@@ -10,7 +10,8 @@
 //!                  ◄────────── Go
 //!   Terminal + fd  ──────────►          only when the parent keeps the terminal
 //!   Created        ──────────►
-//!                  ◄────────── Go       run only: start now
+//!                  ◄────────── Go       run: start now; create: from `start`, on a connection of its own
+//!   Executing      ──────────►          create only, to the one `start` that was heard
 //!   Listener + fd  ──────────►          only with a seccomp agent; see `seccomp::notify`
 //!                  ◄────────── Go
 //!   end of file    ──────────►          the program has been executed
@@ -36,6 +37,8 @@ pub enum Message {
     Listener(OwnedFd),
     /// All is ready but the program.
     Created,
+    /// `start` was heard: the program comes next.
+    Executing,
     /// A step failed.
     Failed(Failure),
     /// The other side has closed: executed, or dead.
@@ -76,6 +79,7 @@ impl Channel {
             Message::Terminal(_) => b"T".to_vec(),
             Message::Listener(_) => b"L".to_vec(),
             Message::Created => b"C".to_vec(),
+            Message::Executing => b"X".to_vec(),
             Message::Failed(failure) => {
                 let mut bytes = [&b"E"[..], &failure.encode()].concat();
                 bytes.truncate(MESSAGE_MAX);
@@ -112,6 +116,7 @@ impl Channel {
             (Some(b'T'), Some(fd)) => Message::Terminal(fd),
             (Some(b'L'), Some(fd)) => Message::Listener(fd),
             (Some(b'C'), _) => Message::Created,
+            (Some(b'X'), _) => Message::Executing,
             (Some(b'E'), _) => Message::Failed(Failure::decode(&bytes[1..])),
             _ => Message::Failed(Failure::new("the container's process sent a message nobody knows")),
         })

@@ -336,7 +336,7 @@ impl Init<'_> {
             Start::AtOnce => self.channel.wait_for_go(),
             Start::Later(listener) => {
                 self.channel = accept_start(listener)?;
-                Ok(())
+                self.channel.send(&Message::Executing)
             }
         }
     }

@@ -4,7 +4,7 @@ use super::mounts::{Context, DEFAULT_DEVICES, host_device};
 use super::path::{Links, RootDir, clean};
 use crate::config::Device;
 use crate::error::{Because, Failure, Outcome};
-use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -113,6 +113,16 @@ impl From<&Device> for Node {
 }
 
 impl Node {
+    fn number(&self) -> u64 {
+        if self.kind == FileType::Fifo { 0 } else { rustix::fs::makedev(self.major, self.minor) }
+    }
+
+    /// Whether a file is this device.
+    fn is(&self, stat: &rustix::fs::Stat) -> bool {
+        FileType::from_raw_mode(stat.st_mode) == self.kind
+            && (self.kind == FileType::Fifo || stat.st_rdev == self.number())
+    }
+
     /// Make it, or, where the kernel lets nobody make devices (root of a user namespace only), bind the host's.
     fn make_or_borrow(&self, context: &Context<'_>, dir: BorrowedFd<'_>, path: &str, name: &str) -> Outcome<()> {
         let result = self.make(dir, name);
@@ -129,20 +139,28 @@ impl Node {
 
     fn make(&self, dir: BorrowedFd<'_>, name: &str) -> Outcome<()> {
         let what = || format!("cannot make device `{name}`");
-        let number = if self.kind == FileType::Fifo { 0 } else { rustix::fs::makedev(self.major, self.minor) };
+        let number = self.number();
         match rustix::fs::mknodat(dir, name, self.kind, Mode::from_raw_mode(self.mode), number) {
             Ok(()) => {}
             Err(Errno::EXIST) => {
                 let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).because(what)?;
-                let same = FileType::from_raw_mode(stat.st_mode) == self.kind
-                    && (self.kind == FileType::Fifo || stat.st_rdev == number);
-                return if same { Ok(()) } else { Err(Failure::new(format!("`{name}` exists and is another file"))) };
+                return if self.is(&stat) {
+                    Ok(())
+                } else {
+                    Err(Failure::new(format!("`{name}` exists and is another file")))
+                };
             }
             Err(error) => return Err(error).because(what),
         }
         if self.uid != 0 || self.gid != 0 {
             let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
-            rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).because(what)?;
+            // What is there now may be another file than the one just made.
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let made = rustix::fs::openat(dir, name, flags, Mode::empty()).because(what)?;
+            if !self.is(&rustix::fs::fstat(&made).because(what)?) {
+                return Err(Failure::new(format!("`{name}` was replaced while it was made")));
+            }
+            rustix::fs::chownat(&made, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH).because(what)?;
         }
         Ok(())
     }

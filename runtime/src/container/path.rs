@@ -6,7 +6,7 @@
 use crate::error::{Because, Outcome};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// Remove `.`, `..` and double slashes from an absolute path, without looking at any file.
 pub fn clean(path: &str) -> String {
@@ -32,6 +32,8 @@ pub struct RootDir<'a>(pub BorrowedFd<'a>);
 pub enum Links {
     /// Follow them, as programs in the container would.
     Follow,
+    /// Follow them, but not to [`TRUSTED`] places: what the bundle mounts elsewhere must not end up there.
+    Elsewhere,
     /// Refuse: for the directories the runtime and the container must trust.
     Refuse,
 }
@@ -39,17 +41,24 @@ pub enum Links {
 impl Links {
     /// Paths below `/proc`, `/sys` and `/dev` may not go through a link: an image could redirect what is mounted there.
     pub fn for_path(clean: &str) -> Self {
-        let first = clean.split('/').nth(1).unwrap_or("");
-        if matches!(first, "proc" | "sys" | "dev") { Self::Refuse } else { Self::Follow }
+        if is_trusted(clean) { Self::Refuse } else { Self::Elsewhere }
     }
+}
 
-    fn resolve(self) -> ResolveFlags {
-        let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        match self {
-            Self::Follow => inside,
-            Self::Refuse => inside | ResolveFlags::NO_SYMLINKS,
-        }
-    }
+/// Places that the runtime and the container must be able to trust.
+const TRUSTED: [&str; 3] = ["proc", "sys", "dev"];
+
+fn is_trusted(clean: &str) -> bool {
+    TRUSTED.contains(&clean.split('/').nth(1).unwrap_or(""))
+}
+
+/// Resolution stays in the root and goes through no magic link, whatever else.
+const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
+
+/// The path of what a descriptor refers to, by the kernel's word; for a judgement only, never to be opened again.
+fn name_of(fd: BorrowedFd<'_>) -> Result<String, Errno> {
+    let link = rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new())?;
+    Ok(link.to_string_lossy().into_owned())
 }
 
 /// Attempts when a rename elsewhere makes the kernel give up (`EAGAIN`).
@@ -61,15 +70,39 @@ impl RootDir<'_> {
     /// # Errors
     /// `ENOENT`, `ELOOP` for a refused link, and the rest of `openat2(2)`.
     pub fn open(&self, path: &str, flags: OFlags, links: Links) -> Result<OwnedFd, Errno> {
+        match links {
+            Links::Follow => self.resolve(path, flags, INSIDE),
+            Links::Refuse => self.resolve(path, flags, INSIDE | ResolveFlags::NO_SYMLINKS),
+            // Nearly always there is no link on the way, and then it is where it says.
+            Links::Elsewhere => match self.resolve(path, flags, INSIDE | ResolveFlags::NO_SYMLINKS) {
+                Err(Errno::LOOP) => {
+                    let found = self.resolve(path, flags, INSIDE)?;
+                    if self.is_elsewhere(&found)? { Ok(found) } else { Err(Errno::LOOP) }
+                }
+                result => result,
+            },
+        }
+    }
+
+    fn resolve(&self, path: &str, flags: OFlags, how: ResolveFlags) -> Result<OwnedFd, Errno> {
         let path = if path == "/" { "." } else { path };
         for _ in 0..ATTEMPTS {
-            let flags = flags | OFlags::CLOEXEC;
-            match rustix::fs::openat2(self.0, path, flags, Mode::empty(), links.resolve()) {
+            match rustix::fs::openat2(self.0, path, flags | OFlags::CLOEXEC, Mode::empty(), how) {
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 result => return result,
             }
         }
         Err(Errno::AGAIN)
+    }
+
+    /// Whether what was found lies in the root and in no trusted place. Shared memory is no such place: images have
+    /// links to it.
+    fn is_elsewhere(&self, found: &OwnedFd) -> Result<bool, Errno> {
+        let (root, found) = (name_of(self.0)?, name_of(found.as_fd())?);
+        let Some(inside) = found.strip_prefix(root.strip_suffix('/').unwrap_or(&root)) else {
+            return Ok(false);
+        };
+        Ok(!is_trusted(inside) || inside == "/dev/shm" || inside.starts_with("/dev/shm/"))
     }
 
     /// A directory, made with its parents where missing.
@@ -133,7 +166,6 @@ impl RootDir<'_> {
 mod tests {
     use super::*;
     use std::fs;
-    use std::os::fd::AsFd;
     use std::os::unix::fs::symlink;
 
     #[test]
@@ -143,6 +175,36 @@ mod tests {
         {
             assert_eq!(clean(path), want, "{path:?}");
         }
+    }
+
+    #[test]
+    fn no_link_leads_to_a_trusted_place() {
+        let inside = tempfile::tempdir().expect("a directory");
+        for place in ["proc/sys", "dev/shm/x", "sys", "data"] {
+            fs::create_dir_all(inside.path().join(place)).expect("a directory");
+        }
+        for (link, target) in [("p", "/proc"), ("up", "data/../proc"), ("d", "dev"), ("s", "/dev/shm"), ("x", "/data")]
+        {
+            symlink(target, inside.path().join(link)).expect("a link");
+        }
+        let fd = fs::File::open(inside.path()).expect("the root");
+        let root = RootDir(fd.as_fd());
+        for (path, good) in [
+            ("/data", true),
+            ("/x", true),
+            ("/x/deep/er", true),
+            ("/s/x", true),
+            ("/s/y", true),
+            ("/p", false),
+            ("/p/sys", false),
+            ("/p/new", false),
+            ("/up/sys", false),
+            ("/d", false),
+            ("/d/null", false),
+        ] {
+            assert_eq!(root.make_dir(path, Links::for_path(path)).is_ok(), good, "{path}");
+        }
+        assert!(!inside.path().join("proc/new").exists() && !inside.path().join("dev/null").exists());
     }
 
     #[test]

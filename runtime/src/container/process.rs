@@ -12,6 +12,7 @@ use super::rlimits;
 use super::scheduling;
 use crate::config::{Process, Rlimit};
 use crate::error::{Because, Failure, InStep, NOT_EXECUTABLE, NOT_FOUND, Outcome};
+use crate::files;
 use crate::seccomp::{Filter, notify};
 use crate::sys::{process, seccomp, signal, tty};
 use rustix::fs::{Mode, OFlags};
@@ -24,6 +25,9 @@ use std::path::Path;
 
 /// `DEVPTS_SUPER_MAGIC`.
 const DEVPTS_MAGIC: u64 = 0x1cd1;
+
+/// Longest `/etc/passwd` of an image that is searched for a home directory.
+const PASSWD_BYTES_MAX: u64 = 1 << 20;
 
 /// Everything needed to become the program.
 #[derive(Debug)]
@@ -110,7 +114,9 @@ impl Program<'_> {
     fn environment(&self) -> Vec<String> {
         let mut list = self.process.env.clone();
         if !list.iter().any(|entry| entry.starts_with("HOME=")) {
-            let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+            // The image's file: it may be anything.
+            let passwd = files::read_of_image("/etc/passwd", PASSWD_BYTES_MAX).unwrap_or_default();
+            let passwd = String::from_utf8_lossy(&passwd);
             list.push(format!("HOME={}", home_of(&passwd, self.process.user.uid)));
         }
         list
@@ -406,15 +412,18 @@ fn executable(path: &Path) -> io::Result<()> {
 /// The container has no devpts mounted there.
 pub fn open_terminal(dev: &OwnedFd, process: &Process) -> Outcome<(OwnedFd, OwnedFd)> {
     let what = || "cannot open a terminal in the container".to_owned();
+    let hint = "`process.terminal` needs a devpts mount on /dev/pts";
     let resolve = rustix::fs::ResolveFlags::BENEATH | rustix::fs::ResolveFlags::NO_SYMLINKS;
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let master = rustix::fs::openat2(dev, "pts/ptmx", flags, Mode::empty(), resolve)
-        .because(what)
-        .or_hint("`process.terminal` needs a devpts mount on /dev/pts")?;
-    let found = rustix::fs::fstatfs(&master).because(what)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let pts = rustix::fs::openat2(dev, "pts", flags, Mode::empty(), resolve).because(what).or_hint(hint)?;
+    // Before anything is opened there: opening is an act with devices and pipes.
+    let found = rustix::fs::fstatfs(&pts).because(what)?;
     if found.f_type as u64 != DEVPTS_MAGIC {
-        return Err(Failure::new("`/dev/pts/ptmx` of the container is not on devpts"));
+        return Err(Failure::new("`/dev/pts` of the container is not a devpts").hint(hint));
     }
+    let resolve = resolve | rustix::fs::ResolveFlags::NO_XDEV;
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let master = rustix::fs::openat2(&pts, "ptmx", flags, Mode::empty(), resolve).because(what).or_hint(hint)?;
     let slave = tty::open_peer(master.as_fd()).because(what)?;
     let user = rustix::fs::Uid::from_raw(process.user.uid);
     rustix::fs::fchown(&slave, Some(user), None).because(|| "cannot give the terminal to its user".to_owned())?;

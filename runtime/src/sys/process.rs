@@ -261,6 +261,22 @@ pub fn execve(program: &CStr, arguments: &[CString], environment: &[CString]) ->
     io::Error::last_os_error()
 }
 
+/// `execveat(2)` of an open file with our own environment, for the runtime itself; returns only on failure.
+pub fn execute_again(program: BorrowedFd<'_>, arguments: &[CString]) -> io::Error {
+    unsafe extern "C" {
+        static environ: *const *const libc::c_char;
+    }
+    let pointers: Vec<*const libc::c_char> =
+        arguments.iter().map(|item| item.as_ptr()).chain([std::ptr::null()]).collect();
+    // SAFETY: the array ends in a null pointer and its strings outlive the call; `environ` is the process's own list,
+    // which nothing changes in this single-threaded program.
+    unsafe {
+        let (empty, number) = (c"".as_ptr(), program.as_raw_fd());
+        libc::syscall(libc::SYS_execveat, number, empty, pointers.as_ptr(), environ, libc::AT_EMPTY_PATH);
+    }
+    io::Error::last_os_error()
+}
+
 /// End this process now, without running destructors or exit handlers: for a clone of the runtime.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: an integer by value; does not return.

@@ -92,17 +92,22 @@ pub fn ignored() -> Outcome<u64> {
 }
 
 /// Reset ignored signals to their default action, as a program expects that has just been executed; handlers go with
-/// the exec. By system call: glibc refuses to touch the two signals it keeps for itself.
+/// the exec.
 pub fn stop_ignoring(ignored: u64) {
+    (1..=64).filter(|signal| ignored >> (signal - 1) & 1 == 1).for_each(reset_handler);
+}
+
+/// Reset a signal to its default action. By system call: glibc refuses to touch the two signals it keeps for itself,
+/// which a caller may have left ignored.
+pub fn reset_handler(signal: i32) {
     /// The kernel's `struct sigaction`, all zero: `SIG_DFL`, no flags, nothing blocked.
     #[repr(C)]
     struct Default([u64; 4]);
     let default = Default([0; 4]);
-    for signal in (1..=64).filter(|signal| ignored >> (signal - 1) & 1 == 1) {
-        // SAFETY: `default` is at least as large as the kernel's structure and installs no code of ours.
-        unsafe {
-            libc::syscall(libc::SYS_rt_sigaction, signal, &raw const default, std::ptr::null::<u8>(), size_of::<u64>());
-        }
+    // SAFETY: `default` is at least as large as the kernel's structure and installs no code of ours; a signal that
+    // cannot be changed returns an error, which is right.
+    unsafe {
+        libc::syscall(libc::SYS_rt_sigaction, signal, &raw const default, std::ptr::null::<u8>(), size_of::<u64>());
     }
 }
 

@@ -1,0 +1,77 @@
+//! Reading files that may not be what they should: never waits, never reads without a bound.
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+/// Longest configuration or state. Real ones have some hundred KiB.
+pub const CONFIG_BYTES_MAX: u64 = 16 << 20;
+
+/// For opening a file that may turn out to be a pipe, a device or a terminal.
+const NEVER_WAIT: OFlags = OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
+
+/// The content of a regular file.
+///
+/// # Errors
+/// Those of opening and reading; `InvalidInput` for another kind of file (a pipe would keep us waiting for ever) and
+/// `FileTooLarge` for one longer than `bytes_max`.
+pub fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    read_open(rustix::fs::open(path, NEVER_WAIT, Mode::empty())?, bytes_max)
+}
+
+/// The content of a regular file of an image, by a process that has it as its root and descriptors of the host.
+///
+/// # Errors
+/// As [`read`], and `ELOOP` when the path leads through a descriptor.
+pub fn read_of_image(path: &str, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let file = rustix::fs::openat2(CWD, path, NEVER_WAIT, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?;
+    read_open(file, bytes_max)
+}
+
+fn read_open(file: OwnedFd, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let stat = rustix::fs::fstat(&file)?;
+    if !FileType::from_raw_mode(stat.st_mode).is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
+    // One more than it says, so that the first read sees the end.
+    let mut bytes = Vec::with_capacity(size.min(bytes_max) as usize + 1);
+    while bytes.len() as u64 <= bytes_max {
+        match rustix::io::read(&file, rustix::buffer::spare_capacity(&mut bytes)) {
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+            // A regular file gives all that is asked for unless it ends.
+            Ok(count) if count == 0 || bytes.len() < bytes.capacity() => break,
+            Ok(_) => bytes.reserve(64 * 1024),
+        }
+    }
+    if bytes.len() as u64 > bytes_max {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {bytes_max} bytes")));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[test]
+    fn regular_files_within_the_bound_only() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("file");
+        std::fs::write(&path, "12345").expect("a file");
+        assert_eq!(read(&path, 5).expect("exactly the bound"), b"12345");
+        assert_eq!(read(&path, 4).expect_err("one more").kind(), io::ErrorKind::FileTooLarge);
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).expect("a pipe");
+        for (why, path) in [("pipe", fifo.as_path()), ("device", Path::new("/dev/zero")), ("directory", dir.path())] {
+            assert_eq!(read(path, 5).expect_err(why).kind(), io::ErrorKind::InvalidInput, "{why}");
+        }
+        std::os::unix::fs::symlink("/proc/self/exe", dir.path().join("link")).expect("a link");
+        let link = dir.path().join("link").display().to_string();
+        assert!(read_of_image(&link, u64::from(u32::MAX)).is_err(), "a magic link");
+        assert_eq!(read_of_image(&path.display().to_string(), 5).expect("a file"), b"12345");
+        assert_eq!(read(&dir.path().join("none"), 5).expect_err("absent").kind(), io::ErrorKind::NotFound);
+    }
+}
