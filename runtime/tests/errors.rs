@@ -150,7 +150,7 @@ fn a_bundle_without_configuration() {
     let output = bed.command(&["run", &id("none")]).output().expect("the runtime");
     let err = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1));
-    assert!(err.contains("config.json`: No such file") && err.contains("hint: `gantry-runtime spec`"), "{err}");
+    assert!(err.contains("config.json`: no such file") && err.contains("hint: `gantry-runtime spec`"), "{err}");
 }
 
 #[test]
