@@ -400,7 +400,7 @@ fn await_exec(
     process: notify::Process<'_>,
 ) -> Outcome<Option<OwnedFd>> {
     let mut terminal = None;
-    let mut guard = OomGuard::new(process.pid, None);
+    let mut guard = OomGuard::new(process.pid, &|| false);
     loop {
         match guard.receive(channel, signals)? {
             Message::Terminal(master) => terminal = Some(master),

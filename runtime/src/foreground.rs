@@ -1,6 +1,5 @@
 //! Stay with a process: pass signals to it, carry its terminal, and take its exit code.
 
-use crate::cgroup::Cgroup;
 use crate::container::channel::{Channel, Message};
 use crate::error::{Because, Failure, Outcome};
 use crate::sys::clone::{self, Exit};
@@ -115,10 +114,9 @@ fn poll_within(fds: &mut [PollFd<'_>], limit: Option<&Timespec>) -> Outcome<bool
 /// - One that must not be killed (`oom_score_adj` -1000, from the bundle or the caller) tries again for ever in the
 ///   kernel. When it is silent, its score is one better until it is through.
 /// - One whose bundle disables the OOM killer sleeps for ever. It is given up.
-#[derive(Debug)]
 pub struct OomGuard<'a> {
     pid: i32,
-    cgroup: Option<&'a Cgroup>,
+    is_hopeless: &'a dyn Fn() -> bool,
     eased: bool,
 }
 
@@ -130,9 +128,9 @@ const NEVER_KILLED: (&str, &str) = ("-1000", "-999");
 impl<'a> OomGuard<'a> {
     /// For a process that is not reaped as long as this lives.
     ///
-    /// - `cgroup`: where it starts, if it may be given up.
-    pub const fn new(pid: i32, cgroup: Option<&'a Cgroup>) -> Self {
-        Self { pid, cgroup, eased: false }
+    /// - `is_hopeless`: asked when it is silent; whether it sleeps for memory and should be given up.
+    pub const fn new(pid: i32, is_hopeless: &'a dyn Fn() -> bool) -> Self {
+        Self { pid, is_hopeless, eased: false }
     }
 
     /// As [`Signals::receive`].
@@ -144,7 +142,7 @@ impl<'a> OomGuard<'a> {
             if let Some(message) = signals.receive_within(channel, Some(&SILENT_MAX), None)? {
                 return Ok(message);
             }
-            if self.cgroup.is_some_and(Cgroup::waits_for_memory) {
+            if (self.is_hopeless)() {
                 return Err(Failure::new(
                     "the container has no memory left for its start, and may not be killed for it",
                 )

@@ -568,7 +568,8 @@ fn converse(
     signals: &Signals,
 ) -> Outcome<Option<OwnedFd>> {
     let mut terminal = None;
-    let mut guard = OomGuard::new(pid, Some(cgroup));
+    let is_hopeless = || cgroup.waits_for_memory();
+    let mut guard = OomGuard::new(pid, &is_hopeless);
     loop {
         match guard.receive(channel, signals)? {
             Message::NeedMaps => {

@@ -47,7 +47,11 @@ pub(super) fn make(directory: &Directory) -> io::Result<bool> {
         return Err(io::Error::new(io::ErrorKind::NotFound, "its parent keeps vanishing"));
     };
     if directory.v1.as_ref().is_some_and(|v1| v1.has("cpuset")) {
-        fill_cpuset(directory)?;
+        fill_cpuset(directory).inspect_err(|_| {
+            if !existed {
+                let _ = rustix::fs::rmdir(&directory.path);
+            }
+        })?;
     }
     Ok(existed)
 }

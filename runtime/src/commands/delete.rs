@@ -4,7 +4,12 @@ use crate::args::{Command, Global, Operands, Opt, UsageError};
 use crate::error::{Failure, Outcome};
 use crate::remove::remove;
 use crate::report;
-use crate::state::{StateDir, Status};
+use crate::state::{Grip, Record, StateDir, Status};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long somebody else may take to remove it.
+const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 
 /// `delete`.
 #[derive(Debug, Default)]
@@ -33,6 +38,23 @@ impl Command for Delete {
     }
 }
 
+/// How a container is when nobody removes it. Half removed, with its process just alive and its start socket gone, it
+/// looks as if it ran.
+fn settled(dir: &StateDir, record: &Record) -> Outcome<Status> {
+    let deadline = Instant::now() + SETTLED_WITHIN;
+    loop {
+        let status = dir.status(record);
+        if status != Status::Running || Instant::now() > deadline {
+            return Ok(status);
+        }
+        match dir.try_lock()? {
+            Grip::Locked(_) => return Ok(dir.status(record)),
+            Grip::Absent => return Ok(Status::Stopped),
+            Grip::Busy => thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
+
 fn delete(global: &Global, id: &str, force: bool) -> Outcome<i32> {
     let dir = StateDir::new(&global.root, id)?;
     let record = match dir.read() {
@@ -42,7 +64,7 @@ fn delete(global: &Global, id: &str, force: bool) -> Outcome<i32> {
         Err(failure) => return Err(failure),
     };
     if !force {
-        let status = record.as_ref().map_or(Status::Stopped, |record| dir.status(record));
+        let status = record.as_ref().map_or(Ok(Status::Stopped), |record| settled(&dir, record))?;
         if matches!(status, Status::Running | Status::Paused | Status::Creating) {
             return Err(Failure::new(format!("cannot delete container {id} that is not stopped: {}", status.name()))
                 .hint(format!("stop it with `kill {id} KILL`, or use `delete --force {id}`")));

@@ -175,12 +175,12 @@ pub fn let_go(
     profile: impl Fn() -> Outcome<Option<Seccomp>>,
 ) -> Outcome<()> {
     channel.go()?;
-    attend_start(channel, signals, dir, record, Some(cgroup), profile).map(drop)
+    attend_start(channel, signals, dir, record, &|| cgroup.waits_for_memory(), profile).map(drop)
 }
 
 /// Wait until the program is executed; false when nobody said that it would be.
 ///
-/// - `cgroup`: of a container that may be given up for lack of memory.
+/// - `is_hopeless`: as for [`OomGuard::new`].
 ///
 /// # Errors
 /// Why it was not.
@@ -189,10 +189,10 @@ pub fn attend_start(
     signals: &Signals,
     dir: &StateDir,
     record: &Record,
-    cgroup: Option<&Cgroup>,
+    is_hopeless: &dyn Fn() -> bool,
     profile: impl Fn() -> Outcome<Option<Seccomp>>,
 ) -> Outcome<bool> {
-    let mut guard = OomGuard::new(record.init.map_or(0, |init| init.pid), cgroup);
+    let mut guard = OomGuard::new(record.init.map_or(0, |init| init.pid), is_hopeless);
     let mut heard = false;
     loop {
         let file = match guard.receive(channel, signals)? {

@@ -58,8 +58,9 @@ fn start(global: &Global, id: &str) -> Outcome<i32> {
         return Err(Failure::new(format!("cannot start an already running container: `{id}`")));
     };
     let profile = || Ok(saved_config(&dir)?.1.linux.seccomp);
+    let is_hopeless = || record.own_cgroup().is_ok_and(|cgroup| cgroup.waits_for_memory());
     let result = match channel.go() {
-        Ok(()) => attend_start(&channel, &signals, &dir, &record, None, profile),
+        Ok(()) => attend_start(&channel, &signals, &dir, &record, &is_hopeless, profile),
         Err(_) => Ok(false),
     };
     if matches!(result, Ok(false)) {
