@@ -201,7 +201,7 @@ pub fn cgroups(
 ) -> Option<Rc<OwnedFd>> {
     let (flags, _) = plain(&Options { data: Vec::new(), ..options.clone() })?;
     let writable = Options { data: vec![("mode".to_owned(), Some("755".to_owned()))], ..Options::default() };
-    if !mount(root, places, ("tmpfs", Some("cgroup")), (destination, links), &writable) {
+    if !mount(root, places, ("tmpfs", Some("tmpfs")), (destination, links), &writable) {
         return None;
     }
     let directory = places.get(root, destination)?;
