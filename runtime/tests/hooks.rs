@@ -180,8 +180,8 @@ fn hooks_that_do_not_read_hang_or_are_not_there() {
     let plain = bed.path("plain");
     fs::write(&plain, "text").expect("a file");
     for (hook, want) in [
-        (json!({"path": "/no/such/hook"}), "`/no/such/hook` cannot be run: No such file or directory"),
-        (json!({"path": plain}), "/plain` cannot be run: Permission denied"),
+        (json!({"path": "/no/such/hook"}), "`/no/such/hook` cannot be run: no such file or directory"),
+        (json!({"path": plain}), "/plain` cannot be run: permission denied"),
         (
             json!({"path": "/bin/sh", "args": ["sh", "-c", "sleep 1000 & wait"], "timeout": 1}),
             "took longer than its timeout of 1 s",

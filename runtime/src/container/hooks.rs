@@ -217,7 +217,7 @@ mod tests {
             (
                 "is absent",
                 absent,
-                "hook $.hooks.poststop[0] `/no/hook` cannot be run: No such file or directory (os error 2)",
+                "hook $.hooks.poststop[0] `/no/hook` cannot be run: no such file or directory",
             ),
         ] {
             assert_eq!(outcome(hook, "{\"id\":\"x\"}\n"), want, "{why}");
