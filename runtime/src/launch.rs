@@ -194,7 +194,9 @@ impl Drop for Undo {
             let _ = clone::wait(pidfd.as_fd());
         }
         if let Some(cgroup) = &self.cgroup {
-            let _ = cgroup.kill().and_then(|()| cgroup.remove());
+            // Without descriptors left, its processes cannot be listed, but an empty directory goes all the same.
+            let _ = cgroup.kill();
+            let _ = cgroup.remove();
         }
         if let Some(group) = &self.resctrl {
             let _ = group.remove();
