@@ -93,7 +93,7 @@ fn mistakes_in_the_bundle() {
                 let mount = json!({"destination": "/x", "type": "bind", "source": "/no/where", "options": ["bind"]});
                 bed.config["mounts"].as_array_mut().expect("mounts").push(mount);
             }),
-            "open mounts: $.mounts[7] on `/x`: cannot open bind source `/no/where`: No such file",
+            "open mounts: $.mounts[7] on `/x`: cannot open bind source `/no/where`: no such file",
         ),
         (
             "a namespace file that is not there",
@@ -150,7 +150,7 @@ fn a_bundle_without_configuration() {
     let output = bed.command(&["run", &id("none")]).output().expect("the runtime");
     let err = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1));
-    assert!(err.contains("config.json`: No such file") && err.contains("hint: `gantry-runtime spec`"), "{err}");
+    assert!(err.contains("config.json`: no such file") && err.contains("hint: `gantry-runtime spec`"), "{err}");
 }
 
 #[test]
