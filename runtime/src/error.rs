@@ -131,7 +131,7 @@ impl<T, E: fmt::Display> Because<T> for Result<T, E> {
 
 /// The kernel's word as runc and the clients that look for it write it: `no such file or directory`, not
 /// `No such file or directory (os error 2)`.
-fn in_words(mut cause: String) -> String {
+pub fn in_words(mut cause: String) -> String {
     let Some(end) = cause.rfind(" (os error ").filter(|_| cause.ends_with(')')) else { return cause };
     cause.truncate(end);
     let word = cause.rfind(": ").map_or(0, |colon| colon + 2);

@@ -93,7 +93,7 @@ fn mistakes_in_the_bundle() {
                 let mount = json!({"destination": "/x", "type": "bind", "source": "/no/where", "options": ["bind"]});
                 bed.config["mounts"].as_array_mut().expect("mounts").push(mount);
             }),
-            "open mounts: $.mounts[7] on `/x`: cannot open bind source `/no/where`: No such file",
+            "open mounts: $.mounts[7] on `/x`: cannot open bind source `/no/where`: no such file",
         ),
         (
             "a namespace file that is not there",

@@ -18,7 +18,7 @@ use super::path::{Links, RootDir, clean};
 use super::quick::{self, Places};
 use crate::cgroup::Cgroup;
 use crate::config::{Config, IdMapping, Mount};
-use crate::error::{Because, Failure, InStep, Outcome};
+use crate::error::{Because, Failure, InStep, Outcome, in_words};
 use crate::rootless;
 use crate::sys::mount::{MountAttr, mount_setattr};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
@@ -366,7 +366,7 @@ fn open_failed(error: Errno, source: &Path, recursive: bool) -> Failure {
         _ => "the source of a bind mount must exist on this host",
     };
     let failure = Failure::new(format!("cannot open bind source `{}`", source.display())).hint(hint);
-    Failure { cause: Some(error.to_string()), ..failure }
+    Failure { cause: Some(in_words(in_words(error.to_string()))), ..failure }
 }
 
 /// Directory name and the container's own directory for each hierarchy that a container sees; the name is empty on a
