@@ -214,11 +214,7 @@ mod tests {
                 shell("echo waiting; sleep 60", Some(1)),
                 "hook $.hooks.poststop[0] `/bin/sh` took longer than its timeout of 1 s: waiting",
             ),
-            (
-                "is absent",
-                absent,
-                "hook $.hooks.poststop[0] `/no/hook` cannot be run: no such file or directory",
-            ),
+            ("is absent", absent, "hook $.hooks.poststop[0] `/no/hook` cannot be run: no such file or directory"),
         ] {
             assert_eq!(outcome(hook, "{\"id\":\"x\"}\n"), want, "{why}");
         }
