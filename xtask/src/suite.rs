@@ -17,6 +17,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("git", "git"),
     ("runc", "runc"),
     ("skopeo", "skopeo"),
+    ("strace", "strace"),
 ];
 /// Their packages enable services, which a person's machine is spared: there the tests with a real registry and with
 /// real clients of the runtime say that they are left out, unless somebody has installed these.
