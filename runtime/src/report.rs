@@ -39,6 +39,12 @@ pub fn warning(global: &Global, text: &str) {
     log(global, "warning", text);
 }
 
+/// Say how a container ended that ran in the foreground: on standard error in any case, for its output has ended.
+pub fn ended(global: &Global, text: &str) {
+    show(&format!("gantry-runtime: warning: {text}"));
+    log(global, "warning", text);
+}
+
 /// Log with `--debug` only; without a log file, on standard error.
 pub fn debug(global: &Global, text: &str) {
     if global.debug && global.log.is_none() {

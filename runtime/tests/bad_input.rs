@@ -88,7 +88,7 @@ fn paths() {
             (
                 "/mounts/-",
                 json!({"destination": "/x", "source": "/no/where", "options": ["bind"]}),
-                &["on `/x`: cannot open bind source `/no/where`: No such file"],
+                &["on `/x`: cannot open bind source `/no/where`: no such file"],
             ),
             ("/mounts/-", json!({"destination": "/x", "options": ["bind"]}), &["source", "is missing"]),
             ("/mounts/-", json!({"destination": "/x"}), &["type", "is missing"]),

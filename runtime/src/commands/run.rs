@@ -84,7 +84,7 @@ fn run_here(global: &Global, options: &launch::Options, detach: bool, keep: bool
     let exit = foreground::attend(pidfd.as_fd(), &signals, terminal)?;
     // Not when a child alone was killed and the program dealt with it.
     if exit == clone::Exit::Signal(libc::SIGKILL) && cgroup.account().oom_killed {
-        report::warning(global, "the container was killed because it used more memory than its limit");
+        report::ended(global, "the container was killed because it used more memory than its limit");
     }
     if !keep {
         clean_up(global, &dir, &record, &cgroup);
