@@ -188,3 +188,12 @@ unsafe extern "C" fn seal(stack: usize) {
         call(libc::SYS_close, [tree, 0, 0, 0, 0]);
     }
 }
+
+/// What the C library calls. Arguments are taken from [`std::env`], which has them from the loader.
+#[unsafe(no_mangle)]
+extern "C" fn main(_count: i32, _arguments: *const *const i8) -> i32 {
+    gantry_runtime::sys::process::fill_standard_streams();
+    let code = gantry_runtime::run(std::env::args_os().skip(1));
+    let _ = std::io::Write::flush(&mut std::io::stdout());
+    gantry_runtime::sys::process::exit_now(i32::from(code))
+}
