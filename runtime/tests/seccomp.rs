@@ -289,7 +289,9 @@ fn without_an_agent_nothing_starts() {
     ] {
         bed.config["linux"]["seccomp"]["listenerPath"] = json!(path);
         let message = bed.refuses();
-        let want = format!("seccomp agent: failed to connect with seccomp agent `{path}`: {text}");
+        let want = format!(
+            "seccomp agent: $.linux.seccomp.listenerPath: failed to connect with seccomp agent `{path}`: {text}"
+        );
         assert!(message.contains(&want) && message.contains("hint: start the agent"), "{message}");
     }
     bed.config["linux"]["seccomp"]["listenerPath"] = json!("agent.sock");

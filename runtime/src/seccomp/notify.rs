@@ -107,7 +107,7 @@ pub fn check(profile: &Seccomp) -> Outcome<()> {
 fn no_agent(path: &str, cause: &str) -> Failure {
     Failure {
         cause: Some(cause.to_owned()),
-        ..Failure::new(format!("failed to connect with seccomp agent `{path}`"))
+        ..Failure::new(format!("$.linux.seccomp.listenerPath: failed to connect with seccomp agent `{path}`"))
             .hint("start the agent that `linux.seccomp.listenerPath` names, or use a profile without SCMP_ACT_NOTIFY")
     }
 }
