@@ -8,7 +8,7 @@
 //! whoever opens it and whenever. The mount is attached nowhere and goes with the last process that runs from it; it
 //! cannot be copied or made writable, since it belongs to no mount namespace.
 //!
-//! This happens before the C library has started, where a second execution costs 0.06 ms instead of 0.4. Where it is
+//! This happens before the C library has started, where a second execution costs 0.1 ms instead of 0.4. Where it is
 //! not allowed (no right to mount, an old kernel) the program goes on, and `sealed` decides what else can be done.
 #![allow(unsafe_code)] // raw system calls without a C library
 // Nothing here may use memory or functions that the C library prepares (thread-local storage, `memcpy`, `strlen`), and
