@@ -21,7 +21,7 @@ says() {
 
 # pty 'COMMAND LINE': on a terminal of 24 x 80; without carriage returns and the echo of the end of the input.
 pty() {
-    script -qefc "stty rows 24 cols 80; $1" /dev/null </dev/null | tr -d '\r' | sed 's/\^@//g; /^$/d'
+    SHELL=/bin/bash script -qefc "stty rows 24 cols 80; $1" /dev/null </dev/null | tr -d '\r' | sed 's/\^@//g; /^$/d'
     return "${PIPESTATUS[0]}"
 }
 
