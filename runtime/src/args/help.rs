@@ -15,8 +15,11 @@ pub fn command<C: Command>() -> String {
 fn text(name: &str, summary: &str, operands: &str, notes: &str, options: &str) -> String {
     let gap = |text: &str| if text.is_empty() { "" } else { " " };
     let takes_options = if options.is_empty() { "" } else { "[OPTIONS]" };
-    let mut text =
-        format!("{summary}\n\nUsage: gantry-runtime {name}{}{takes_options}{}{operands}\n", gap(options), gap(operands));
+    let mut text = format!(
+        "{summary}\n\nUsage: gantry-runtime {name}{}{takes_options}{}{operands}\n",
+        gap(options),
+        gap(operands)
+    );
     if !options.is_empty() {
         text += &format!("\nOptions:\n{options}");
     }
