@@ -213,6 +213,10 @@ impl Relay {
         if let Ok(flags) = rustix::fs::fcntl_getfl(&master) {
             let _ = rustix::fs::fcntl_setfl(&master, flags | rustix::fs::OFlags::NONBLOCK);
         }
+        // What a terminal would show as a new line is written into a file or pipe as one, as with other runtimes.
+        if process::inherited(1).is_none_or(|output| tty::size(output).is_err()) {
+            let _ = tty::keep_newlines(master.as_fd());
+        }
         let relay = Self { master, pending: Vec::new(), input_open: true, output_open: true };
         relay.copy_size();
         relay

@@ -344,7 +344,7 @@ impl Cgroup {
     fn refuse_if_used(&self, directory: &Directory) -> Outcome<()> {
         let shown = directory.path.display();
         if !processes_below(&directory.path).is_empty() {
-            return Err(Failure::new(format!("cgroup `{shown}` already contains processes"))
+            return Err(Failure::new(format!("container's cgroup is not empty: `{shown}` already contains processes"))
                 .hint("choose another `linux.cgroupsPath`, or delete the container that uses it"));
         }
         let freezer = match &directory.v1 {
@@ -352,7 +352,7 @@ impl Cgroup {
             None => Some(freezer::Freezer::V2(directory.path.clone())),
         };
         if freezer.is_some_and(|freezer| freezer.is_ordered().unwrap_or(false)) {
-            return Err(Failure::new(format!("cgroup `{shown}` is frozen"))
+            return Err(Failure::new(format!("container's cgroup unexpectedly frozen: `{shown}`"))
                 .hint("thaw or remove it, a container started there would hang"));
         }
         let handed = read(directory.path.join("cgroup.subtree_control")).unwrap_or_default();
