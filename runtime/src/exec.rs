@@ -218,7 +218,13 @@ pub fn exec(options: &Options) -> Outcome<i32> {
     let kinds = kinds(&config);
     // With the rights of its owner only, the user namespace must be joined before the others, and for good.
     let ordinary = rootless::is_ordinary_user() && kinds & libc::CLONE_NEWUSER != 0;
-    let between = ordinary || is_watched(&config, kinds);
+    let exposed = is_exposed(&config, kinds);
+    let traced = exposed && (traces(config.process.as_ref()) || dir.is_traced());
+    if exposed && !traced && traces(Some(&process)) {
+        // For those that come after it: this one may look at them.
+        dir.mark_traced()?;
+    }
+    let between = ordinary || traced;
     if !between && kinds & libc::CLONE_NEWPID != 0 {
         clone::setns(init.as_fd(), libc::CLONE_NEWPID)
             .because(|| "cannot join the pid namespace".to_owned())
@@ -332,17 +338,19 @@ fn go_between(init: BorrowedFd<'_>, kinds: i32, process: &Process, channel: &Cha
     }
 }
 
-/// Whether processes of the container can look into every process in their PID namespace. Then ours must have nothing of
-/// the host left when it appears there: no root, no directory, no descriptor.
-fn is_watched(config: &Config, kinds: i32) -> bool {
-    let capabilities = config.process.as_ref().and_then(|process| process.capabilities.as_ref());
-    let traces = |name: &String| capabilities::bit(name) == capabilities::bit("CAP_SYS_PTRACE");
+/// Whether a process of the container with the right to trace could look into ours. Then it must have nothing of the
+/// host left when it appears there: no root, no directory, no descriptor.
+fn is_exposed(config: &Config, kinds: i32) -> bool {
     let own_users = kinds & libc::CLONE_NEWUSER != 0;
     let own_root = matches!(MountsOf::of(config), MountsOf::Container);
-    own_root
-        && !own_users
-        && kinds & libc::CLONE_NEWPID != 0
-        && capabilities.is_some_and(|sets| sets.bounding.iter().any(traces))
+    own_root && !own_users && kinds & libc::CLONE_NEWPID != 0
+}
+
+/// Whether a process can look into every other in its PID namespace, or get the right to.
+fn traces(process: Option<&Process>) -> bool {
+    let capabilities = process.and_then(|process| process.capabilities.as_ref());
+    let is_it = |name: &String| capabilities::bit(name) == capabilities::bit("CAP_SYS_PTRACE");
+    capabilities.is_some_and(|sets| sets.bounding.iter().any(is_it))
 }
 
 /// Join everything in a process that the container cannot see, make the one that it can see as our sibling, tell who it
@@ -487,6 +495,10 @@ impl Child<'_> {
         let dev = rustix::fs::open("/dev", flags, Mode::empty())
             .because(|| "cannot open `/dev` of the container".to_owned())?;
         let (master, slave) = program::open_terminal(&dev, self.program.process)?;
+        if matches!(self.terminal, Terminal::Keep) {
+            // Standard output is the runtime's until the terminal takes its place.
+            foreground::suit_output(master.as_fd());
+        }
         hand_over(self.channel, &self.terminal, master)?;
         program::take_terminal(&slave)
     }

@@ -195,6 +195,14 @@ impl Drop for RawMode {
     }
 }
 
+/// Before a program writes to a terminal that is carried to our own streams: what goes into a file or pipe has plain
+/// newlines, as with other runtimes.
+pub fn suit_output(master: BorrowedFd<'_>) {
+    if process::inherited(1).is_none_or(|output| tty::size(output).is_err()) {
+        let _ = tty::keep_newlines(master);
+    }
+}
+
 /// The container's terminal, carried to ours.
 struct Relay {
     master: OwnedFd,
@@ -212,10 +220,6 @@ impl Relay {
         // A container that does not read must not stop us from showing what it writes.
         if let Ok(flags) = rustix::fs::fcntl_getfl(&master) {
             let _ = rustix::fs::fcntl_setfl(&master, flags | rustix::fs::OFlags::NONBLOCK);
-        }
-        // What a terminal would show as a new line is written into a file or pipe as one, as with other runtimes.
-        if process::inherited(1).is_none_or(|output| tty::size(output).is_err()) {
-            let _ = tty::keep_newlines(master.as_fd());
         }
         let relay = Self { master, pending: Vec::new(), input_open: true, output_open: true };
         relay.copy_size();

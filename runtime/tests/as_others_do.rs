@@ -39,6 +39,11 @@ fn a_terminal_that_is_copied_to_a_file_keeps_its_newlines() {
     bed.config["process"]["terminal"] = json!(true);
     bed.config["process"]["args"] = json!(["sh", "-c", "tty >/dev/null && echo one && echo two"]);
     assert_eq!(bed.says(), "one\ntwo\n");
+    bed.config["process"]["args"] = json!(["sleep", "1000"]);
+    bed.config["process"]["terminal"] = json!(false);
+    let name = id("newlines");
+    bed.ok(&["run", "-d", &name]);
+    assert_eq!(bed.ok(&["exec", "-t", &name, "sh", "-c", "echo one; echo two"]), "one\ntwo\n");
 }
 
 /// A hook that writes two variables to a file on the host.

@@ -17,6 +17,7 @@ pub mod freezer;
 pub mod hierarchy;
 mod make;
 pub mod oom;
+pub mod owner;
 pub mod stats;
 pub mod systemd;
 pub mod table;
@@ -569,7 +570,10 @@ impl Cgroup {
             let controllers = directory.v1.as_ref().map(|v1| v1.controllers.as_slice());
             let path = directory.path.join(place(controllers));
             let door = make::door(&path, name)
-                .because(|| format!("cannot open `{}/{name}`", path.display()))
+                // The words of runc, which callers look for.
+                .because(|| {
+                    format!("cannot join: adding pid {} to {}/cgroup.procs", std::process::id(), path.display())
+                })
                 .or_hint("--cgroup names a cgroup that exists below the container's own")?;
             doors.push(door);
         }

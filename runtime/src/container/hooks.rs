@@ -106,10 +106,24 @@ fn run_one(hook: &Hook, state: &str, environment: &[CString], before: &dyn Fn() 
     let failure = match ended {
         Some(Exit::Code(0)) => return Ok(()),
         Some(Exit::Code(code)) => Failure::new(format!("failed with exit code {code}")),
-        Some(Exit::Signal(signal)) => Failure::new(format!("died of signal {signal}")),
+        Some(Exit::Signal(signal)) => Failure::new(format!("died of signal {signal}{}", in_words(signal))),
         None => Failure::new(format!("took longer than its timeout of {} s", hook.timeout.unwrap_or(0))),
     };
     Err(Failure { cause: said(&mut output), ..failure })
+}
+
+/// What usual signals mean, in the words of a shell.
+fn in_words(signal: i32) -> &'static str {
+    match signal {
+        libc::SIGABRT => " (aborted)",
+        libc::SIGBUS => " (bus error)",
+        libc::SIGILL => " (illegal instruction)",
+        libc::SIGKILL => " (killed)",
+        libc::SIGSEGV => " (segmentation fault)",
+        libc::SIGSYS => " (bad system call)",
+        libc::SIGTERM => " (terminated)",
+        _ => "",
+    }
 }
 
 /// A hook as `execve` takes it.
@@ -230,7 +244,11 @@ mod tests {
                 shell("echo no luck >&2; exit 3", None),
                 "error running hook $.hooks.poststop[0]: `/bin/sh` failed with exit code 3: no luck",
             ),
-            ("dies", shell("kill -9 $$", None), "error running hook $.hooks.poststop[0]: `/bin/sh` died of signal 9"),
+            (
+                "dies",
+                shell("kill -9 $$", None),
+                "error running hook $.hooks.poststop[0]: `/bin/sh` died of signal 9 (killed)",
+            ),
             (
                 "hangs",
                 shell("echo waiting; sleep 60", Some(1)),
