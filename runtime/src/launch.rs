@@ -5,6 +5,7 @@
 //! ```
 //! Whatever fails, an [`Undo`] takes back what was made. A crash leaves the record, from which `delete --force` works.
 
+use crate::cgroup::owner;
 use crate::cgroup::systemd::{self, Placeholder, Unit};
 use crate::cgroup::{self, Cgroup, Doors, Made};
 use crate::config::{self, Config};
@@ -259,6 +260,9 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     undo.cgroup = Some(cgroup.clone());
     undo.placeholder = made.placeholder;
     cgroup.apply(&config.linux.resources).in_step("limits")?;
+    if let Some(user) = owner::of(config) {
+        cgroup.give_to(user).in_step("cgroup")?;
+    }
     let aside = cgroup.aside(&config.linux.resources);
 
     undo.resctrl = resctrl::prepare(config, &options.id).in_step("resctrl")?;
