@@ -136,7 +136,7 @@ impl Store {
         }
         progress.event(Event::Resolving { what: reference.familiar() });
         let pull = Pull::new(self, reference, platform, options, progress).await?;
-        let image = pull.run().await.map_err(|e| e.in_store(self.root()))?;
+        let image = pull.run().await.map_err(|e| e.in_store(self.root()).in_pull(reference))?;
         progress.event(Event::Done { digest: image.digest });
         Ok(image)
     }
