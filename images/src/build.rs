@@ -83,18 +83,16 @@ impl Store {
     /// # Errors
     /// There is no such container; those of a load.
     pub fn commit_container(&self, id: &str, options: &BuildOptions) -> Result<Image> {
-        let snapshot = self.snapshots()?.into_iter().find(|snapshot| snapshot.id == id);
-        let snapshot = snapshot.ok_or_else(|| ImageError::NotFound(format!("container {id}")))?;
-        let (manifest, _, _) = self.manifest(snapshot.image)?;
+        let (image, upper) = self.written(id)?;
+        let (manifest, _, _) = self.manifest(image)?;
         let config = self.read_blob("configuration", manifest.config.digest, CONFIG_MAX)?;
         let config = serde_json::from_slice(&config)
             .map_err(|e| ImageError::BadImage { what: "configuration".into(), why: e.to_string() })?;
-        let bytes = self.read_blob("manifest", snapshot.image, MANIFEST_MAX)?;
+        let bytes = self.read_blob("manifest", image, MANIFEST_MAX)?;
         let manifest: Value = serde_json::from_slice(&bytes)
             .map_err(|e| ImageError::BadImage { what: "manifest".into(), why: e.to_string() })?;
         let layers = manifest["layers"].as_array().cloned().unwrap_or_default();
         let packing = Packing { overlay: true, time_max: options.time };
-        let upper = self.containers().join(id).join("upper");
         self.build(Base { config, layers }, &upper, packing, "commit", options)
     }
 
@@ -168,11 +166,9 @@ impl Store {
     /// # Errors
     /// There is no such container; those of the file system.
     pub fn changes(&self, id: &str) -> Result<Vec<(PathBuf, Change)>> {
-        let snapshot = self.snapshots()?.into_iter().find(|snapshot| snapshot.id == id);
-        let snapshot = snapshot.ok_or_else(|| ImageError::NotFound(format!("container {id}")))?;
-        let (_, _, layers) = self.manifest(snapshot.image)?;
+        let (image, upper) = self.written(id)?;
+        let (_, _, layers) = self.manifest(image)?;
         let lowers: Vec<PathBuf> = layers.iter().rev().map(|spec| self.layer(spec.diff_id).join("fs")).collect();
-        let upper = self.containers().join(id).join("upper");
         let mut changes = Vec::new();
         collect_changes(&upper, &lowers, Path::new(""), &mut changes)?;
         changes.sort();

@@ -233,6 +233,14 @@ pub enum ImageError {
         /// The error number.
         source: io::Error,
     },
+    /// The file system cannot limit what a container writes.
+    #[error("cannot limit the size of the root file system in {}: {why}", dir.display())]
+    NoQuota {
+        /// The directory of the store.
+        dir: PathBuf,
+        /// What is missing.
+        why: String,
+    },
     /// A user or group is not known inside the image.
     #[error("no {kind} `{name}` in {file} of the image")]
     UnknownUser {
@@ -311,6 +319,9 @@ impl ImageError {
             Self::BadSettings { .. } => "correct the file; docs/images.md has an example".into(),
             Self::Mount { .. } => {
                 "the data directory must be on a file system that overlayfs can write to (ext4, xfs, btrfs, tmpfs), not on an overlay".into()
+            }
+            Self::NoQuota { .. } => {
+                "put the data directory on XFS or ext4 (made with `-O quota,project`), mounted with `prjquota`, or start without a size".into()
             }
             Self::UnknownUser { .. } => "use a number, or a name that the image knows".into(),
             Self::BadArchive { .. } => {

@@ -25,8 +25,8 @@ pub(crate) const MANIFEST_MAX: u64 = 4 << 20;
 /// Largest image configuration: room for a long history.
 pub(crate) const CONFIG_MAX: u64 = 8 << 20;
 
-/// Most layers that overlayfs can stack, and one for the corrections of directories (kernel: `OVL_MAX_STACK`).
-pub(crate) const LAYERS_MAX: usize = 499;
+/// Most layers that overlayfs can stack (kernel: `OVL_MAX_STACK`).
+pub(crate) const LAYERS_MAX: usize = 500;
 
 /// Points at content: what it is, its digest and its size.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

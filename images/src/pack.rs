@@ -112,26 +112,13 @@ impl<W: Write> Packer<'_, W> {
 
     /// Extended attributes come before their file, as records of PAX.
     fn attributes(&mut self, full: &Path) -> Result<()> {
-        let mut list = vec![0; ATTRIBUTES_MAX];
-        let length = match rustix::fs::llistxattr(full, &mut list) {
-            Err(rustix::io::Errno::NOTSUP) => 0,
-            other => other.map_err(at("read the attributes of", full))?,
-        };
-        let mut found: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-        for name in list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-            let Some(text) = std::str::from_utf8(name).ok().filter(|name| belongs_to_image(name)) else {
-                continue;
-            };
-            let mut value = vec![0; ATTRIBUTES_MAX];
-            let length =
-                rustix::fs::lgetxattr(full, name, &mut value[..]).map_err(at("read the attributes of", full))?;
-            value.truncate(length);
-            found.insert(format!("SCHILY.xattr.{text}"), value);
-        }
+        let found = attributes_of_image(full)?;
         if found.is_empty() {
             return Ok(());
         }
-        let records = found.iter().map(|(name, value)| (name.as_str(), value.as_slice()));
+        let named: Vec<(String, &Vec<u8>)> =
+            found.iter().map(|(name, value)| (format!("SCHILY.xattr.{name}"), value)).collect();
+        let records = named.iter().map(|(name, value)| (name.as_str(), value.as_slice()));
         self.tar.append_pax_extensions(records).map_err(at("pack", full))
     }
 
@@ -171,6 +158,26 @@ impl<W: Write> Packer<'_, W> {
             None => self.tar.append_data(&mut header, path, data).map_err(failed),
         }
     }
+}
+
+/// The extended attributes of a file that belong to an image, by name.
+pub(crate) fn attributes_of_image(path: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
+    let mut found = BTreeMap::new();
+    let mut list = vec![0; ATTRIBUTES_MAX];
+    let length = match rustix::fs::llistxattr(path, &mut list) {
+        Err(rustix::io::Errno::NOTSUP) => 0,
+        other => other.map_err(at("read the attributes of", path))?,
+    };
+    for name in list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let Some(text) = std::str::from_utf8(name).ok().filter(|name| belongs_to_image(name)) else {
+            continue;
+        };
+        let mut value = vec![0; ATTRIBUTES_MAX];
+        let length = rustix::fs::lgetxattr(path, name, &mut value[..]).map_err(at("read the attributes of", path))?;
+        value.truncate(length);
+        found.insert(text.to_owned(), value);
+    }
+    Ok(found)
 }
 
 /// Not what overlayfs or the policy of the host has put there.

@@ -153,7 +153,7 @@ impl Actor {
     async fn snapshot(&self, replica: &AssignedReplica, image: &Arc<Image>) -> Result<gantry_images::Snapshot, String> {
         let (store, id, image) = (self.images.store().clone(), replica.id.to_string(), Arc::clone(image));
         blocking(move || {
-            let options = SnapshotOptions { volatile: true };
+            let options = SnapshotOptions { volatile: true, ..SnapshotOptions::default() };
             store.snapshot(&image, &id, &options).map_err(|error| images::words(&error))
         })
         .await

@@ -136,7 +136,6 @@ fn cases() -> Vec<Case> {
             .naming(config),
         Case::answers("layer damaged", &blob, Fault::Corrupt, &["is damaged"]).naming(layer),
         Case::answers("layer cut off", &blob, Fault::CutAfter(0), &["GET"]).naming(layer),
-        Case::answers("layer cut off later", &blob, Fault::CutAfter(30_000), &["cut off"]).naming(layer),
         Case::answers(
             "portal for the tag",
             "/manifests/1",

@@ -14,6 +14,8 @@ mod pull;
 mod push;
 mod real_registry;
 mod registry;
+mod room;
+mod roots;
 mod scrub;
 mod settings;
 mod snapshot;
