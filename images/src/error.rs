@@ -233,6 +233,14 @@ pub enum ImageError {
         /// The error number.
         source: io::Error,
     },
+    /// A file cannot be copied between a host and a container.
+    #[error("cannot copy {path}: {why}")]
+    Copy {
+        /// The file, and the place it was copied from or to.
+        path: String,
+        /// What is in the way.
+        why: String,
+    },
     /// The file system cannot limit what a container writes.
     #[error("cannot limit the size of the root file system in {}: {why}", dir.display())]
     NoQuota {
@@ -327,7 +335,7 @@ impl ImageError {
             Self::BadArchive { .. } => {
                 "give a whole archive as `docker save` or `skopeo copy … oci-archive:FILE` writes it, or a directory with an OCI layout".into()
             }
-            Self::Io { .. } | Self::BadOption { .. } | Self::Stopped => return None,
+            Self::Copy { .. } | Self::Io { .. } | Self::BadOption { .. } | Self::Stopped => return None,
         };
         Some(text)
     }

@@ -54,6 +54,7 @@ mod snapshot;
 mod store;
 mod sys;
 mod tarball;
+pub mod transfer;
 mod trust;
 mod unpack;
 mod usage;

@@ -29,7 +29,8 @@ pub(crate) struct Overlay<'a> {
     pub(crate) volatile: bool,
     /// Nothing is to be written.
     pub(crate) read_only: bool,
-    /// Show all files to a user namespace as if they were its own.
+    /// Show the files of `lowers` to a user namespace as if they were its own. Those above have its owners on disk: what
+    /// overlayfs makes for itself would otherwise belong to nobody.
     pub(crate) ids: Option<&'a IdMaps>,
 }
 
@@ -59,10 +60,10 @@ pub(crate) fn mount(overlay: &Overlay<'_>, target: &Path) -> Result<()> {
         detail: "there is no user namespace with these maps".to_owned(),
         source,
     })?;
-    let own = mapped(overlay.own, namespace.as_ref())?;
+    let own = open(overlay.own)?;
     let inside = |name: &str| {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat(&own.fd, name, flags, Mode::empty()).map_err(at("open", &overlay.own.join(name)))
+        rustix::fs::openat(&own, name, flags, Mode::empty()).map_err(at("open", &overlay.own.join(name)))
     };
     let opened = Opened {
         lowers: overlay.lowers.iter().map(|dir| mapped(dir, namespace.as_ref())).collect::<Result<_>>()?,
@@ -273,11 +274,15 @@ mod tests {
         };
         let lowers = [dir("lower")];
         let (own, target) = (dir(""), dir("target"));
-        (dir("upper"), dir("work"));
+        for name in ["upper", "work"] {
+            dir(name);
+        }
         let good = Overlay { lowers: &lowers, own: &own, volatile: false, read_only: false, ids: None };
         super::mount(&good, &target).unwrap();
         // overlayfs cannot write to an overlay.
-        (dir("target/upper"), dir("target/work"));
+        for name in ["target/upper", "target/work"] {
+            dir(name);
+        }
         let bad = Overlay { own: &target, ..good };
         let error = super::mount(&bad, &dir("other")).unwrap_err();
         assert!(matches!(&error, ImageError::Mount { detail, .. } if detail.contains("upperdir")), "{error}");

@@ -32,6 +32,14 @@ const FIRST_PROJECT: u32 = 0x6700_0000;
 /// How many there are.
 const PROJECTS: u32 = 0x0100_0000;
 
+/// What the kernel shows for an owner that a namespace does not have (`/proc/sys/kernel/overflowuid`).
+const NOBODY: u32 = 65_534;
+
+/// How far an id is into a range that starts at `start`.
+fn within(start: u32, length: u32, id: u32) -> Option<u32> {
+    id.checked_sub(start).filter(|offset| *offset < length)
+}
+
 /// How a root file system is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "lowercase")]
@@ -54,7 +62,8 @@ pub struct IdRange {
     pub length: u32,
 }
 
-/// How the owners of files are shown to the user namespace of a container. On disk they stay as the image has them.
+/// How the owners of files are shown to the user namespace of a container. The layers of the image stay as they are; what
+/// the container writes has the owners of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdMaps {
     /// Of users.
@@ -70,6 +79,24 @@ impl IdMaps {
             ranges.iter().map(|range| format!("{} {} {}\n", range.inside, range.outside, range.length)).collect()
         };
         sys::user_namespace(&lines(&self.users), &lines(&self.groups))
+    }
+
+    /// The owner on the host of what belongs to `owner` inside.
+    fn outside(&self, owner: (u32, u32)) -> (u32, u32) {
+        let one = |ranges: &[IdRange], id: u32| {
+            let found = ranges.iter().find_map(|range| Some(range.outside + within(range.inside, range.length, id)?));
+            found.unwrap_or(NOBODY)
+        };
+        (one(&self.users, owner.0), one(&self.groups, owner.1))
+    }
+
+    /// The owner inside of what belongs to `owner` on the host.
+    pub(crate) fn inside(&self, owner: (u32, u32)) -> (u32, u32) {
+        let one = |ranges: &[IdRange], id: u32| {
+            let found = ranges.iter().find_map(|range| Some(range.inside + within(range.outside, range.length, id)?));
+            found.unwrap_or(NOBODY)
+        };
+        (one(&self.users, owner.0), one(&self.groups, owner.1))
     }
 
     fn check(&self) -> Result<()> {
@@ -127,6 +154,15 @@ pub struct SnapshotUsage {
     pub inodes: u64,
     /// Most bytes that it may write.
     pub size_max: Option<u64>,
+}
+
+/// What a container has written over its image, and where.
+pub(crate) struct Written {
+    pub(crate) image: Digest,
+    /// In the form of overlayfs.
+    pub(crate) dir: PathBuf,
+    /// Its owners are those of the host.
+    pub(crate) ids: Option<IdMaps>,
 }
 
 /// `containers/<id>/snapshot.json`.
@@ -193,11 +229,16 @@ impl Snapshotter for Stacked {
         if let (Some(bytes), Some(project)) = (record.size_max, record.project) {
             limit(&[&upper, &own.join("work")], project, bytes)?;
         }
-        if let Some(fix) = &view.fix {
-            copies::directories(fix, &upper)?;
+        match (&view.fix, &record.ids) {
+            (None, _) => {}
+            (Some(fix), None) => copies::directories(fix, &upper)?,
+            (Some(_), Some(_)) => {
+                let why = "an image of so many layers cannot be shown to a user namespace".to_owned();
+                return Err(ImageError::BadOption { field: "user namespace", value: "maps of ids".to_owned(), why });
+            }
         }
         // overlayfs shows the root directory of the topmost one.
-        dress_root(&upper, view.stack)
+        dress_root(&upper, view.stack, record.ids.as_ref())
     }
 
     fn mount(&self, own: &Path, view: &View<'_>, record: &Record) -> Result<()> {
@@ -242,7 +283,7 @@ impl Snapshotter for Copied {
         if let Some(fix) = &view.fix {
             copies::directories(fix, &rootfs)?;
         }
-        dress_root(&rootfs, view.stack)
+        dress_root(&rootfs, view.stack, None)
     }
 
     fn mount(&self, own: &Path, _: &View<'_>, record: &Record) -> Result<()> {
@@ -259,8 +300,10 @@ impl Snapshotter for Copied {
 }
 
 /// The root directory of the container has the attributes that the image says.
-fn dress_root(dir: &Path, stack: &Stack) -> Result<()> {
-    std::os::unix::fs::chown(dir, Some(stack.uid), Some(stack.gid)).map_err(at("set the owner of", dir))?;
+fn dress_root(dir: &Path, stack: &Stack, ids: Option<&IdMaps>) -> Result<()> {
+    let own = (stack.uid, stack.gid);
+    let (uid, gid) = ids.map_or(own, |ids| ids.outside(own));
+    std::os::unix::fs::chown(dir, Some(uid), Some(gid)).map_err(at("set the owner of", dir))?;
     fs::set_permissions(dir, fs::Permissions::from_mode(stack.mode)).map_err(at("set the mode of", dir))
 }
 
@@ -477,8 +520,8 @@ impl Store {
         Ok(SnapshotUsage { bytes, inodes, size_max: record.size_max })
     }
 
-    /// The directory that has what a container wrote over its image.
-    pub(crate) fn written(&self, id: &str) -> Result<(Digest, PathBuf)> {
+    /// What a container wrote over its image.
+    pub(crate) fn written(&self, id: &str) -> Result<Written> {
         let none = || ImageError::NotFound(format!("container {id}"));
         check_id(id).map_err(|_| none())?;
         let record = self.record(id)?.ok_or_else(none)?;
@@ -486,7 +529,8 @@ impl Store {
             let why = "its root file system is a copy, of which nobody knows what was written to it".to_owned();
             return Err(ImageError::BadOption { field: "container", value: id.to_owned(), why });
         }
-        Ok((record.image, snapshotter(record.kind).written(&self.containers().join(id))))
+        let dir = snapshotter(record.kind).written(&self.containers().join(id));
+        Ok(Written { image: record.image, dir, ids: record.ids })
     }
 
     fn record(&self, id: &str) -> Result<Option<Record>> {

@@ -145,7 +145,12 @@ fn cases() -> Vec<Case> {
         Case::answers("portal for a layer", &blob, Fault::Html, &["does not answer like a registry"]).naming(layer),
         status(401, "X: y", &["refuses access"]),
         status(403, "X: y", &["refuses access"]),
-        Case::answers("forbidden, with words", "/manifests/", Fault::Status(403, "X: y", refusal), &["not for you"]),
+        Case::answers(
+            "forbidden, with words",
+            "/manifests/sha256",
+            Fault::Status(403, "X: y", refusal),
+            &["not for you"],
+        ),
         status(404, "X: y", &["not in registry"]),
         status(418, "X: y", &["418", "manifests/"]),
         status(429, "Retry-After: 3600", &["429"]),

@@ -19,3 +19,4 @@ mod roots;
 mod scrub;
 mod settings;
 mod snapshot;
+mod transfer;

@@ -241,12 +241,14 @@ fn owners_are_shown_to_a_user_namespace_as_its_own_and_stay_on_disk() {
     for line in ["bin 755 100000:200000 dir", "bin/su 4755 100003:200004 file \"\"", "priv 700 100007:200008 dir"] {
         assert!(all.iter().any(|have| have == line), "{line} is not among {all:#?}");
     }
-    // What root of the namespace makes belongs to root on disk.
-    fs::write(made.rootfs.join("new"), "x").unwrap_err();
-    fs::create_dir(work.join("plain")).unwrap();
+    // What the container writes goes into an image with the owners that the container sees.
     std::os::unix::fs::chown(made.rootfs.join("bin/su"), Some(100_009), Some(200_009)).unwrap();
     let upper = store.root().join("containers/c/upper/bin/su").metadata().unwrap();
-    assert_eq!((upper.uid(), upper.gid()), (9, 9));
+    assert_eq!((upper.uid(), upper.gid()), (100_009, 200_009));
+    let committed = store.commit_container("c", &Default::default()).unwrap();
+    let shown = store.snapshot(&committed, "committed", &of(RootKind::Overlay)).unwrap().rootfs;
+    let shown = shown.join("bin/su").metadata().unwrap();
+    assert_eq!((shown.uid(), shown.gid()), (9, 9));
     let lower = store.root().join("layers").join(image.layers[0].diff_id.hex()).join("fs/bin/su").metadata().unwrap();
     assert_eq!((lower.uid(), lower.gid()), (3, 4));
     // Another container sees the same layers without.
@@ -256,7 +258,7 @@ fn owners_are_shown_to_a_user_namespace_as_its_own_and_stay_on_disk() {
         let options = SnapshotOptions { ids: Some(bad), ..SnapshotOptions::default() };
         assert!(matches!(store.snapshot(&image, "e", &options), Err(ImageError::BadOption { .. })));
     }
-    for id in ["c", "d"] {
+    for id in ["c", "d", "committed"] {
         store.remove_snapshot(id).unwrap();
     }
     assert_tidy(store.root());
