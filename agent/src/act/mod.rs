@@ -76,6 +76,12 @@ impl Actor {
         self.images.arrived(wanted).await
     }
 
+    /// Removes images that no replica uses if the disk is too full, beside everything else.
+    pub(crate) fn relieve(&self) {
+        let images = Arc::clone(&self.images);
+        tokio::spawn(async move { images.relieve().await });
+    }
+
     /// Carries out one step. `cancelled` turns true when a preparation need not be finished.
     pub(crate) async fn carry_out(
         &self,
