@@ -136,7 +136,7 @@ impl Store {
         }
         progress.event(Event::Resolving { what: reference.familiar() });
         let pull = Pull::new(self, reference, platform, options, progress).await?;
-        let image = pull.run().await.map_err(|e| e.in_store(self.root()))?;
+        let image = pull.run().await.map_err(|e| e.in_store(self.root()).in_pull(reference))?;
         progress.event(Event::Done { digest: image.digest });
         Ok(image)
     }
@@ -378,12 +378,7 @@ impl<'a> Pull<'a> {
         if needed > IMAGE_MAX {
             return Err(ImageError::TooBig { what: self.reference.familiar(), limit: IMAGE_MAX, unit: "bytes packed" });
         }
-        let root = self.store.root();
-        let room = rustix::fs::statvfs(root).map_err(at("look at", root))?;
-        if needed > room.f_bavail.saturating_mul(room.f_frsize) {
-            return Err(ImageError::DiskFull { dir: root.to_path_buf(), needed: Some(needed) });
-        }
-        Ok(())
+        self.store.check_room(layers)
     }
 
     /// Largest first: it decides when all are done.

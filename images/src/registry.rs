@@ -383,6 +383,7 @@ impl Registry {
                 ImageError::NotInRegistry {
                     registry: self.name.clone(),
                     reference: format!("{}{joint}{object}", self.repository),
+                    part_of: None,
                 }
             }
             _ => ImageError::Registry {

@@ -3,6 +3,7 @@
 //! Every test works on a `tmpfs` of its own in a mount namespace of its own thread: nothing is left behind, however it
 //! ends, and any number can run at once.
 
+mod bad_input;
 mod build;
 mod common;
 mod concurrent;
@@ -13,6 +14,9 @@ mod pull;
 mod push;
 mod real_registry;
 mod registry;
+mod room;
+mod roots;
 mod scrub;
 mod settings;
 mod snapshot;
+mod transfer;
