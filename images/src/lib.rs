@@ -23,6 +23,7 @@
 //! ```
 
 mod auth;
+mod batch;
 mod build;
 pub mod bundle;
 mod catalog;
