@@ -88,6 +88,8 @@ pub struct PullOptions {
     pub registries: Registries,
     /// A docker `config.json` or containers `auth.json`; `default_auth_file()` gives the usual one.
     pub auth_file: Option<PathBuf>,
+    /// A connection that does not bring 64 KiB in this time is given up; a minute if not given.
+    pub patience: Option<Duration>,
 }
 
 impl PullOptions {
@@ -211,7 +213,7 @@ impl<'a> Pull<'a> {
             let own = endpoint.name == reference.registry();
             let given = options.credentials.is_some() && !own;
             let credentials = if given { None } else { options.credentials_for(&endpoint).await? };
-            registries.push(Registry::new(endpoint, credentials)?);
+            registries.push(Registry::new(endpoint, credentials)?.with_patience(options.patience));
         }
         let rule = options.registries.rule(reference);
         Ok(Self { store, registries, reference, platform, rule, progress, stop: watch::Sender::new(false) })
@@ -632,6 +634,7 @@ fn may_be_elsewhere(error: &ImageError) -> bool {
             | E::Registry { .. }
             | E::Network { .. }
             | E::NotARegistry { .. }
+            | E::TooSlow { .. }
             | E::Truncated { .. }
             | E::Damaged { .. }
             | E::WrongSize { .. }
