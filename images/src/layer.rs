@@ -27,12 +27,13 @@ use crate::lease::Lease;
 use crate::manifest::{Compression, LayerSpec};
 use crate::store::Store;
 use crate::unpack::{self, LayerMeta, Limits, UnpackError};
+use crate::window;
 
-/// Bytes handed on at once.
-const CHUNK: usize = 256 << 10;
+/// Bytes handed on at once: as many as stay in a cache until the next thread has them.
+const CHUNK: usize = 128 << 10;
 
-/// Batches and chunks that may wait for the next thread: a few MiB for each layer under way, however large it is.
-const WAITING: usize = 3;
+/// Batches and chunks that may wait for the next thread: a MiB or two for each layer under way, however large it is.
+const WAITING: usize = 2;
 
 /// Pieces of a packed layer that were read at once.
 pub(crate) type Batch = Vec<Bytes>;
@@ -382,23 +383,17 @@ impl Feed<'_> {
 /// `None` at the end of the source.
 fn read_chunk(source: &mut dyn Read) -> io::Result<Option<Bytes>> {
     let mut chunk = vec![0; CHUNK];
-    let filled = fill(source, &mut chunk, CHUNK / 4)?;
-    chunk.truncate(filled);
-    Ok((filled > 0).then(|| Bytes::from(chunk)))
-}
-
-/// Read until there are `enough` bytes, or the source ends.
-fn fill(source: &mut dyn Read, buffer: &mut [u8], enough: usize) -> io::Result<usize> {
     let mut filled = 0;
-    while filled < enough {
-        match source.read(&mut buffer[filled..]) {
+    while filled < CHUNK / 4 {
+        match source.read(&mut chunk[filled..]) {
             Ok(0) => break,
             Ok(count) => filled += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(filled)
+    chunk.truncate(filled);
+    Ok((filled > 0).then(|| Bytes::from(chunk)))
 }
 
 /// Plain bytes: a buffer, and how much of it counts.
@@ -411,23 +406,36 @@ fn inflate(
     plain: &SyncSender<io::Result<Chunk>>,
     emptied: &Receiver<Vec<u8>>,
 ) {
-    let packed = Packed { batches, batch: Vec::new().into_iter(), piece: Bytes::new() };
+    let mut packed = Packed { batches, batch: Vec::new().into_iter(), piece: Bytes::new() };
+    // Held until the decoder is gone. A failure comes again when the decoder reads.
+    let _room = match compression {
+        Compression::Zstd => Some(window::room(packed.fill_buf().unwrap_or_default())),
+        Compression::Gzip | Compression::Plain => None,
+    };
     let mut decoder = match decoder(compression, packed) {
         Ok(decoder) => decoder,
         // Who does not listen has failed already, and tells why.
         Err(error) => return drop(plain.send(Err(error))),
     };
-    loop {
+    let mut failure = None;
+    while failure.is_none() {
         let mut buffer = emptied.try_recv().unwrap_or_else(|_| vec![0; CHUNK]);
-        let chunk = match fill(&mut decoder, &mut buffer, CHUNK) {
-            Ok(0) => return,
-            Ok(count) => Ok((buffer, count)),
-            Err(error) => Err(error),
-        };
-        let failed = chunk.is_err();
-        if plain.send(chunk).is_err() || failed {
+        let mut filled = 0;
+        while filled < CHUNK && failure.is_none() {
+            match decoder.read(&mut buffer[filled..]) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => failure = Some(error),
+            }
+        }
+        // What came before the failure counts: it may be the whole archive.
+        if filled == 0 && failure.is_none() || filled > 0 && plain.send(Ok((buffer, filled))).is_err() {
             return;
         }
+    }
+    if let Some(error) = failure {
+        drop(plain.send(Err(error)));
     }
 }
 

@@ -55,6 +55,7 @@ mod tarball;
 mod trust;
 mod unpack;
 mod usage;
+mod window;
 
 pub use auth::{Credentials, default_auth_file};
 pub use build::{BuildOptions, Change};

@@ -101,8 +101,9 @@ impl Stage {
         }
         stage.registry = Some(stage.serve()?);
         let from = format!("oci-archive:{}", image.archive.display());
-        stage.push(&from, GZIP, &[])?;
+        // zstd first, and gzip as it is: skopeo would send a layer that the registry has in the other form by its name.
         stage.push(&from, ZSTD, &["--dest-compress-format", "zstd", "--dest-compress-level", "3"])?;
+        stage.push(&from, GZIP, &["--preserve-digests"])?;
         Ok(stage)
     }
 
@@ -125,8 +126,15 @@ impl Stage {
     fn push(&self, from: &str, tag: &str, options: &[&str]) -> Result<()> {
         let mut command = Command::new("skopeo");
         command.args(["copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false"]).args(options);
-        command.arg(from).arg(format!("docker://{}", self.reference(tag))).env("TMPDIR", self.run_dir());
-        process::stdout(&mut command).map(drop)
+        let to = format!("docker://{}", self.reference(tag));
+        process::stdout(command.arg(from).arg(&to).env("TMPDIR", self.run_dir()))?;
+        let manifest =
+            process::text(Command::new("skopeo").args(["inspect", "--raw", "--tls-verify=false"]).arg(&to))?;
+        let layers = manifest.matches(&format!(".tar+{tag}\"")).count();
+        if layers == 0 || manifest.matches(".tar").count() != layers {
+            return Err(Error::input(to, format!("has layers that are not {tag}")));
+        }
+        Ok(())
     }
 
     /// Waits until something is so.
