@@ -47,12 +47,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Batch {
     pub(crate) fn new(store: &Store) -> Self {
-        Self {
-            store: store.clone(),
-            state: Mutex::default(),
-            committing: Mutex::default(),
-            changed: Notify::new(),
-        }
+        Self { store: store.clone(), state: Mutex::default(), committing: Mutex::default(), changed: Notify::new() }
     }
 
     /// - `part`: stays locked until the commit.

@@ -12,25 +12,39 @@ const BUDGET: u64 = 16 << 20;
 /// Taken for a frame whose header is not at hand.
 const USUAL: u64 = 8 << 20;
 
-static FREE: Mutex<u64> = Mutex::new(BUDGET);
-static FREED: Condvar = Condvar::new();
+struct Budget {
+    free: Mutex<u64>,
+    freed: Condvar,
+}
+
+static SHARED: Budget = Budget::new();
 
 /// A part of the budget; goes back when dropped.
-pub(crate) struct Room(u64);
+pub(crate) struct Room(&'static Budget, u64);
 
 /// Wait until there is room for decoding the stream that starts like this.
 pub(crate) fn room(start: &[u8]) -> Room {
-    let wanted = window(start).unwrap_or(USUAL).min(BUDGET);
-    let free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut free = FREED.wait_while(free, |free| *free < wanted).unwrap_or_else(PoisonError::into_inner);
-    *free -= wanted;
-    Room(wanted)
+    SHARED.room(window(start).unwrap_or(USUAL))
+}
+
+impl Budget {
+    const fn new() -> Self {
+        Self { free: Mutex::new(BUDGET), freed: Condvar::new() }
+    }
+
+    fn room(&'static self, wanted: u64) -> Room {
+        let wanted = wanted.min(BUDGET);
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = self.freed.wait_while(free, |free| *free < wanted).unwrap_or_else(PoisonError::into_inner);
+        *free -= wanted;
+        Room(self, wanted)
+    }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        *FREE.lock().unwrap_or_else(PoisonError::into_inner) += self.0;
-        FREED.notify_all();
+        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += self.1;
+        self.0.freed.notify_all();
     }
 }
 
@@ -80,16 +94,16 @@ mod tests {
 
     #[test]
     fn the_budget_is_shared_and_given_back() {
-        let huge = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xff];
+        static OWN: Budget = Budget::new();
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
-                    let room = room(&huge);
-                    assert_eq!(room.0, BUDGET);
-                    assert_eq!(*FREE.lock().unwrap(), 0, "nobody else has any");
+                    let room = OWN.room(u64::MAX);
+                    assert_eq!(room.1, BUDGET);
+                    assert_eq!(*OWN.free.lock().unwrap(), 0, "nobody else has any");
                 });
             }
         });
-        assert_eq!(*FREE.lock().unwrap(), BUDGET);
+        assert_eq!(*OWN.free.lock().unwrap(), BUDGET);
     }
 }

@@ -18,7 +18,12 @@ type Bench = fn(&Options) -> Result<Report>;
 /// Benches: name, what it measures, how many rounds it takes by itself, and how.
 const BENCHES: &[(&str, &str, usize, Bench)] = &[
     ("shop", "the example app on a lab: deploy, a replica's death, a worker's death", 5, shop::run),
-    ("images", "pulls of a real image beside containerd, podman, docker, skopeo with umoci; root file systems", 3, images::run),
+    (
+        "images",
+        "pulls of a real image beside containerd, podman, docker, skopeo with umoci; root file systems",
+        3,
+        images::run,
+    ),
     ("runtime", "gantry-runtime beside crun, runc and the least that any runtime does", 60, runtime::run),
 ];
 

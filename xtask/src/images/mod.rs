@@ -336,7 +336,8 @@ struct Step<'a> {
 impl<'a> Step<'a> {
     fn packages(recipe: &'a Recipe, packages: Vec<Package>, lowest: bool) -> Self {
         let content: Vec<&str> = packages.iter().map(|package| package.sha256.as_str()).collect();
-        let made_of = json!([BUILDER, content, dropped_always(recipe), recipe.drop, recipe.commands, recipe.applets, lowest]);
+        let made_of =
+            json!([BUILDER, content, dropped_always(recipe), recipe.drop, recipe.commands, recipe.applets, lowest]);
         Self { recipe, packages, files: false, lowest, key: digest::of(made_of.to_string().as_bytes()) }
     }
 

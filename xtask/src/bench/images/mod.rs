@@ -159,7 +159,10 @@ fn warm(stage: &Stage, report: &mut Report) -> Result<()> {
     for (verb, done) in [("make", "made"), ("remove", "removed")] {
         let times = numbers(&text, &format!("{verb} "));
         if times.len() != ROOTS {
-            return Err(Error::broken(format!("{ROOTS} root file systems {done}"), format!("there were {}", times.len())));
+            return Err(Error::broken(
+                format!("{ROOTS} root file systems {done}"),
+                format!("there were {}", times.len()),
+            ));
         }
         let sum: Duration = times.iter().sum();
         report.figures.push(plain(&format!("{verb} a root file system"), median(&times), "ms", 0.3));

@@ -128,8 +128,7 @@ impl Stage {
         command.args(["copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false"]).args(options);
         let to = format!("docker://{}", self.reference(tag));
         process::stdout(command.arg(from).arg(&to).env("TMPDIR", self.run_dir()))?;
-        let manifest =
-            process::text(Command::new("skopeo").args(["inspect", "--raw", "--tls-verify=false"]).arg(&to))?;
+        let manifest = process::text(Command::new("skopeo").args(["inspect", "--raw", "--tls-verify=false"]).arg(&to))?;
         let layers = manifest.matches(&format!(".tar+{tag}\"")).count();
         if layers == 0 || manifest.matches(".tar").count() != layers {
             return Err(Error::input(to, format!("has layers that are not {tag}")));

@@ -169,10 +169,8 @@ impl Tool {
             });
             let before = stage.cpu();
             let begun = Instant::now();
-            let outputs: Result<Vec<Vec<u8>>> = (self.pull)(stage, tag)
-                .iter()
-                .map(|command| process::stdout(&mut stage.counted(command)))
-                .collect();
+            let outputs: Result<Vec<Vec<u8>>> =
+                (self.pull)(stage, tag).iter().map(|command| process::stdout(&mut stage.counted(command))).collect();
             let wall = begun.elapsed();
             peak.fetch_max(stage.peak_kib(), Ordering::Relaxed);
             done.store(true, Ordering::Relaxed);
