@@ -11,6 +11,7 @@
 
 use crate::Config;
 use crate::attach::{self, Place};
+use crate::balance::{self, Balancer};
 use crate::conntrack::{self, Which};
 use crate::dns::{self, zone};
 use crate::error::NetError;
@@ -21,7 +22,7 @@ use crate::nft::{Elements, Nft, Sets, ruleset};
 use crate::plan::{self, Peer, Port, VXLAN_OVERHEAD};
 use crate::ports::Holders;
 use crate::state::{self, Attachments, Durability, Record, check_id, netns_path};
-use gantry_api::network::{AttachRequest, Attachment, NodeRoute, Status, Table};
+use gantry_api::network::{AttachRequest, Attachment, Live, Loads, NodeRoute, Status, Table};
 use netlink_packet_route::link::LinkAttribute;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
@@ -52,6 +53,7 @@ struct Inner {
     attachments: Attachments,
     route: Netlink,
     nft: Nft,
+    balancer: Balancer,
     holders: Holders,
     dns: dns::Server,
     /// Ports held at the last converge.
@@ -118,6 +120,7 @@ impl Node {
             attachments: state::load(&files.attachments)?.unwrap_or_default(),
             route: Netlink::open(Family::Route)?,
             nft: Nft::open()?,
+            balancer: Balancer::new(&config.run_dir, config.cgroup_parent.clone()),
             holders: Holders::new(runtime.clone()),
             dns: dns::Server::new(runtime, config.resolv_conf.clone()),
             held: BTreeSet::new(),
@@ -308,7 +311,18 @@ impl Node {
             attachments: inner.attachments.records.len() as u32,
             peers: inner.peers.iter().map(|peer| (peer.name.clone(), peer.path())).collect(),
             problems: inner.problems.clone(),
+            balancing: inner.balancer.status(),
         }
+    }
+
+    /// Open connections of this node's containers to each replica.
+    pub(crate) fn live(&self) -> Vec<Live> {
+        locked(&self.inner).balancer.live()
+    }
+
+    /// Open connections of the whole cluster.
+    pub(crate) fn report(&self, loads: &Loads) {
+        locked(&self.inner).balancer.report(loads);
     }
 }
 
@@ -465,6 +479,10 @@ impl Inner {
         written += self.ensure_routes(&parameters, bridge.index, vxlan)?;
         self.bridge = Some((bridge.index, mtu));
         self.problems.extend(plan::strays(local.subnet, self.attachments.records.values()));
+        // Before the rules: they are many writes, these are two or three for one change.
+        let (count, problem) = self.balancer.ensure(table, plan::offset(table));
+        written += count;
+        self.problems.extend(problem);
         // Names do not wait for rules, nor rules for names.
         let rules = self.ensure_rules(wanted, &parameters);
         if let Err(error) = self.dns.listen(parameters.gateway) {
@@ -690,6 +708,7 @@ pub fn remove_all(run_dir: &std::path::Path, data_dir: &std::path::Path) -> Resu
             attempt(crate::netns::remove(&entry.path()));
         }
     }
+    attempt(balance::remove(run_dir));
     attempt(remove_from_kernel(&[link::GROUP, link::RUN_GROUP], &[ruleset::NODE_TABLE, ruleset::RUN_TABLE]));
     for directory in [&netns, &directory] {
         match std::fs::remove_dir_all(directory) {

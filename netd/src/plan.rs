@@ -318,6 +318,7 @@ pub(crate) mod tests {
             address: Ipv4Addr::new(10, 211, 0, n),
             aliases: vec![format!("{}-alias", name.service)],
             ports: vec![Published { published: 8000 + u16::from(n), target: 80, protocol: Protocol::Tcp }],
+            sticky: false,
             endpoints: (1..)
                 .zip(endpoints)
                 .map(|(number, (host, ready))| {

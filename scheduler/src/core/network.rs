@@ -161,6 +161,7 @@ fn service(app: &AppRecord, name: &ServiceName, spec: &spec::Service, endpoints:
         address: app.services.get(name)?.address,
         aliases: aliases.into_iter().cloned().collect(),
         ports,
+        sticky: false,
         endpoints,
     })
 }
