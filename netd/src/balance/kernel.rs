@@ -5,7 +5,7 @@
 //! RUN_DIR/bpf/LAYOUT/services      maps: LAYOUT changes with what is in them
 //!                    endpoints
 //!                    sockets
-//!                    connect4.CODE links: CODE changes with the program
+//!                    connect4-CODE links: CODE changes with the program
 //! ```
 //! All of it stays when netd ends. The next one compares names, and what each link hangs on, and writes what differs.
 
@@ -103,7 +103,13 @@ impl Kernel {
             links: Vec::new(),
         };
         written += kernel.attach()?;
-        written += remove_others(&root, &[LAYOUT.to_owned()])?;
+        // Other layouts. The kernel puts iterators of its own, which cannot be removed, beside our directories.
+        let others = std::fs::read_dir(&root).map_err(|e| NetError::file("list", &root, e))?;
+        for other in others.flatten().filter(|other| other.file_name() != LAYOUT && other.path().is_dir()) {
+            remove_others(&other.path(), &[])?;
+            std::fs::remove_dir(other.path()).map_err(|e| NetError::file("remove", &other.path(), e))?;
+            written += 1;
+        }
         Ok((kernel, written))
     }
 
@@ -123,7 +129,8 @@ impl Kernel {
         let mut links = Vec::new();
         let mut names: Vec<String> = ["services", "endpoints", "sockets"].map(str::to_owned).to_vec();
         for program in programs::all() {
-            let name = format!("{}.{:016x}", program.name, fingerprint(&program.code));
+            // A dot is not allowed in a name there.
+            let name = format!("{}-{:016x}", program.name, fingerprint(&program.code));
             let path = self.directory.join(&name);
             let linked = bpf::get(&path).map_err(|e| failed("open", path.display().to_string(), e))?;
             let fine = |link: &OwnedFd| bpf::link_info(link.as_fd()).is_ok_and(|info| info.cgroup == inode);
@@ -267,7 +274,7 @@ fn remove_file(path: &Path) -> Result<(), NetError> {
     }
 }
 
-/// Remove what has none of these names.
+/// Remove the files that have none of these names.
 fn remove_others(directory: &Path, names: &[String]) -> Result<usize, NetError> {
     let mut removed = 0;
     let entries = std::fs::read_dir(directory).map_err(|e| NetError::file("list", directory, e))?;
@@ -275,13 +282,7 @@ fn remove_others(directory: &Path, names: &[String]) -> Result<usize, NetError> 
         if names.iter().any(|name| entry.file_name() == name.as_str()) {
             continue;
         }
-        let path = entry.path();
-        if path.is_dir() {
-            remove_others(&path, &[])?;
-            std::fs::remove_dir(&path).map_err(|e| NetError::file("remove", &path, e))?;
-        } else {
-            remove_file(&path)?;
-        }
+        remove_file(&entry.path())?;
         removed += 1;
     }
     Ok(removed)
