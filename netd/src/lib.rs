@@ -31,6 +31,7 @@ mod nft;
 mod node;
 mod plan;
 mod ports;
+mod sockets;
 mod state;
 mod sys;
 

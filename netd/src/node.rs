@@ -18,16 +18,19 @@ use crate::error::NetError;
 use crate::link::{self, Address, Link, Mac, Vxlan};
 use crate::netlink::{Batch, Family, Netlink};
 use crate::netns::set_sysctl;
-use crate::nft::{Elements, Nft, Sets, ruleset};
+use crate::nft::{Nft, Pages, Sets, ruleset};
 use crate::plan::{self, Peer, Port, VXLAN_OVERHEAD};
 use crate::ports::Holders;
+use crate::sockets;
 use crate::state::{self, Attachments, Durability, Record, check_id, netns_path};
 use gantry_api::network::{AttachRequest, Attachment, Live, Loads, NodeRoute, Status, Table};
 use netlink_packet_route::link::LinkAttribute;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// The tunnel device.
 pub(crate) const VXLAN_LINK: &str = "gantry-vx0";
@@ -71,15 +74,17 @@ struct Inner {
 struct Wanted {
     table: Arc<Table>,
     local: NodeRoute,
-    services: Arc<Elements>,
+    /// The services' maps.
+    services: Sets,
     /// Whether the table is on disk.
     stored: bool,
 }
 
 impl Wanted {
-    fn new(table: Table) -> Result<Self, NetError> {
+    /// - `before`: the one in force, of which is taken over what is the same.
+    fn new(table: Table, before: Option<&Self>) -> Result<Self, NetError> {
         let local = plan::check(&table)?;
-        let services = Arc::new(plan::service_elements(&table));
+        let services = plan::service_sets(before.map(|before| (&*before.table, &before.services)), &table);
         Ok(Self { table: Arc::new(table), local, services, stored: false })
     }
 }
@@ -113,7 +118,7 @@ impl Node {
         std::fs::create_dir_all(&netns).map_err(|e| NetError::file("create directory", &netns, e))?;
         let lock = state::try_lock(&directory.join("lock"))?.ok_or_else(|| NetError::Running(directory.clone()))?;
         let files = Files { table: directory.join("table.json"), attachments: directory.join("attachments.json") };
-        let wanted = state::load::<Table>(&files.table)?.and_then(|table| Wanted::new(table).ok());
+        let wanted = state::load::<Table>(&files.table)?.and_then(|table| Wanted::new(table, None).ok());
         let wanted = wanted.map(|wanted| Wanted { stored: true, ..wanted });
         let mut inner = Inner {
             wanted,
@@ -154,16 +159,13 @@ impl Node {
         if self.in_force(&table) {
             return locked(&self.inner).converge(&self.config).map(|_| ());
         }
-        let mut wanted = Wanted::new(table)?;
+        let before = locked(&self.inner).wanted.clone();
+        let wanted = Wanted::new(table, before.as_ref())?;
         let mut inner = locked(&self.inner);
-        let before = inner.wanted.clone();
         plan::not_older(before.as_ref().map(|before| &*before.table), &wanted.table)?;
         let nets = |w: &Wanted| (w.table.replica_net, w.table.service_net, w.local.subnet);
         if before.as_ref().map(nets) != Some(nets(&wanted)) {
             inner.no_overlap(&wanted.table)?;
-        }
-        if let Some(before) = before.as_ref().filter(|before| before.services == wanted.services) {
-            wanted.services = Arc::clone(&before.services);
         }
         let (revision, nodes, services, endpoints) = plan::summary(&wanted.table);
         tracing::debug!(%revision, nodes, services, endpoints, subnet = %wanted.local.subnet, "table");
@@ -176,7 +178,12 @@ impl Node {
         } else {
             inner.warn_of_firewall(&self.config.bridge);
         }
+        let stale = before.as_ref().map(|before| plan::lost(&before.table, &table)).map(|(gone, unready)| {
+            let lost = gone.union(&unready).copied().collect();
+            inner.balancer.open_to(&lost)
+        });
         drop(inner);
+        self.end_sockets(&stale.unwrap_or_default(), sockets::Which::Datagrams);
         // After the kernel, and without the lock: a slow disk must not keep traffic on a replica that is gone, nor
         // containers from their network.
         state::store(&self.files.table, &*table, Durability::Power)?;
@@ -191,6 +198,35 @@ impl Node {
         locked(&self.inner).wanted.as_ref().is_some_and(|wanted| wanted.stored && *wanted.table == *table)
     }
 
+    /// End sockets of this node's containers to replicas that are no more. Only a courtesy: a failure is logged.
+    fn end_sockets(&self, replicas: &[Ipv4Addr], which: sockets::Which) {
+        if replicas.is_empty() {
+            return;
+        }
+        let ids: Vec<String> = locked(&self.inner).attachments.records.keys().cloned().collect();
+        let mut ended = 0;
+        for id in ids {
+            let path = netns_path(&self.config.run_dir, &id);
+            match crate::netns::run(&path, || sockets::destroy(replicas, which)) {
+                Ok(count) => ended += count.unwrap_or_default(),
+                Err(error) => tracing::warn!(id, error = %error.chain(), "sockets to replicas that are gone stay open"),
+            }
+        }
+        tracing::debug!(ended, ?which, "sockets to replicas that are gone");
+    }
+
+    /// Sockets that outlive their replica: what a program has not noticed by itself.
+    fn end_left_open(&self) {
+        /// A replica that stops answers what it is still sent; only a dead one does not.
+        const UNANSWERED_AFTER: Duration = Duration::from_secs(10);
+        /// Longer than a replica takes to stop.
+        const ALL_AFTER: Duration = Duration::from_secs(300);
+        for (patience, which) in [(ALL_AFTER, sockets::Which::All), (UNANSWERED_AFTER, sockets::Which::Unanswered)] {
+            let open: Vec<_> = locked(&self.inner).balancer.left_open(patience).into_iter().collect();
+            self.end_sockets(&open, which);
+        }
+    }
+
     /// Compare the kernel with what is wanted and mend it; failures are kept for [`Self::status`].
     pub(crate) fn check(&self) {
         let mut inner = locked(&self.inner);
@@ -203,6 +239,7 @@ impl Node {
             let damaged = inner.damaged();
             drop(inner);
             self.repair(damaged);
+            self.end_left_open();
         }
     }
 
@@ -286,6 +323,9 @@ impl Node {
         let mut route = Netlink::open(Family::Route)?;
         attach::remove(&mut route, &self.config.run_dir, &record)?;
         forget_connections(record.address, Which::All);
+        // This one is certainly dead.
+        let open = locked(&self.inner).balancer.open_to(&BTreeSet::from([record.address]));
+        self.end_sockets(&open, sockets::Which::All);
         let mut inner = locked(&self.inner);
         inner.forget(id);
         state::store(&self.files.attachments, &inner.attachments, Durability::Process)?;
@@ -327,7 +367,7 @@ impl Node {
 }
 
 /// A connection that cannot be forgotten ends by its timeout; the change that led here is made all the same.
-fn forget_connections(address: std::net::Ipv4Addr, which: Which) {
+fn forget_connections(address: Ipv4Addr, which: Which) {
     match conntrack::forget(address, which) {
         Ok(0) => {}
         Ok(count) => tracing::debug!(%address, count, "connections forgotten"),
@@ -500,16 +540,16 @@ impl Inner {
         self.problems.extend(problems);
         let open = targets.iter().filter(|(port, _)| held.contains(port));
         let published = ruleset::published_elements(open, plan::offset(&wanted.table));
-        let ports = held.iter().map(|(protocol, port)| ruleset::held_port(*protocol, *port)).collect();
+        let ports = held.iter().map(|(protocol, port)| ruleset::held_port(*protocol, *port)).collect::<Pages>();
         self.held = held;
         // What is as it was keeps its identity, so that nobody looks inside again.
-        let mut set = |name, elements: Elements| {
+        let mut set = |name, elements: Pages| {
             let before = self.sets.get(name).filter(|before| ***before == elements).cloned();
             self.sets.insert(name, before.unwrap_or_else(|| Arc::new(elements)));
         };
         set(ruleset::PUBLISHED.name, published);
         set(ruleset::HELD.name, ports);
-        self.sets.insert(ruleset::SERVICES.name, Arc::clone(&wanted.services));
+        self.sets.extend(wanted.services.iter().map(|(name, pages)| (*name, Arc::clone(pages))));
         self.nft.ensure(&ruleset::node(parameters), &self.sets)
     }
 

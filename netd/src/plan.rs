@@ -2,14 +2,15 @@
 
 use crate::error::NetError;
 use crate::link::{Address, FoundRoute, Mac, Neighbour, PROTOCOL, Route, Way};
-use crate::nft::Elements;
-use crate::nft::ruleset::{NodeParameters, fill, service_slot};
+use crate::nft::ruleset::{self, NodeParameters, service_slot, service_slots};
+use crate::nft::{Pages, Sets};
 use crate::state::Record;
 use gantry_api::ids::{NodeName, Revision};
-use gantry_api::network::{Ipv4Net, NodeRoute, Path, Published, Table};
+use gantry_api::network::{Ipv4Net, NodeRoute, Path, Published, Service, Table};
 use gantry_api::spec::Protocol;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 /// Headers that the tunnel puts before a packet: outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14.
 pub(crate) const VXLAN_OVERHEAD: u32 = 50;
@@ -174,16 +175,48 @@ pub(crate) fn route_changes(have: &[FoundRoute], want: &BTreeSet<Route>) -> (Vec
     (stale, add)
 }
 
-/// The ready replicas of every service, in the service map.
-pub(crate) fn service_elements(table: &Table) -> Elements {
-    let mut elements = Elements::new();
-    for service in &table.services {
-        let mut ready: Vec<Ipv4Addr> = service.endpoints.iter().filter(|e| e.ready).map(|e| e.address).collect();
+/// The ready replicas of every service, in the services' maps.
+///
+/// - `before`: an earlier table of this node with its maps: what is the same in both is taken over.
+pub(crate) fn service_sets(before: Option<(&Table, &Sets)>, now: &Table) -> Sets {
+    let before = before.filter(|(table, _)| table.local == now.local);
+    let names = [ruleset::SERVICES.name, ruleset::MANY.name, ruleset::STICKY.name];
+    let old = |name| before.and_then(|(_, sets)| sets.get(name)).map(|pages| Pages::clone(pages)).unwrap_or_default();
+    let mut sets = names.map(|name| (name, old(name)));
+    for (address, service) in changes(before.map(|(table, _)| table), now) {
+        let endpoints = service.map(|service| service.endpoints.as_slice()).unwrap_or_default();
+        let mut ready: Vec<Ipv4Addr> = endpoints.iter().filter(|e| e.ready).map(|e| e.address).collect();
         ready.sort_unstable();
-        let slots = fill(&ready, offset(table));
-        elements.extend(slots.map(|(slot, replica)| service_slot(service.address, slot, replica)));
+        let (set, slots) = service_slots(&ready, service.is_some_and(|service| service.sticky), offset(now));
+        for (name, pages) in &mut sets {
+            let slots = slots.iter().filter(|_| *name == set.name);
+            let page = slots.map(|(slot, replica)| service_slot(address, *slot, *replica)).collect();
+            pages.set(address.octets(), page);
+        }
     }
-    elements
+    sets.into_iter().map(|(name, pages)| (name, Arc::new(pages))).collect()
+}
+
+/// Services of `now` that differ from `before`, and addresses that are no service's any more.
+pub(crate) fn changes<'a>(before: Option<&Table>, now: &'a Table) -> Vec<(Ipv4Addr, Option<&'a Service>)> {
+    let Some(before) = before else {
+        return now.services.iter().map(|service| (service.address, Some(service))).collect();
+    };
+    // Mostly the same services in the same order: then no index is needed.
+    let aligned = before.services.len() == now.services.len()
+        && before.services.iter().zip(&now.services).all(|(old, new)| old.address == new.address);
+    if aligned {
+        let pairs = before.services.iter().zip(&now.services).filter(|(old, new)| old != new);
+        return pairs.map(|(_, new)| (new.address, Some(new))).collect();
+    }
+    let mut old: HashMap<Ipv4Addr, &Service> = before.services.iter().map(|old| (old.address, old)).collect();
+    let new = now.services.iter().filter(|new| old.remove(&new.address) != Some(*new));
+    let mut changes: Vec<_> = new.map(|new| (new.address, Some(new))).collect();
+    let mut gone: Vec<_> = old.into_keys().map(|address| (address, None)).collect();
+    gone.sort_unstable_by_key(|(address, _)| *address);
+    // Those that go come last: an address is never without a replica because it was taken first.
+    changes.append(&mut gone);
+    changes
 }
 
 /// Every published port with the ready replicas behind it. When two publish one port the first keeps it.
@@ -229,15 +262,22 @@ pub(crate) fn strays<'a>(subnet: Ipv4Net, records: impl IntoIterator<Item = &'a 
 
 /// Replicas that got connections before and must not get them now: gone ones, and ones that are only not ready.
 pub(crate) fn lost(before: &Table, now: &Table) -> (BTreeSet<Ipv4Addr>, BTreeSet<Ipv4Addr>) {
-    let addresses = |table: &Table, ready: bool| -> BTreeSet<Ipv4Addr> {
-        let endpoints = table.services.iter().flat_map(|service| &service.endpoints);
-        endpoints.filter(|e| e.ready || !ready).map(|e| e.address).collect()
-    };
-    let present = addresses(now, false);
-    let gone = addresses(before, false).difference(&present).copied().collect();
-    let (was, is) = (addresses(before, true), addresses(now, true));
-    let unready = was.difference(&is).copied().filter(|address| present.contains(address));
-    (gone, unready.collect())
+    let changed: BTreeSet<Ipv4Addr> = changes(Some(before), now).into_iter().map(|(address, _)| address).collect();
+    let old = before.services.iter().filter(|service| changed.contains(&service.address));
+    let old: BTreeMap<Ipv4Addr, bool> = old.flat_map(|s| &s.endpoints).map(|e| (e.address, e.ready)).collect();
+    // They may be replicas of another service, too.
+    let (mut gone, mut unready): (BTreeSet<_>, BTreeSet<_>) = (old.keys().copied().collect(), BTreeSet::new());
+    unready.extend(old.iter().filter(|(_, ready)| **ready).map(|(address, _)| *address));
+    if !old.is_empty() {
+        for endpoint in now.services.iter().flat_map(|service| &service.endpoints) {
+            gone.remove(&endpoint.address);
+            if endpoint.ready {
+                unready.remove(&endpoint.address);
+            }
+        }
+    }
+    unready.retain(|address| !gone.contains(address));
+    (gone, unready)
 }
 
 /// Refuse networks that this host already reaches another way.
@@ -285,9 +325,9 @@ pub(crate) fn summary(table: &Table) -> (Revision, usize, usize, usize) {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::nft::{self, ruleset::SLOTS};
+    use crate::nft;
     use gantry_api::ids::{ReplicaId, ReplicaName};
-    use gantry_api::network::{Endpoint, Service};
+    use gantry_api::network::Endpoint;
     use proptest::prelude::*;
 
     /// A cluster of nodes 10.0.0.1, 10.0.0.2, ... with subnets 10.210.1.0/24, ...; this node is the first.
@@ -405,14 +445,30 @@ pub(crate) mod tests {
     #[test]
     fn only_ready_replicas_get_slots() {
         let table = table(1, &[("api", &[(0, true), (1, false), (2, true)]), ("db", &[(3, false)])]);
-        let elements = service_elements(&table);
-        assert_eq!(elements.len(), SLOTS as usize);
-        let replicas: BTreeSet<u8> = elements.values().map(|value| value[3]).collect();
+        let sets = service_sets(None, &table);
+        assert_eq!(sets[ruleset::SERVICES.name].iter().count(), ruleset::FEW as usize);
+        let replicas: BTreeSet<u8> = sets[ruleset::SERVICES.name].iter().map(|(_, value)| value[3]).collect();
         assert_eq!(replicas, BTreeSet::from([2, 4]));
         let (targets, problems) = targets(&table, []);
         assert!(problems.is_empty());
         assert_eq!(targets[&(Protocol::Tcp, 8001)].len(), 2);
         assert_eq!(targets[&(Protocol::Tcp, 8002)].len(), 0);
+    }
+
+    #[test]
+    fn only_what_differs_is_changed() {
+        let before = table(1, &[("api", &[(0, true)]), ("db", &[(1, true)])]);
+        let names = |now: &Table| {
+            let names = changes(Some(&before), now).into_iter().map(|(address, service)| {
+                format!("{}{}", address.octets()[3], service.map_or("-", |service| service.service.as_str()))
+            });
+            names.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(names(&before), "");
+        assert_eq!(names(&table(1, &[("api", &[(0, true)]), ("db", &[(1, false)])])), "2db");
+        assert_eq!(names(&table(1, &[("api", &[(0, true)])])), "2-");
+        assert_eq!(names(&table(1, &[("api", &[(0, true)]), ("db", &[(1, true)]), ("web", &[(5, true)])])), "3web");
+        assert_eq!(changes(None, &before).len(), 2);
     }
 
     #[test]
@@ -481,14 +537,18 @@ pub(crate) mod tests {
     proptest! {
         #[test]
         fn from_any_table_to_any_other(before in some_table(), now in some_table()) {
-            let (mut have, want) = (service_elements(&before), service_elements(&now));
-            let diff = nft::diff(&have, &want);
-            diff.delete.iter().for_each(|(key, _)| { have.remove(key); });
-            have.extend(diff.add);
-            prop_assert_eq!(&have, &want);
+            let (have, want) = (service_sets(None, &before), service_sets(None, &now));
+            prop_assert_eq!(&service_sets(Some((&before, &have)), &now), &want, "a change gives what a new start gives");
+            for (name, want) in &want {
+                let diff = nft::diff(&have[name], want);
+                let mut have: BTreeMap<_, _> = have[name].iter().map(|(key, value)| (*key, *value)).collect();
+                diff.delete.iter().for_each(|(key, _)| { have.remove(key); });
+                have.extend(diff.add);
+                prop_assert_eq!(&have.into_iter().collect::<Pages>(), &**want);
+            }
             let ready: BTreeSet<Ipv4Addr> = now.services.iter().flat_map(|s| &s.endpoints)
                 .filter(|e| e.ready).map(|e| e.address).collect();
-            for value in want.values() {
+            for (_, value) in want.values().flat_map(|pages| pages.iter()) {
                 let replica = Ipv4Addr::new(value[0], value[1], value[2], value[3]);
                 prop_assert!(ready.contains(&replica));
             }

@@ -198,7 +198,8 @@ fn a_killed_netd_is_not_missed_and_the_next_writes_nothing() {
         for damage in ["a program", "all"] {
             match damage {
                 "all" => {
-                    rustix::mount::unmount(node.directory.join("run/bpf"), rustix::mount::UnmountFlags::DETACH).unwrap();
+                    rustix::mount::unmount(node.directory.join("run/bpf"), rustix::mount::UnmountFlags::DETACH)
+                        .unwrap();
                 }
                 _ => std::fs::remove_file(node.directory.join("run/bpf/1").join(name)).unwrap(),
             }
@@ -212,6 +213,45 @@ fn a_killed_netd_is_not_missed_and_the_next_writes_nothing() {
         assert!(!node.directory.join("run/bpf").exists());
         assert_eq!(mounted_below(&node.directory), 0);
         assert_ne!(container.tell("ask 1 10.211.0.1:80"), "a=1", "nothing leads there any more");
+    });
+}
+
+/// Programs learn at once that nobody is there any more.
+#[test]
+fn sockets_to_a_replica_that_is_gone_end() {
+    apart(|| {
+        let (_switch, nodes) = balanced(1);
+        let node = &nodes[0];
+        let (client, a, b) = (node.attach("client"), node.attach("shop-api-1-a"), node.attach("shop-api-2-b"));
+        let (net_a, net_b) = (Net::open(&a.netns), Net::open(&b.netns));
+        let _b = [net_b.serve(80, "b"), net_b.serve_udp(80, "b")];
+        let a_udp = net_a.serve_udp(80, "a");
+        let set = |revision, on: &[&gantry_api::network::Attachment]| {
+            node.set_table(&now(node, 1, revision, vec![service(1, "api", None, on)]));
+        };
+        set(2, &[&a]);
+        let mut container = inside(node, &client);
+        container.tell("udp 10.211.0.1:80");
+        assert_eq!(container.tell("send"), "a 10.211.0.1:80");
+        set(3, &[&a, &b]);
+        assert_eq!(container.tell("send"), "a 10.211.0.1:80");
+        set(4, &[&b]);
+        assert_eq!(container.tell("hear"), "ConnectionAborted", "a program that waits for an answer learns of it");
+        container.tell("udp 10.211.0.1:80");
+        assert_eq!(container.tell("send"), "b 10.211.0.1:80");
+        container.tell("drop");
+        set(5, &[&a]);
+        drop(a_udp);
+        // A connection without traffic: no packet would ever tell of the end of the other side.
+        let listener = net_a.run(|| std::net::TcpListener::bind("0.0.0.0:81").unwrap());
+        container.tell("stream 10.211.0.1:81");
+        let accepted = listener.accept().unwrap();
+        set(6, &[&a, &b]);
+        set(7, &[&b]);
+        assert_eq!(container.tell("alive"), "alive", "a replica that stops may finish what it has begun");
+        node.detach("shop-api-1-a");
+        wait_for("the connection ends", || (container.tell("alive") != "alive").then_some(()));
+        drop((accepted, net_a));
     });
 }
 

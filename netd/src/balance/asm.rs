@@ -243,9 +243,11 @@ mod tests {
     fn bytes(build: impl FnOnce(&mut Assembler<u8>)) -> String {
         let mut asm = Assembler::new();
         build(&mut asm);
-        let words = asm.finish().with_maps(i32::from).into_iter().map(|i| {
-            format!("{:02x} {:02x} {:04x} {:08x}", i.code, i.registers, i.offset, i.immediate)
-        });
+        let words = asm
+            .finish()
+            .with_maps(i32::from)
+            .into_iter()
+            .map(|i| format!("{:02x} {:02x} {:04x} {:08x}", i.code, i.registers, i.offset, i.immediate));
         words.collect::<Vec<_>>().join(", ")
     }
 
@@ -265,11 +267,7 @@ mod tests {
             ("lock *(u32 *)(r0 + 12) += r1", |a| a.atomic_add(Size::Word, R0, 12, R1), "c3 10 000c 00000000"),
             ("lock *(u64 *)(r0 + 24) += r1", |a| a.atomic_add(Size::Double, R0, 24, R1), "db 10 0018 00000000"),
             ("r1 = map 5", |a| a.set_map(R1, 5), "18 11 0000 00000005, 00 00 0000 00000000"),
-            (
-                "r1 = 64 bits",
-                |a| a.set_long(R1, 0x1122_3344_5566_7788),
-                "18 01 0000 55667788, 00 00 0000 11223344",
-            ),
+            ("r1 = 64 bits", |a| a.set_long(R1, 0x1122_3344_5566_7788), "18 01 0000 55667788, 00 00 0000 11223344"),
         ];
         for (what, build, expected) in cases {
             assert_eq!(bytes(build), expected, "{what}");

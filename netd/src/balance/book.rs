@@ -222,10 +222,8 @@ impl Book {
         for (address, id) in &ready {
             entry.ids.insert(*address, (*id, State::Ready));
         }
-        let list = wanted.map(|wanted| List {
-            sticky: wanted.sticky,
-            ids: window(&ready, offset).map(|(_, id)| *id).collect(),
-        });
+        let list = wanted
+            .map(|wanted| List { sticky: wanted.sticky, ids: window(&ready, offset).map(|(_, id)| *id).collect() });
         if list != entry.list {
             writes.push(match &list {
                 Some(list) => Write::Lead(service, list.clone()),
@@ -354,7 +352,10 @@ mod tests {
     fn when_all_numbers_are_used_the_service_stays_as_it_was() {
         let mut book = Book { next: ENDPOINTS_MAX - 1, ..Book::default() };
         assert_eq!(book.change(SERVICE, Some(&wanted(&[(2, true), (3, true)])), 0), Err(Full));
-        assert_eq!(text(&book.change(SERVICE, Some(&wanted(&[(3, true)])), 0).unwrap()), "65535 is 3, 65535 Ready, list [65535]");
+        assert_eq!(
+            text(&book.change(SERVICE, Some(&wanted(&[(3, true)])), 0).unwrap()),
+            "65535 is 3, 65535 Ready, list [65535]"
+        );
         assert_eq!(book.change(SERVICE, Some(&wanted(&[(2, true), (3, true)])), 0), Err(Full));
         assert_eq!(text(&book.change(SERVICE, Some(&wanted(&[(3, true)])), 0).unwrap()), "");
     }

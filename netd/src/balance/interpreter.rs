@@ -230,7 +230,8 @@ fn a_connection_from_its_beginning_to_its_end() {
 fn what_is_no_service_is_left_alone() {
     let mut machine = two_services();
     let elsewhere = Ipv4Addr::new(192, 0, 2, 1);
-    for name in ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"] {
+    for name in ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"]
+    {
         assert_eq!(machine.call(name, elsewhere, 80), elsewhere, "{name}");
     }
     assert!(!machine.stored);

@@ -20,10 +20,11 @@ mod programs;
 mod simulation;
 
 use crate::error::NetError;
+use crate::plan::changes;
 use book::{Book, Key, List, State, Wanted, Write};
 use gantry_api::network::{Balancing, Live, Loads, Service, Table};
 use kernel::Kernel;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,6 +50,8 @@ struct On {
     /// Replicas there are no numbers left for.
     full: bool,
     reports: Reports,
+    /// Since when replicas are gone that sockets are still open to.
+    gone: HashMap<Key, Instant>,
 }
 
 /// The cluster's connections to each replica, smoothed.
@@ -175,6 +178,21 @@ impl Balancer {
         live.collect()
     }
 
+    /// Those of `replicas` that sockets of this node are open to.
+    pub(crate) fn open_to(&self, replicas: &BTreeSet<Ipv4Addr>) -> Vec<Ipv4Addr> {
+        let mut open: Vec<_> = self.live().into_iter().filter(|l| l.connections > 0).map(|l| l.address).collect();
+        open.retain(|address| replicas.contains(address));
+        open.sort_unstable();
+        open.dedup();
+        open
+    }
+
+    /// Replicas that are gone for longer than `patience`, with sockets still open to them.
+    pub(crate) fn left_open(&self, patience: Duration) -> BTreeSet<Ipv4Addr> {
+        let gone = self.on.iter().flat_map(|on| &on.gone);
+        gone.filter(|(_, since)| since.elapsed() >= patience).map(|(key, _)| key.address).collect()
+    }
+
     /// Take in the whole cluster's loads.
     pub(crate) fn report(&mut self, loads: &Loads) {
         let Some(on) = &mut self.on else { return };
@@ -197,7 +215,7 @@ impl On {
             Some((id, key, State::from_number(endpoint.state.load(Ordering::Relaxed))))
         });
         let book = Book::restore(endpoints, lists);
-        Ok(Self { kernel, book, applied: None, full: false, reports: Reports::default() })
+        Ok(Self { kernel, book, applied: None, full: false, reports: Reports::default(), gone: HashMap::new() })
     }
 
     fn ensure(&mut self, table: &Arc<Table>, offset: u32) -> Result<usize, NetError> {
@@ -215,6 +233,9 @@ impl On {
         for write in self.book.collect(live) {
             self.write(&write)?;
         }
+        let now = Instant::now();
+        let gone = self.book.endpoints().filter(|(_, _, state)| *state == State::Gone).map(|(key, ..)| key);
+        self.gone = gone.map(|key| (key, self.gone.get(&key).copied().unwrap_or(now))).collect();
         Ok(written)
     }
 
@@ -285,28 +306,6 @@ fn wanted(service: &Service) -> Wanted {
     Wanted { sticky: service.sticky, endpoints }
 }
 
-/// Services of `now` that differ from `before`, and addresses that are no service's any more.
-pub(crate) fn changes<'a>(before: Option<&Table>, now: &'a Table) -> Vec<(Ipv4Addr, Option<&'a Service>)> {
-    let Some(before) = before else {
-        return now.services.iter().map(|service| (service.address, Some(service))).collect();
-    };
-    // Mostly the same services in the same order: then no index is needed.
-    let aligned = before.services.len() == now.services.len()
-        && before.services.iter().zip(&now.services).all(|(old, new)| old.address == new.address);
-    if aligned {
-        let pairs = before.services.iter().zip(&now.services).filter(|(old, new)| old != new);
-        return pairs.map(|(_, new)| (new.address, Some(new))).collect();
-    }
-    let mut old: HashMap<Ipv4Addr, &Service> = before.services.iter().map(|old| (old.address, old)).collect();
-    let new = now.services.iter().filter(|new| old.remove(&new.address) != Some(*new));
-    let mut changes: Vec<_> = new.map(|new| (new.address, Some(new))).collect();
-    let mut gone: Vec<_> = old.into_keys().map(|address| (address, None)).collect();
-    gone.sort_unstable_by_key(|(address, _)| *address);
-    // Those that go come last: an address is never without a replica because it was taken first.
-    changes.append(&mut gone);
-    changes
-}
-
 /// Take programs and maps out of the kernel; fine when there are none.
 pub(crate) fn remove(run_dir: &Path) -> Result<(), NetError> {
     kernel::remove(run_dir)
@@ -344,22 +343,5 @@ mod tests {
         assert_eq!(reports.expire(start + Duration::from_secs(1)), []);
         assert_eq!(reports.expire(start + Duration::from_secs(3)), [key(3)]);
         assert_eq!(reports.expire(start + Duration::from_secs(4)), []);
-    }
-
-    #[test]
-    fn only_what_differs_is_changed() {
-        use crate::plan::tests::table;
-        let before = table(1, &[("api", &[(0, true)]), ("db", &[(1, true)])]);
-        let names = |now: &Table| {
-            let names = changes(Some(&before), now).into_iter().map(|(address, service)| {
-                format!("{}{}", address.octets()[3], service.map_or("-", |service| service.service.as_str()))
-            });
-            names.collect::<Vec<_>>().join(" ")
-        };
-        assert_eq!(names(&before), "");
-        assert_eq!(names(&table(1, &[("api", &[(0, true)]), ("db", &[(1, false)])])), "2db");
-        assert_eq!(names(&table(1, &[("api", &[(0, true)])])), "2-");
-        assert_eq!(names(&table(1, &[("api", &[(0, true)]), ("db", &[(1, true)]), ("web", &[(5, true)])])), "3web");
-        assert_eq!(changes(None, &before).len(), 2);
     }
 }

@@ -80,12 +80,7 @@ pub(crate) fn stick(ids: &[u32], client: u64) -> Option<u32> {
 /// What the programs do for one connection: a client that sticks to its replica when that can be used, or else the less
 /// loaded of two.
 #[cfg(test)] // the simulation and the comparison with the programs
-pub(crate) fn pick(
-    ids: &[u32],
-    client: Option<u64>,
-    random: u32,
-    load: impl Fn(u32) -> Option<Load>,
-) -> Option<u32> {
+pub(crate) fn pick(ids: &[u32], client: Option<u64>, random: u32, load: impl Fn(u32) -> Option<Load>) -> Option<u32> {
     let stuck = client.and_then(|client| stick(ids, client)).filter(|id| load(*id).is_some());
     stuck.or_else(|| choose(ids, random, load))
 }
@@ -134,9 +129,15 @@ mod tests {
 
     #[test]
     fn reports_are_twice_the_share_of_a_node() {
-        for (connections, nodes, expected) in
-            [(0.0, 1, 0), (1.0, 1, 512), (10.0, 20, 256), (0.5, 100, 2), (f64::NAN, 1, 0), (1e30, 1, u32::MAX), (1.0, 0, 512)]
-        {
+        for (connections, nodes, expected) in [
+            (0.0, 1, 0),
+            (1.0, 1, 512),
+            (10.0, 20, 256),
+            (0.5, 100, 2),
+            (f64::NAN, 1, 0),
+            (1e30, 1, u32::MAX),
+            (1.0, 0, 512),
+        ] {
             assert_eq!(reported(connections, nodes), expected, "{connections} {nodes}");
         }
     }

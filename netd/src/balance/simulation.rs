@@ -91,10 +91,9 @@ fn simulate(policy: Policy, nodes: usize, slowness: &[f64], utilisation: f64) ->
                 let load = |id: u32| {
                     let id = id as usize;
                     Some(match policy {
-                        Policy::Ours => Load {
-                            live: live[node][id],
-                            reported: policy::reported(smoothed[id], nodes as u32),
-                        },
+                        Policy::Ours => {
+                            Load { live: live[node][id], reported: policy::reported(smoothed[id], nodes as u32) }
+                        }
                         Policy::Ideal => Load { live: replicas[id].active, reported: 0 },
                         Policy::Random => Load { live: 0, reported: 0 },
                     })

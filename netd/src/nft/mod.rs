@@ -70,8 +70,40 @@ pub(crate) struct Set {
 pub(crate) type Key = [u8; 12];
 /// A value, padded likewise.
 pub(crate) type Value = [u8; 8];
-/// What a set holds.
+/// Elements, in the order of their keys.
 pub(crate) type Elements = BTreeMap<Key, Value>;
+
+/// What a set holds, in pages of those whose keys begin with the same 32 bits (one service, say). A page that was not
+/// made anew is shared, and then nobody looks inside: a change of one service costs the same whatever their number.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Pages(BTreeMap<[u8; 4], Arc<Elements>>);
+
+impl Pages {
+    /// Make `elements`, whose keys all begin with `head`, the page of that head.
+    pub(crate) fn set(&mut self, head: [u8; 4], elements: Elements) {
+        if elements.is_empty() {
+            self.0.remove(&head);
+        } else if self.0.get(&head).is_none_or(|page| **page != elements) {
+            self.0.insert(head, Arc::new(elements));
+        }
+    }
+
+    /// All elements.
+    #[cfg(test)]
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Key, &Value)> {
+        self.0.values().flat_map(|page| page.iter())
+    }
+}
+
+impl FromIterator<(Key, Value)> for Pages {
+    fn from_iter<T: IntoIterator<Item = (Key, Value)>>(elements: T) -> Self {
+        let mut pages: BTreeMap<[u8; 4], Elements> = BTreeMap::new();
+        for (key, value) in elements {
+            pages.entry([key[0], key[1], key[2], key[3]]).or_default().insert(key, value);
+        }
+        Self(pages.into_iter().map(|(head, page)| (head, Arc::new(page))).collect())
+    }
+}
 
 /// Where a chain is called from, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,23 +237,40 @@ pub(crate) struct Diff {
     pub(crate) add: Vec<(Key, Value)>,
 }
 
-/// A changed value is a deletion and an addition: nf_tables does not overwrite. One walk over both, side by side.
-pub(crate) fn diff(have: &Elements, want: &Elements) -> Diff {
+/// A changed value is a deletion and an addition: nf_tables does not overwrite.
+pub(crate) fn diff(have: &Pages, want: &Pages) -> Diff {
     let mut diff = Diff::default();
+    let none = Elements::new();
+    side_by_side(&have.0, &want.0, |old, new| {
+        let same = matches!((old, new), (Some((_, old)), Some((_, new))) if Arc::ptr_eq(old, new));
+        if !same {
+            let (old, new) = (old.map_or(&none, |(_, page)| page), new.map_or(&none, |(_, page)| page));
+            side_by_side(old, new, |old, new| {
+                if old != new {
+                    diff.delete.extend(old.map(|(key, value)| (*key, *value)));
+                    diff.add.extend(new.map(|(key, value)| (*key, *value)));
+                }
+            });
+        }
+    });
+    diff
+}
+
+/// One walk over both: what has the same key comes together.
+fn side_by_side<'a, K: Ord, V>(
+    have: &'a BTreeMap<K, V>,
+    want: &'a BTreeMap<K, V>,
+    mut each: impl FnMut(Option<(&'a K, &'a V)>, Option<(&'a K, &'a V)>),
+) {
     let (mut have, mut want) = (have.iter().peekable(), want.iter().peekable());
     loop {
         let order = match (have.peek(), want.peek()) {
-            (None, None) => return diff,
+            (None, None) => return,
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
             (Some((old, _)), Some((new, _))) => old.cmp(new),
         };
-        let old = if order.is_le() { have.next() } else { None };
-        let new = if order.is_ge() { want.next() } else { None };
-        if old != new {
-            diff.delete.extend(old.map(|(key, value)| (*key, *value)));
-            diff.add.extend(new.map(|(key, value)| (*key, *value)));
-        }
+        each(if order.is_le() { have.next() } else { None }, if order.is_ge() { want.next() } else { None });
     }
 }
 
@@ -249,7 +298,7 @@ fn write_elements(batch: &mut Batch, kind: u16, table: &str, set: &Set, elements
 }
 
 /// The elements of each set, shared: what was not made anew is recognised without looking inside.
-pub(crate) type Sets = BTreeMap<&'static str, Arc<Elements>>;
+pub(crate) type Sets = BTreeMap<&'static str, Arc<Pages>>;
 
 /// What we know to be in the kernel.
 #[derive(Debug)]
@@ -395,7 +444,7 @@ impl Nft {
     }
 
     /// What one set holds.
-    pub(crate) fn elements(&mut self, table: &str, set: &Set) -> Result<Elements, NetError> {
+    pub(crate) fn elements(&mut self, table: &str, set: &Set) -> Result<Pages, NetError> {
         let found = self.socket.dump(|batch, flags| {
             batch.begin(GET_ELEMENT, flags, &HEADER, "list nftables map", format!("{table} {}", set.name));
             batch.text(1, table);
@@ -408,7 +457,7 @@ impl Nft {
             let list = payload.get(HEADER_LENGTH..).and_then(|rest| Attributes(rest).value(3)).unwrap_or_default();
             elements.extend(Attributes(list).filter_map(|(_, element)| parse_element(element)));
         }
-        Ok(elements)
+        Ok(elements.into_iter().collect())
     }
 
     /// Chains of other tables that drop what they do not know of the packets on their way through this host. Only to
@@ -467,10 +516,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn elements() -> impl Strategy<Value = Elements> {
+    fn elements() -> impl Strategy<Value = Pages> {
         // Few keys and values, so that equal, changed, new and gone ones all occur.
         proptest::collection::btree_map(0u8..20, 0u8..3, 0..20).prop_map(|map| {
-            map.into_iter().map(|(k, v)| ([k, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], [v, 0, 0, 0, 0, 0, 0, 0])).collect()
+            map.into_iter()
+                .map(|(k, v)| ([k / 4, 0, 0, 0, k % 4, 0, 0, 0, 0, 0, 0, 0], [v, 0, 0, 0, 0, 0, 0, 0]))
+                .collect()
         })
     }
 
@@ -478,19 +529,20 @@ mod tests {
         #[test]
         fn a_diff_carried_out_gives_exactly_what_was_wanted(have in elements(), want in elements()) {
             let diff = diff(&have, &want);
-            let mut now = have;
+            let mut now: Elements = have.iter().map(|(key, value)| (*key, *value)).collect();
             for (key, _) in &diff.delete {
                 prop_assert!(now.remove(key).is_some(), "only what is there is deleted");
             }
             for (key, value) in &diff.add {
                 prop_assert!(now.insert(*key, *value).is_none(), "nothing is overwritten");
             }
-            prop_assert_eq!(&now, &want);
+            prop_assert_eq!(&now.into_iter().collect::<Pages>(), &want);
         }
 
         #[test]
         fn nothing_is_written_when_nothing_changed(have in elements()) {
             prop_assert_eq!(diff(&have, &have), Diff::default());
+            prop_assert_eq!(diff(&have, &have.iter().map(|(key, value)| (*key, *value)).collect()), Diff::default());
         }
 
         #[test]
@@ -521,16 +573,20 @@ mod tests {
                 "local_in: published port without replica 9989ca57",
                 "local_out: service without replica b766d44c",
                 "local_out: service without replica a608022a",
-                "output: service address to a replica c2553fd2",
+                "output: service address to a replica 0e582476",
+                "output: service of many replicas 2b5ffc6d",
+                "output: service whose clients stay 83d69f8f",
                 "output: published port to a replica 92c97722",
                 "postrouting: back through the bridge ccd4d295",
                 "postrouting: back through this node 8f09dfa8",
                 "postrouting: replicas to the outside b5979ba8",
-                "prerouting: service address to a replica a07f6771",
+                "prerouting: service address to a replica 814c38dd",
+                "prerouting: service of many replicas 3541be42",
+                "prerouting: service whose clients stay 63ded9bc",
                 "prerouting: published port to a replica 2085bf39",
             ]
         );
-        assert_eq!(fingerprint.sets, ["held", "published", "services"]);
+        assert_eq!(fingerprint.sets, ["held", "many", "published", "services", "sticky"]);
     }
 
     #[test]

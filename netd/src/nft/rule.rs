@@ -16,6 +16,9 @@ const R2: u32 = 10;
 const WIDE: u32 = 1;
 const VERDICT: u32 = 0;
 
+/// Any number that all nodes share: a client keeps its slot wherever it comes in. Without one the kernel draws its own.
+const HASH_SEED: u32 = 0x6761_6e74;
+
 const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
 
@@ -236,6 +239,23 @@ impl Rule {
     pub(crate) fn lead_to_slot_of_address(self, map: &str, slots: u32) -> Self {
         self.network_header(R0, End::Destination.offset(), 4)
             .random(R1, slots)
+            .look_up(map, Some(R0))
+            .translate(1, R0, None)
+    }
+
+    /// To the address in `map` under (destination address, slot of the source address); the port stays.
+    pub(crate) fn lead_to_slot_of_client(self, map: &str, slots: u32) -> Self {
+        const JENKINS: u32 = 0;
+        self.network_header(R0, End::Destination.offset(), 4)
+            .network_header(R2, End::Source.offset(), 4)
+            .expression("hash", |b| {
+                b.be32(1, R2);
+                b.be32(2, R1);
+                b.be32(3, 4);
+                b.be32(4, slots);
+                b.be32(5, HASH_SEED);
+                b.be32(7, JENKINS);
+            })
             .look_up(map, Some(R0))
             .translate(1, R0, None)
     }

@@ -7,19 +7,26 @@
 //! | forward, local_out, local_in | what no replica serves is refused at once, and never leaves by the default route |
 
 use super::rule::{End, TCP};
-use super::{Chain, Elements, Hook, Key, Part, Rule, Ruleset, Set, Value};
+use super::{Chain, Hook, Key, Pages, Part, Rule, Ruleset, Set, Value};
 use gantry_api::network::Ipv4Net;
 use gantry_api::spec::Protocol;
 use std::net::Ipv4Addr;
 
-/// Slots of each service address and published port, filled evenly from its replicas.
+/// Slots of a service of many replicas and of each published port, filled evenly from its replicas.
 ///
 /// With n replicas one slot more or less is n/64 of a fair share: 3 % at 2 replicas, 16 % at 10. More than 64
 /// replicas of one service: each node balances over 64 of them, another choice on each node.
 pub(crate) const SLOTS: u32 = 64;
+/// Slots of a service of 1, 2, 3, 4, 6 or 12 replicas: every one has exactly its share, and most services need only a
+/// fifth of the elements.
+pub(crate) const FEW: u32 = 12;
 
-/// (service address, slot) → replica.
+/// (service address, slot below [`FEW`]) → replica.
 pub(crate) const SERVICES: Set = Set { name: "services", key: &[Part::Address, Part::Slot], value: &[Part::Address] };
+/// (service address, slot below [`SLOTS`]) → replica, for the other numbers of replicas.
+pub(crate) const MANY: Set = Set { name: "many", key: &[Part::Address, Part::Slot], value: &[Part::Address] };
+/// (service address, slot of the client's address) → replica, for services whose clients stay with one.
+pub(crate) const STICKY: Set = Set { name: "sticky", key: &[Part::Address, Part::Slot], value: &[Part::Address] };
 /// (protocol, published port, slot) → replica and its port.
 pub(crate) const PUBLISHED: Set =
     Set { name: "published", key: &[Part::Protocol, Part::Port, Part::Slot], value: &[Part::Address, Part::Port] };
@@ -60,7 +67,13 @@ pub(crate) fn node(p: &NodeParameters) -> Ruleset {
         vec![
             Rule::new("service address to a replica")
                 .within(End::Destination, p.service_net)
-                .lead_to_slot_of_address(SERVICES.name, SLOTS),
+                .lead_to_slot_of_address(SERVICES.name, FEW),
+            Rule::new("service of many replicas")
+                .within(End::Destination, p.service_net)
+                .lead_to_slot_of_address(MANY.name, SLOTS),
+            Rule::new("service whose clients stay")
+                .within(End::Destination, p.service_net)
+                .lead_to_slot_of_client(STICKY.name, SLOTS),
             // 127.0.0.1 is served by netd itself: translating it would need route_localnet on the uplink.
             Rule::new("published port to a replica")
                 .outside(End::Destination, loopback())
@@ -72,7 +85,7 @@ pub(crate) fn node(p: &NodeParameters) -> Ruleset {
     let no_replica = || vec![unserved().transport(TCP).reset(), unserved().unreachable()];
     Ruleset {
         table: NODE_TABLE,
-        sets: vec![SERVICES, PUBLISHED, HELD],
+        sets: vec![SERVICES, MANY, STICKY, PUBLISHED, HELD],
         chains: vec![
             (chain("prerouting", "nat", Hook::Prerouting, DESTINATION_NAT), to_replicas()),
             (chain("output", "nat", Hook::Output, DESTINATION_NAT), to_replicas()),
@@ -193,24 +206,41 @@ pub(crate) fn published_slot(protocol: Protocol, port: u16, slot: u32, to: (Ipv4
     (key, value)
 }
 
-/// Share `targets` out over [`SLOTS`] slots as evenly as can be; none when there are none.
+/// Share `targets` out over `slots` slots as evenly as can be; none when there are none.
 ///
 /// `offset` differs between nodes and decides who gets the odd slots, and which 64 of more targets this node uses.
-pub(crate) fn fill<T: Copy>(targets: &[T], offset: u32) -> impl Iterator<Item = (u32, T)> {
+pub(crate) fn fill<T: Copy>(targets: &[T], slots: u32, offset: u32) -> impl Iterator<Item = (u32, T)> {
     let count = targets.len();
-    (0..if count == 0 { 0 } else { SLOTS }).map(move |slot| (slot, targets[(slot as usize + offset as usize) % count]))
+    (0..if count == 0 { 0 } else { slots }).map(move |slot| (slot, targets[(slot as usize + offset as usize) % count]))
 }
+
+/// Where a service's slots lie, and what is in them.
+pub(crate) fn service_slots(replicas: &[Ipv4Addr], sticky: bool, offset: u32) -> (&'static Set, Vec<(u32, Ipv4Addr)>) {
+    if sticky {
+        // The replica with the largest hash: one that comes or goes moves no slot but its own.
+        let hash = |slot: u32, replica: &Ipv4Addr| {
+            crate::hash::fnv1a(&[&replica.octets()[..], &slot.to_be_bytes()].concat()).wrapping_mul(MIX) >> 32
+        };
+        let best = |slot| replicas.iter().max_by_key(|replica| hash(slot, replica)).map(|replica| (slot, *replica));
+        return (&STICKY, (0..SLOTS).filter_map(best).collect());
+    }
+    let few = !replicas.is_empty() && FEW.is_multiple_of(replicas.len() as u32);
+    let (set, slots) = if few { (&SERVICES, FEW) } else { (&MANY, SLOTS) };
+    (set, fill(replicas, slots, offset).collect())
+}
+
+/// Spreads what differs in the last bytes only: 2^64 divided by the golden ratio, made odd.
+const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The elements of the map for the given published ports.
 pub(crate) fn published_elements<'a>(
     ports: impl IntoIterator<Item = (&'a (Protocol, u16), &'a Vec<(Ipv4Addr, u16)>)>,
     offset: u32,
-) -> Elements {
-    let mut elements = Elements::new();
-    for ((protocol, port), targets) in ports {
-        elements.extend(fill(targets, offset).map(|(slot, to)| published_slot(*protocol, *port, slot, to)));
-    }
-    elements
+) -> Pages {
+    let slots = ports.into_iter().flat_map(|((protocol, port), targets)| {
+        fill(targets, SLOTS, offset).map(|(slot, to)| published_slot(*protocol, *port, slot, to))
+    });
+    slots.collect()
 }
 
 #[cfg(test)]
@@ -224,7 +254,7 @@ mod tests {
                 let targets: Vec<usize> = (0..count).collect();
                 let mut shares = vec![0u32; count];
                 let mut slots = Vec::new();
-                for (slot, target) in fill(&targets, offset) {
+                for (slot, target) in fill(&targets, SLOTS, offset) {
                     slots.push(slot);
                     shares[target] += 1;
                 }
@@ -233,15 +263,44 @@ mod tests {
                 assert!(most - least <= 1, "{count} targets: {shares:?}");
             }
         }
-        assert_eq!(fill::<u8>(&[], 3).count(), 0);
+        assert_eq!(fill::<u8>(&[], SLOTS, 3).count(), 0);
     }
 
     #[test]
     fn more_replicas_than_slots_are_shared_between_nodes() {
         let targets: Vec<u32> = (0..100).collect();
-        let seen: std::collections::BTreeSet<u32> =
-            [0, 50].iter().flat_map(|offset| fill(&targets, *offset).map(|(_, t)| t).collect::<Vec<_>>()).collect();
+        let seen: std::collections::BTreeSet<u32> = [0, 50]
+            .iter()
+            .flat_map(|offset| fill(&targets, SLOTS, *offset).map(|(_, t)| t).collect::<Vec<_>>())
+            .collect();
         assert_eq!(seen.len(), 100);
+    }
+
+    #[test]
+    fn slots_of_a_service() {
+        let replicas: Vec<Ipv4Addr> = (2..=20).map(|n| Ipv4Addr::new(10, 210, 1, n)).collect();
+        for (count, sticky, set, slots, most) in [
+            (0, false, "many", 0, 0),
+            (1, false, "services", 12, 12),
+            (3, false, "services", 12, 4),
+            (5, false, "many", 64, 13),
+            (12, false, "services", 12, 1),
+            (19, false, "many", 64, 4),
+            (0, true, "sticky", 0, 0),
+            (1, true, "sticky", 64, 64),
+            (4, true, "sticky", 64, 28),
+        ] {
+            let (found, list) = service_slots(&replicas[..count], sticky, 7);
+            assert_eq!((found.name, list.len()), (set, slots), "{count} {sticky}");
+            let share = |r: &Ipv4Addr| list.iter().filter(|(_, replica)| replica == r).count();
+            let largest = replicas.iter().map(share).max().unwrap();
+            assert!(largest <= most, "{count} {sticky}: {largest}");
+        }
+        let (_, before) = service_slots(&replicas[..5], true, 0);
+        let (_, after) = service_slots(&replicas[..4], true, 0);
+        for ((_, old), (_, new)) in before.iter().zip(&after) {
+            assert!(old == new || *old == replicas[4], "only the gone one's clients move");
+        }
     }
 
     #[test]

@@ -224,11 +224,7 @@ pub(crate) fn load_program(
 ///
 /// # Errors
 /// `EINVAL` when the directory is not on cgroup2, `EPERM` when an ancestor forbids more programs.
-pub(crate) fn create_link(
-    program: BorrowedFd<'_>,
-    cgroup: BorrowedFd<'_>,
-    attach_type: u32,
-) -> io::Result<OwnedFd> {
+pub(crate) fn create_link(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<OwnedFd> {
     let (program, target) = (program.as_raw_fd() as u32, cgroup.as_raw_fd() as u32);
     let mut attr = LinkAttr { program, target, attach_type, flags: 0 };
     // SAFETY: the command reads integers only.

@@ -330,8 +330,10 @@ pub fn container_process() {
 /// - `ask N ADDRESS`: N connections one after the other; who answered how often, as `a=3 b=4`.
 /// - `hold N ADDRESS`: the same, and keep them.
 /// - `peer ADDRESS`: connect; whom the socket believes to speak to, and whom the server has seen.
+/// - `stream ADDRESS`: connect and keep it; `alive`: whether that connection has not ended.
 /// - `drop`: close what is held.
 /// - `udp`, `udp ADDRESS`: open a datagram socket, connected or not.
+/// - `hear`: the error that waiting for a datagram ends with.
 /// - `send ADDRESS`, `send`: a datagram; who answered, and from which address.
 fn obey(order: &str, streams: &mut Vec<TcpStream>, datagrams: &mut Option<UdpSocket>) -> String {
     let words: Vec<&str> = order.split(' ').collect();
@@ -364,6 +366,19 @@ fn obey(order: &str, streams: &mut Vec<TcpStream>, datagrams: &mut Option<UdpSoc
             Ok((stream, text)) => format!("{} {text}", stream.peer_addr().unwrap()),
             Err(error) => format!("{error:?}"),
         },
+        ["stream", to] => {
+            streams.push(TcpStream::connect_timeout(&to.parse().unwrap(), Duration::from_secs(3)).unwrap());
+            String::new()
+        }
+        ["alive"] => {
+            let stream = streams.last_mut().unwrap();
+            stream.set_nonblocking(true).unwrap();
+            match stream.read(&mut [0]) {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => "alive".to_owned(),
+                other => format!("{:?}", other.map_err(|error| error.kind())),
+            }
+        }
+        ["hear"] => format!("{:?}", datagrams.as_ref().unwrap().recv(&mut [0; 64]).map_err(|e| e.kind()).unwrap_err()),
         ["drop"] => {
             streams.clear();
             *datagrams = None;
