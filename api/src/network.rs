@@ -146,8 +146,22 @@ pub struct Service {
     /// Whether a client stays with the replica it had first, as long as that is ready.
     #[serde(default)]
     pub sticky: bool,
+    /// The networks it is on: it reaches, and is reached by, services that share one, and those that name none. None: it
+    /// reaches everybody.
+    #[serde(default)]
+    pub networks: Vec<ServiceNetwork>,
     /// Its replicas.
     pub endpoints: Vec<Endpoint>,
+}
+
+/// A network of an app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceNetwork {
+    /// Its name in the cluster: that of the app and of the network (`shop_back`), or of an external one.
+    pub name: String,
+    /// Whether it leads to no place outside of the cluster. A service leaves the cluster by any other network.
+    #[serde(default)]
+    pub internal: bool,
 }
 
 /// A port open on every node.

@@ -37,6 +37,8 @@ pub(crate) const ENOENT: i32 = 2;
 pub(crate) const ESRCH: i32 = 3;
 pub(crate) const EEXIST: i32 = 17;
 pub(crate) const ENODEV: i32 = 19;
+pub(crate) const EOPNOTSUPP: i32 = 95;
+pub(crate) const EAFNOSUPPORT: i32 = 97;
 pub(crate) const EADDRNOTAVAIL: i32 = 99;
 
 /// Unique within the process, so that an answer left over from a failed batch is never taken for a new one's.

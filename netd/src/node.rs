@@ -16,16 +16,16 @@ use crate::conntrack::{self, Which};
 use crate::dns::{self, zone};
 use crate::error::NetError;
 use crate::link::{self, Address, Link, Mac, Vxlan};
-use crate::netlink::{Batch, Family, Netlink};
+use crate::netlink::{Batch, EAFNOSUPPORT, ENOENT, EOPNOTSUPP, Family, Netlink};
 use crate::netns::set_sysctl;
-use crate::nft::{Nft, Pages, Sets, ruleset};
-use crate::plan::{self, Peer, Port, VXLAN_OVERHEAD};
+use crate::nft::{self, Nft, Pages, Sets, ruleset};
+use crate::plan::{self, Isolation, Peer, Port, VXLAN_OVERHEAD};
 use crate::ports::Holders;
 use crate::sockets;
 use crate::state::{self, Attachments, Durability, Record, check_id, netns_path};
 use gantry_api::network::{AttachRequest, Attachment, Live, Loads, NodeRoute, Status, Table};
 use netlink_packet_route::link::LinkAttribute;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -67,6 +67,8 @@ struct Inner {
     problems: Vec<String>,
     /// Bridge and MTU of the last converge, for attaches.
     bridge: Option<(u32, u32)>,
+    /// Numbers of the links of attachments, by the links' names.
+    links: BTreeMap<String, u32>,
 }
 
 /// A table that was checked, and what follows from it alone.
@@ -76,6 +78,9 @@ struct Wanted {
     local: NodeRoute,
     /// The services' maps.
     services: Sets,
+    /// Who reaches whom.
+    isolation: Arc<Isolation>,
+    apart: Sets,
     /// Whether the table is on disk.
     stored: bool,
 }
@@ -85,7 +90,15 @@ impl Wanted {
     fn new(table: Table, before: Option<&Self>) -> Result<Self, NetError> {
         let local = plan::check(&table)?;
         let services = plan::service_sets(before.map(|before| (&*before.table, &before.services)), &table);
-        Ok(Self { table: Arc::new(table), local, services, stored: false })
+        let isolation = plan::isolation(&table);
+        let (isolation, apart) = match before.filter(|before| *before.isolation == isolation) {
+            Some(before) => (Arc::clone(&before.isolation), before.apart.clone()),
+            None => {
+                let sets = isolation.sets();
+                (Arc::new(isolation), sets)
+            }
+        };
+        Ok(Self { table: Arc::new(table), local, services, isolation, apart, stored: false })
     }
 }
 
@@ -133,6 +146,7 @@ impl Node {
             peers: Vec::new(),
             problems: Vec::new(),
             bridge: None,
+            links: BTreeMap::new(),
         };
         inner.drop_dead(&config, &files)?;
         inner.names();
@@ -290,12 +304,17 @@ impl Node {
         };
         let mut route = Netlink::open(Family::Route)?;
         let mut made = attach::ensure(&mut route, &place, &record);
+        let found = link::find(&mut route, &record.link);
         let mut inner = locked(&self.inner);
         if made.is_err() && inner.converge(&self.config).is_ok() {
             // Perhaps what it builds on had been damaged since the last check; it is whole now.
             made = inner.place(&self.config).and_then(|place| attach::ensure(&mut route, &place, &record));
         }
-        if let Err(error) = made.and_then(|()| inner.open_ports(&self.config, &record)) {
+        if let Ok(Some(link)) = &found {
+            inner.links.insert(record.link.clone(), link.index);
+        }
+        let guarded = made.and_then(|()| inner.ensure_bridge_rules().map(drop));
+        if let Err(error) = guarded.and_then(|()| inner.open_ports(&self.config, &record)) {
             if new {
                 let _ = attach::remove(&mut route, &self.config.run_dir, &record);
                 inner.forget(&record.request.id);
@@ -330,7 +349,10 @@ impl Node {
         inner.forget(id);
         state::store(&self.files.attachments, &inner.attachments, Durability::Process)?;
         inner.dns.set_clients(inner.clients());
-        if !record.request.ports.is_empty() {
+        inner.links.remove(&record.link);
+        if record.request.ports.is_empty() {
+            inner.ensure_bridge_rules()?;
+        } else {
             inner.converge(&self.config)?;
         }
         Ok(())
@@ -390,7 +412,7 @@ impl Inner {
 
     fn names(&self) {
         if let Some(wanted) = &self.wanted {
-            self.dns.set_zone(zone::Zone::new(&wanted.table));
+            self.dns.set_zone(zone::Zone::new(&wanted.table, &wanted.isolation));
         }
     }
 
@@ -550,7 +572,34 @@ impl Inner {
         set(ruleset::PUBLISHED.name, published);
         set(ruleset::HELD.name, ports);
         self.sets.extend(wanted.services.iter().map(|(name, pages)| (*name, Arc::clone(pages))));
-        self.nft.ensure(&ruleset::node(parameters), &self.sets)
+        let mut wanted_sets = self.sets.clone();
+        wanted_sets.extend(wanted.apart.iter().map(|(name, pages)| (*name, Arc::clone(pages))));
+        let written = self.nft.ensure(&ruleset::node(parameters), &wanted_sets)?;
+        let bridge = self.bridge.map(|(bridge, _)| bridge);
+        let ports = link::links(&mut self.route, bridge)?;
+        self.links = ports.into_iter().map(|port| (port.name, port.index)).collect();
+        Ok(written + self.ensure_bridge_rules()?)
+    }
+
+    /// Frames between this node's containers: senders are who they are, and stay among those they may reach.
+    fn ensure_bridge_rules(&mut self) -> Result<usize, NetError> {
+        let Some(wanted) = &self.wanted else { return Ok(0) };
+        let records = self.attachments.records.values();
+        let senders = records.filter_map(|record| Some((*self.links.get(&record.link)?, record.address)));
+        let plain = |key| (key, Default::default());
+        let links: Pages = senders.clone().map(|(link, _)| plain(ruleset::numbers(link, 0))).collect();
+        let senders: Pages = senders.map(|(link, address)| plain(ruleset::sender(link, address))).collect();
+        let mut sets = wanted.apart.clone();
+        sets.extend([(ruleset::LINKS.name, Arc::new(links)), (ruleset::SENDERS.name, Arc::new(senders))]);
+        let apart = !wanted.isolation.services.is_empty();
+        match self.nft.ensure(&ruleset::bridge(apart), &sets) {
+            Err(error) if matches!(error.errno(), Some(EOPNOTSUPP | EAFNOSUPPORT | ENOENT)) => {
+                let words = "containers of this node are not kept apart from each other";
+                self.problems.push(format!("{words}: this kernel has no rules for bridges ({})", error.chain()));
+                Ok(0)
+            }
+            other => other,
+        }
     }
 
     /// Addresses of links that are not ours.
@@ -749,7 +798,10 @@ pub fn remove_all(run_dir: &std::path::Path, data_dir: &std::path::Path) -> Resu
         }
     }
     attempt(balance::remove(run_dir));
-    attempt(remove_from_kernel(&[link::GROUP, link::RUN_GROUP], &[ruleset::NODE_TABLE, ruleset::RUN_TABLE]));
+    attempt(remove_from_kernel(
+        &[link::GROUP, link::RUN_GROUP],
+        &[ruleset::NODE_TABLE, ruleset::BRIDGE_TABLE, ruleset::RUN_TABLE],
+    ));
     for directory in [&netns, &directory] {
         match std::fs::remove_dir_all(directory) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => attempt(Err(NetError::file("remove", directory, e))),
@@ -760,10 +812,10 @@ pub fn remove_all(run_dir: &std::path::Path, data_dir: &std::path::Path) -> Resu
 }
 
 /// Links of these groups with all routes of ours, and these tables.
-pub(crate) fn remove_from_kernel(groups: &[u32], tables: &[&str]) -> Result<(), NetError> {
+pub(crate) fn remove_from_kernel(groups: &[u32], tables: &[nft::Table]) -> Result<(), NetError> {
     let mut nft = Nft::open()?;
     for table in tables {
-        nft.remove(table)?;
+        nft.remove(*table)?;
     }
     let mut route = Netlink::open(Family::Route)?;
     let mut batch = Batch::new();

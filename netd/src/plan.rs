@@ -3,7 +3,7 @@
 use crate::error::NetError;
 use crate::link::{Address, FoundRoute, Mac, Neighbour, PROTOCOL, Route, Way};
 use crate::nft::ruleset::{self, NodeParameters, service_slot, service_slots};
-use crate::nft::{Pages, Sets};
+use crate::nft::{Pages, Sets, Value};
 use crate::state::Record;
 use gantry_api::ids::{NodeName, Revision};
 use gantry_api::network::{Ipv4Net, NodeRoute, Path, Published, Service, Table};
@@ -86,6 +86,7 @@ pub(crate) fn parameters(table: &Table, local: &NodeRoute, bridge: &str) -> Node
         gateway: gateway(local.subnet),
         replica_net: table.replica_net,
         service_net: table.service_net,
+        apart: table.services.iter().any(|service| !service.networks.is_empty()),
     }
 }
 
@@ -195,6 +196,73 @@ pub(crate) fn service_sets(before: Option<(&Table, &Sets)>, now: &Table) -> Sets
         }
     }
     sets.into_iter().map(|(name, pages)| (name, Arc::new(pages))).collect()
+}
+
+/// Who reaches whom, in the maps of both tables.
+///
+/// Replicas on the same networks are one group. Groups that share a network reach each other; a replica of a service
+/// without networks is in no group.
+pub(crate) fn isolation(table: &Table) -> Isolation {
+    let mut found = Isolation::default();
+    let mut numbers: BTreeMap<BTreeSet<&str>, u32> = BTreeMap::new();
+    let mut taken = BTreeSet::new();
+    for service in table.services.iter().filter(|service| !service.networks.is_empty()) {
+        let networks: BTreeSet<&str> = service.networks.iter().map(|network| network.name.as_str()).collect();
+        let group = *numbers.entry(networks).or_insert_with_key(|networks| {
+            let text = networks.iter().copied().collect::<Vec<_>>().join(" ");
+            // A number that other groups do not change: then their coming and going changes no element of ours.
+            let hash = crate::hash::fnv1a(text.as_bytes()) as u32;
+            let number = (0..).map(|next| hash.wrapping_add(next)).find(|number| taken.insert(*number));
+            number.unwrap_or_else(|| unreachable!("2^32 numbers are not all taken"))
+        });
+        let closed = service.networks.iter().all(|network| network.internal);
+        for endpoint in &service.endpoints {
+            found.groups.insert(endpoint.address, group);
+            if closed {
+                found.internal.insert(endpoint.address);
+            }
+        }
+        found.services.insert(service.address, group);
+    }
+    for (one, first) in &numbers {
+        for (_, second) in numbers.iter().filter(|(other, _)| !one.is_disjoint(other)) {
+            found.reach.insert((*first, *second));
+        }
+    }
+    found
+}
+
+/// See [`isolation`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Isolation {
+    /// Each replica's group.
+    pub(crate) groups: BTreeMap<Ipv4Addr, u32>,
+    /// Each service address's.
+    pub(crate) services: BTreeMap<Ipv4Addr, u32>,
+    pub(crate) reach: BTreeSet<(u32, u32)>,
+    /// Replicas that must not leave the cluster.
+    pub(crate) internal: BTreeSet<Ipv4Addr>,
+}
+
+impl Isolation {
+    /// Whether a container at `from` may know of the replica or service at `to`.
+    pub(crate) fn allows(&self, from: Ipv4Addr, to: Ipv4Addr) -> bool {
+        let group = |address| self.groups.get(&address).or_else(|| self.services.get(&address));
+        match (group(from), group(to)) {
+            (Some(one), Some(other)) => self.reach.contains(&(*one, *other)),
+            _ => true,
+        }
+    }
+
+    /// The elements of the maps; empty when no service names a network.
+    pub(crate) fn sets(&self) -> Sets {
+        let groups: Pages = self.groups.iter().map(|(replica, group)| ruleset::member(*replica, *group)).collect();
+        let plain = |key| (key, Value::default());
+        let reach: Pages = self.reach.iter().map(|(one, other)| plain(ruleset::numbers(*one, *other))).collect();
+        let internal: Pages = self.internal.iter().map(|replica| plain(ruleset::in_set(*replica))).collect();
+        let named = [(ruleset::GROUPS.name, groups), (ruleset::REACH.name, reach), (ruleset::INTERNAL.name, internal)];
+        named.into_iter().map(|(name, pages)| (name, Arc::new(pages))).collect()
+    }
 }
 
 /// Services of `now` that differ from `before`, and addresses that are no service's any more.
@@ -359,6 +427,7 @@ pub(crate) mod tests {
             aliases: vec![format!("{}-alias", name.service)],
             ports: vec![Published { published: 8000 + u16::from(n), target: 80, protocol: Protocol::Tcp }],
             sticky: false,
+            networks: vec![],
             endpoints: (1..)
                 .zip(endpoints)
                 .map(|(number, (host, ready))| {
@@ -469,6 +538,62 @@ pub(crate) mod tests {
         assert_eq!(names(&table(1, &[("api", &[(0, true)])])), "2-");
         assert_eq!(names(&table(1, &[("api", &[(0, true)]), ("db", &[(1, true)]), ("web", &[(5, true)])])), "3web");
         assert_eq!(changes(None, &before).len(), 2);
+    }
+
+    #[test]
+    fn services_reach_those_on_a_network_of_theirs() {
+        use gantry_api::network::ServiceNetwork;
+        let mut table = table(
+            1,
+            &[
+                ("web", &[(0, true)]),
+                ("api", &[(1, true)]),
+                ("db", &[(2, true)]),
+                ("old", &[(3, true)]),
+                ("web2", &[(4, true)]),
+            ],
+        );
+        let on = |names: &[(&str, bool)]| -> Vec<ServiceNetwork> {
+            names.iter().map(|(name, internal)| ServiceNetwork { name: (*name).into(), internal: *internal }).collect()
+        };
+        let networks = [
+            on(&[("front", false)]),
+            on(&[("back", true), ("front", false)]),
+            on(&[("back", true)]),
+            on(&[]),
+            on(&[("front", false)]),
+        ];
+        for (service, networks) in table.services.iter_mut().zip(networks) {
+            service.networks = networks;
+        }
+        let found = isolation(&table);
+        let replica = |n: u8| Ipv4Addr::new(10, 210, 1, 2 + n);
+        for (from, to, allowed) in [
+            (0, 1, true),
+            (1, 0, true),
+            (0, 2, false),
+            (2, 0, false),
+            (1, 2, true),
+            (0, 0, true),
+            (0, 3, true),
+            (3, 2, true),
+            (0, 4, true),
+            (4, 2, false),
+        ] {
+            assert_eq!(found.allows(replica(from), replica(to)), allowed, "{from} to {to}");
+            assert_eq!(
+                found.allows(replica(from), Ipv4Addr::new(10, 211, 0, 1 + to)),
+                allowed,
+                "{from} to service {to}"
+            );
+        }
+        assert_eq!(found.internal, BTreeSet::from([replica(2)]), "one with another network leaves by that");
+        assert_eq!(found.groups.values().collect::<BTreeSet<_>>().len(), 3, "the same networks, one group");
+        assert_eq!(found.reach.len(), 7);
+        assert_eq!(isolation(&Table { services: vec![], ..table.clone() }), Isolation::default());
+        // The number of a group does not depend on the others.
+        table.services.remove(1);
+        assert_eq!(isolation(&table).groups[&replica(2)], found.groups[&replica(2)]);
     }
 
     #[test]

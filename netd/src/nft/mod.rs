@@ -33,9 +33,30 @@ const NEW_ELEMENT: u16 = SUBSYSTEM | 12;
 const GET_ELEMENT: u16 = SUBSYSTEM | 13;
 const DELETE_ELEMENT: u16 = SUBSYSTEM | 14;
 const GET_GENERATION: u16 = SUBSYSTEM | 16;
-/// `nfgenmsg`: family ip, version 0, resource 0.
-const HEADER: [u8; 4] = [2, 0, 0, 0];
+/// Length of `nfgenmsg`: family, version 0, resource 0.
 const HEADER_LENGTH: usize = 4;
+
+/// Which packets a table sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layer {
+    /// IPv4 packets that this host sends, receives or forwards.
+    Ip = 2,
+    /// Frames in the host's bridges.
+    Bridge = 7,
+}
+
+impl Layer {
+    const fn header(self) -> [u8; HEADER_LENGTH] {
+        [self as u8, 0, 0, 0]
+    }
+}
+
+/// A table's name and layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Table {
+    pub(crate) name: &'static str,
+    pub(crate) layer: Layer,
+}
 
 /// One 32-bit part of a map's key or value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,7 +149,7 @@ pub(crate) enum Hook {
 /// A whole table.
 #[derive(Debug)]
 pub(crate) struct Ruleset {
-    pub(crate) table: &'static str,
+    pub(crate) table: Table,
     pub(crate) sets: Vec<Set>,
     pub(crate) chains: Vec<(Chain, Vec<Rule>)>,
 }
@@ -178,9 +199,15 @@ struct Fingerprint {
 }
 
 impl Chain {
-    fn create(&self, batch: &mut Batch, table: &str) {
-        batch.begin(NEW_CHAIN, CREATE, &HEADER, "create nftables chain", format!("{table} {}", self.name));
-        batch.text(1, table);
+    fn create(&self, batch: &mut Batch, table: Table) {
+        batch.begin(
+            NEW_CHAIN,
+            CREATE,
+            &table.layer.header(),
+            "create nftables chain",
+            format!("{} {}", table.name, self.name),
+        );
+        batch.text(1, table.name);
         batch.text(3, self.name);
         batch.nest(4, |b| {
             b.be32(1, self.hook as u32);
@@ -198,12 +225,18 @@ impl Chain {
 }
 
 impl Set {
-    fn create(&self, batch: &mut Batch, table: &str) {
+    fn create(&self, batch: &mut Batch, table: Table) {
         const MAP: u32 = 8;
         let concatenated = |parts: &[Part]| parts.iter().fold(0, |kind, part| kind << 6 | part.kind());
         let length = |parts: &[Part]| 4 * parts.len() as u32;
-        batch.begin(NEW_SET, CREATE, &HEADER, "create nftables map", format!("{table} {}", self.name));
-        batch.text(1, table);
+        batch.begin(
+            NEW_SET,
+            CREATE,
+            &table.layer.header(),
+            "create nftables map",
+            format!("{} {}", table.name, self.name),
+        );
+        batch.text(1, table.name);
         batch.text(2, self.name);
         batch.be32(3, if self.value.is_empty() { 0 } else { MAP });
         batch.be32(4, concatenated(self.key));
@@ -218,15 +251,15 @@ impl Set {
     }
 }
 
-fn new_table(batch: &mut Batch, table: &str) {
-    batch.begin(NEW_TABLE, CREATE, &HEADER, "create nftables table", table.to_owned());
-    batch.text(1, table);
+fn new_table(batch: &mut Batch, table: Table) {
+    batch.begin(NEW_TABLE, CREATE, &table.layer.header(), "create nftables table", table.name);
+    batch.text(1, table.name);
     batch.end();
 }
 
-fn delete_table(batch: &mut Batch, table: &str) {
-    batch.begin(DELETE_TABLE, 0, &HEADER, "delete nftables table", table.to_owned());
-    batch.text(1, table);
+fn delete_table(batch: &mut Batch, table: Table) {
+    batch.begin(DELETE_TABLE, 0, &table.layer.header(), "delete nftables table", table.name);
+    batch.text(1, table.name);
     batch.end();
 }
 
@@ -274,14 +307,14 @@ fn side_by_side<'a, K: Ord, V>(
     }
 }
 
-fn write_elements(batch: &mut Batch, kind: u16, table: &str, set: &Set, elements: &[(Key, Value)]) {
+fn write_elements(batch: &mut Batch, kind: u16, table: Table, set: &Set, elements: &[(Key, Value)]) {
     // An attribute's length has 16 bits; one element takes at most 40 bytes.
     const PER_MESSAGE: usize = 800;
     let adding = kind == NEW_ELEMENT;
     let (flags, operation) = if adding { (CREATE, "add to nftables map") } else { (0, "delete from nftables map") };
     for chunk in elements.chunks(PER_MESSAGE) {
-        batch.begin(kind, flags, &HEADER, operation, format!("{table} {}", set.name));
-        batch.text(1, table);
+        batch.begin(kind, flags, &table.layer.header(), operation, format!("{} {}", table.name, set.name));
+        batch.text(1, table.name);
         batch.text(2, set.name);
         batch.nest(3, |b| {
             for (key, value) in chunk {
@@ -309,17 +342,18 @@ struct Known {
     listed: Instant,
 }
 
-/// Our table in one network namespace.
+/// Our tables in one network namespace.
 #[derive(Debug)]
 pub(crate) struct Nft {
     socket: Netlink,
-    known: Option<Known>,
+    /// By the tables' names.
+    known: BTreeMap<&'static str, Known>,
 }
 
 impl Nft {
     /// For the calling thread's network namespace.
     pub(crate) fn open() -> Result<Self, NetError> {
-        Ok(Self { socket: Netlink::open(Family::Netfilter)?, known: None })
+        Ok(Self { socket: Netlink::open(Family::Netfilter)?, known: BTreeMap::new() })
     }
 
     /// Make the table equal to `ruleset` and each of its sets to the elements in `wanted` (a set not named is left
@@ -345,6 +379,7 @@ impl Nft {
             Some((sets, listed)) => (Batch::new(), sets, listed, 0),
             None => (ruleset.replace(), Sets::new(), Instant::now(), 1),
         };
+        let mut commits = 0;
         let mut pending = 0;
         for set in &ruleset.sets {
             let want = wanted.get(set.name).cloned().unwrap_or_default();
@@ -359,6 +394,7 @@ impl Nft {
                 for chunk in list.chunks(PER_TRANSACTION) {
                     if pending + chunk.len() > PER_TRANSACTION {
                         self.socket.transaction(std::mem::take(&mut batch))?;
+                        commits += 1;
                         pending = 0;
                     }
                     write_elements(&mut batch, kind, ruleset.table, set, chunk);
@@ -367,13 +403,19 @@ impl Nft {
             }
             written += diff.delete.len() + diff.add.len();
         }
-        let generation = if batch.is_empty() {
-            generation
-        } else {
+        if !batch.is_empty() {
             self.socket.transaction(batch)?;
-            self.generation()?
-        };
-        self.known = Some(Known { generation, fingerprint, sets, listed });
+            commits += 1;
+        }
+        let before = generation;
+        let generation = if commits == 0 { before } else { self.generation()? };
+        // When nobody else has written, our other tables are as they were.
+        if generation == before.wrapping_add(commits) {
+            for known in self.known.values_mut().filter(|known| known.generation == before) {
+                known.generation = generation;
+            }
+        }
+        self.known.insert(ruleset.table.name, Known { generation, fingerprint, sets, listed });
         Ok(written)
     }
 
@@ -388,7 +430,7 @@ impl Nft {
         // Should a change by somebody else fall exactly between our write and our reading of the generation, it is
         // found at the next full list.
         const LIST_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
-        if let Some(known) = self.known.take()
+        if let Some(known) = self.known.remove(ruleset.table.name)
             && known.generation == generation
             && known.fingerprint == *fingerprint
             && known.listed.elapsed() < LIST_AT_LEAST_EVERY
@@ -407,7 +449,7 @@ impl Nft {
 
     fn generation(&mut self) -> Result<u32, NetError> {
         let found = self.socket.get(|batch, flags| {
-            batch.begin(GET_GENERATION, flags, &HEADER, "read", "the generation of nf_tables");
+            batch.begin(GET_GENERATION, flags, &Layer::Ip.header(), "read", "the generation of nf_tables");
             batch.end();
         })?;
         let id = found.and_then(|(_, payload)| {
@@ -417,25 +459,25 @@ impl Nft {
         Ok(id.unwrap_or_default())
     }
 
-    fn listed(&mut self, table: &str) -> Result<Fingerprint, NetError> {
+    fn listed(&mut self, table: Table) -> Result<Fingerprint, NetError> {
         let mut list = |kind: u16, what: &'static str| {
             self.socket.dump(|batch, flags| {
-                batch.begin(kind, flags, &HEADER, "list nftables", format!("{what} of {table}"));
-                batch.text(1, table);
+                batch.begin(kind, flags, &table.layer.header(), "list nftables", format!("{what} of {}", table.name));
+                batch.text(1, table.name);
                 batch.end();
                 batch.tolerate(&[ENOENT]);
             })
         };
         let rules = list(GET_RULE, "rules")?.into_iter().filter_map(|(_, payload)| {
             let attributes = Attributes(payload.get(HEADER_LENGTH..)?);
-            let ours = attributes.value(1).map(text).as_deref() == Some(table);
+            let ours = attributes.value(1).map(text).as_deref() == Some(table.name);
             let comment = attributes.value(7).and_then(rule::comment).unwrap_or_default();
             ours.then(|| Some((attributes.value(2).map(text)?, comment))).flatten()
         });
         let rules = sorted_by_chain(rules.collect());
         let sets = list(GET_SET, "maps")?.into_iter().filter_map(|(_, payload)| {
             let attributes = Attributes(payload.get(HEADER_LENGTH..)?);
-            let ours = attributes.value(1).map(text).as_deref() == Some(table);
+            let ours = attributes.value(1).map(text).as_deref() == Some(table.name);
             ours.then(|| attributes.value(2).map(text)).flatten()
         });
         let mut sets: Vec<_> = sets.collect();
@@ -444,10 +486,16 @@ impl Nft {
     }
 
     /// What one set holds.
-    pub(crate) fn elements(&mut self, table: &str, set: &Set) -> Result<Pages, NetError> {
+    pub(crate) fn elements(&mut self, table: Table, set: &Set) -> Result<Pages, NetError> {
         let found = self.socket.dump(|batch, flags| {
-            batch.begin(GET_ELEMENT, flags, &HEADER, "list nftables map", format!("{table} {}", set.name));
-            batch.text(1, table);
+            batch.begin(
+                GET_ELEMENT,
+                flags,
+                &table.layer.header(),
+                "list nftables map",
+                format!("{} {}", table.name, set.name),
+            );
+            batch.text(1, table.name);
             batch.text(2, set.name);
             batch.end();
             batch.tolerate(&[ENOENT]);
@@ -472,8 +520,8 @@ impl Nft {
     }
 
     /// Delete the table; fine when it is absent.
-    pub(crate) fn remove(&mut self, table: &str) -> Result<(), NetError> {
-        self.known = None;
+    pub(crate) fn remove(&mut self, table: Table) -> Result<(), NetError> {
+        self.known.remove(table.name);
         let mut batch = Batch::new();
         new_table(&mut batch, table);
         delete_table(&mut batch, table);
@@ -560,6 +608,7 @@ mod tests {
             gateway: std::net::Ipv4Addr::new(10, 210, 1, 1),
             replica_net: "10.210.0.0/16".parse().unwrap(),
             service_net: "10.211.0.0/16".parse().unwrap(),
+            apart: false,
         });
         let fingerprint = rules.fingerprint();
         let text: Vec<String> =
@@ -590,12 +639,28 @@ mod tests {
     }
 
     #[test]
+    fn the_rules_of_a_bridge() {
+        let text = |apart| {
+            let fingerprint = ruleset::bridge(apart).fingerprint();
+            let rules = fingerprint.rules.iter().map(|(chain, comment)| format!("{chain}: {comment}"));
+            (rules.collect::<Vec<_>>(), fingerprint.sets.join(" "))
+        };
+        let (rules, sets) = text(false);
+        assert_eq!(sets, "links senders");
+        assert_eq!(rules.len(), 2, "{rules:?}");
+        assert!(rules.iter().all(|rule| rule.starts_with("prerouting: another's ")), "{rules:?}");
+        let (rules, sets) = text(true);
+        assert_eq!(sets, "groups links reach senders");
+        assert_eq!(rules.iter().filter(|rule| rule.starts_with("forward: ")).count(), 2, "{rules:?}");
+    }
+
+    #[test]
     fn elements_on_the_wire() {
         let set = Set { name: "s", key: &[Part::Address, Part::Slot], value: &[Part::Address] };
         let mut batch = Batch::new();
         let key = [10, 211, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0];
         let value = [10, 210, 1, 2, 0, 0, 0, 0];
-        write_elements(&mut batch, NEW_ELEMENT, "t", &set, &[(key, value)]);
+        write_elements(&mut batch, NEW_ELEMENT, Table { name: "t", layer: Layer::Ip }, &set, &[(key, value)]);
         let mut bytes = batch.written().to_vec();
         bytes[8..12].fill(0); // the sequence number
         let hex: Vec<String> = bytes.chunks(4).map(|c| c.iter().map(|b| format!("{b:02x}")).collect()).collect();

@@ -7,7 +7,7 @@
 //! | forward, local_out, local_in | what no replica serves is refused at once, and never leaves by the default route |
 
 use super::rule::{End, TCP};
-use super::{Chain, Hook, Key, Pages, Part, Rule, Ruleset, Set, Value};
+use super::{Chain, Hook, Key, Layer, Pages, Part, Rule, Ruleset, Set, Table, Value};
 use gantry_api::network::Ipv4Net;
 use gantry_api::spec::Protocol;
 use std::net::Ipv4Addr;
@@ -33,10 +33,23 @@ pub(crate) const PUBLISHED: Set =
 /// (protocol, port) held by us on this node, with or without a ready replica behind it.
 pub(crate) const HELD: Set = Set { name: "held", key: &[Part::Protocol, Part::Port], value: &[] };
 
+/// Replica → number of the group of networks it is on. A replica of no network is in no group, and reaches everybody.
+pub(crate) const GROUPS: Set = Set { name: "groups", key: &[Part::Address], value: &[Part::Slot] };
+/// Pairs of groups that share a network.
+pub(crate) const REACH: Set = Set { name: "reach", key: &[Part::Slot, Part::Slot], value: &[] };
+/// Replicas on internal networks only.
+pub(crate) const INTERNAL: Set = Set { name: "internal", key: &[Part::Address], value: &[] };
+/// Numbers of the links of this node's containers.
+pub(crate) const LINKS: Set = Set { name: "links", key: &[Part::Slot], value: &[] };
+/// (link, address) of this node's containers: who may send what.
+pub(crate) const SENDERS: Set = Set { name: "senders", key: &[Part::Slot, Part::Address], value: &[] };
+
 /// The table of a node.
-pub(crate) const NODE_TABLE: &str = "gantry";
+pub(crate) const NODE_TABLE: Table = Table { name: "gantry", layer: Layer::Ip };
+/// The table of a node's bridge.
+pub(crate) const BRIDGE_TABLE: Table = Table { name: "gantry_bridge", layer: Layer::Bridge };
 /// The table of `gantry run`.
-pub(crate) const RUN_TABLE: &str = "gantry_run";
+pub(crate) const RUN_TABLE: Table = Table { name: "gantry_run", layer: Layer::Ip };
 
 const BEFORE_DESTINATION_NAT: i32 = -300;
 const DESTINATION_NAT: i32 = -100;
@@ -59,6 +72,8 @@ pub(crate) struct NodeParameters {
     pub(crate) gateway: Ipv4Addr,
     pub(crate) replica_net: Ipv4Net,
     pub(crate) service_net: Ipv4Net,
+    /// Whether any service names a network, so that not everybody reaches everybody.
+    pub(crate) apart: bool,
 }
 
 /// The table of a node.
@@ -83,9 +98,14 @@ pub(crate) fn node(p: &NodeParameters) -> Ruleset {
     };
     let unserved = || Rule::new("service without replica").within(End::Destination, p.service_net);
     let no_replica = || vec![unserved().transport(TCP).reset(), unserved().unreachable()];
+    let (mut sets, mut forward) = (vec![SERVICES, MANY, STICKY, PUBLISHED, HELD], no_replica());
+    if p.apart {
+        sets.extend([GROUPS, REACH, INTERNAL]);
+        forward.extend(keep_apart(p));
+    }
     Ruleset {
         table: NODE_TABLE,
-        sets: vec![SERVICES, MANY, STICKY, PUBLISHED, HELD],
+        sets,
         chains: vec![
             (chain("prerouting", "nat", Hook::Prerouting, DESTINATION_NAT), to_replicas()),
             (chain("output", "nat", Hook::Output, DESTINATION_NAT), to_replicas()),
@@ -112,7 +132,7 @@ pub(crate) fn node(p: &NodeParameters) -> Ruleset {
                         .masquerade(),
                 ],
             ),
-            (chain("forward", "filter", Hook::Forward, FILTER), no_replica()),
+            (chain("forward", "filter", Hook::Forward, FILTER), forward),
             (chain("local_out", "filter", Hook::Output, FILTER), no_replica()),
             (
                 chain("local_in", "filter", Hook::Input, FILTER),
@@ -120,6 +140,60 @@ pub(crate) fn node(p: &NodeParameters) -> Ruleset {
             ),
         ],
     }
+}
+
+/// Refused at once, as by a port that nobody listens on.
+fn keep_apart(p: &NodeParameters) -> [Rule; 4] {
+    let networks = || Rule::new("no network in common").apart(GROUPS.name, REACH.name);
+    let internal = || {
+        // An answer to who came in by a published port is none.
+        Rule::new("internal network")
+            .new_connection()
+            .source_in(INTERNAL.name)
+            .outside(End::Destination, p.replica_net)
+            .leaves_not_by(&p.bridge)
+    };
+    [
+        networks().transport(TCP).reset(),
+        networks().unreachable(),
+        internal().transport(TCP).reset(),
+        internal().unreachable(),
+    ]
+}
+
+const IP: u16 = 0x0800;
+const ARP: u16 = 0x0806;
+const IPV6: u16 = 0x86dd;
+
+/// The table of the frames between a node's containers, which the other table never sees.
+///
+/// - `apart`: as [`NodeParameters::apart`].
+pub(crate) fn bridge(apart: bool) -> Ruleset {
+    const BEFORE_ALL: i32 = -300;
+    const FILTER_BRIDGED: i32 = -200;
+    const ARP_SENDER: u32 = 14;
+    const IP_SOURCE: u32 = 12;
+    let (mut sets, mut forward) = (vec![LINKS, SENDERS], Vec::new());
+    if apart {
+        sets.extend([GROUPS, REACH]);
+        // In a bridge nothing can be answered: not every kernel has a way to.
+        forward.push(Rule::new("no network in common").carries(IP).apart(GROUPS.name, REACH.name).drop_it());
+        forward.push(Rule::new("networks are IPv4").carries(IPV6).comes_in_by_one_of(LINKS.name).drop_it());
+    }
+    let spoofed = |name, kind| Rule::new(name).carries(kind).comes_in_by_one_of(LINKS.name);
+    let prerouting = vec![
+        spoofed("another's address", IP).sender_not_in(SENDERS.name, IP_SOURCE).drop_it(),
+        // A sender of 0.0.0.0 only asks whether an address is free.
+        spoofed("another's neighbour entry", ARP)
+            .has_address(ARP_SENDER)
+            .sender_not_in(SENDERS.name, ARP_SENDER)
+            .drop_it(),
+    ];
+    let mut chains = vec![(chain("prerouting", "filter", Hook::Prerouting, BEFORE_ALL), prerouting)];
+    if apart {
+        chains.push((chain("forward", "filter", Hook::Forward, FILTER_BRIDGED), forward));
+    }
+    Ruleset { table: BRIDGE_TABLE, sets, chains }
 }
 
 /// What still arrives at a held port was not translated: no replica is ready.
@@ -186,6 +260,35 @@ pub(crate) fn service_slot(address: Ipv4Addr, slot: u32, replica: Ipv4Addr) -> (
     key[4..8].copy_from_slice(&slot.to_ne_bytes());
     value[..4].copy_from_slice(&replica.octets());
     (key, value)
+}
+
+/// The element of [`GROUPS`].
+pub(crate) fn member(replica: Ipv4Addr, group: u32) -> (Key, Value) {
+    let (key, mut value) = (in_set(replica), Value::default());
+    value[..4].copy_from_slice(&group.to_ne_bytes());
+    (key, value)
+}
+
+/// The element of [`INTERNAL`].
+pub(crate) fn in_set(replica: Ipv4Addr) -> Key {
+    let mut key = Key::default();
+    key[..4].copy_from_slice(&replica.octets());
+    key
+}
+
+/// The element of [`REACH`]; with one number, that of [`LINKS`].
+pub(crate) fn numbers(first: u32, second: u32) -> Key {
+    let mut key = Key::default();
+    key[..4].copy_from_slice(&first.to_ne_bytes());
+    key[4..8].copy_from_slice(&second.to_ne_bytes());
+    key
+}
+
+/// The element of [`SENDERS`].
+pub(crate) fn sender(link: u32, address: Ipv4Addr) -> Key {
+    let mut key = numbers(link, 0);
+    key[4..8].copy_from_slice(&address.octets());
+    key
 }
 
 /// The element of [`HELD`].

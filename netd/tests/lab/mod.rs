@@ -605,6 +605,7 @@ pub fn service(number: u8, name: &str, published: Option<u16>, endpoints: &[&Att
             })
             .collect(),
         sticky: false,
+        networks: vec![],
         endpoints: (1..)
             .zip(endpoints)
             .map(|(number, attachment)| Endpoint {

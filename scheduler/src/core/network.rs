@@ -162,6 +162,7 @@ fn service(app: &AppRecord, name: &ServiceName, spec: &spec::Service, endpoints:
         aliases: aliases.into_iter().cloned().collect(),
         ports,
         sticky: false,
+        networks: Vec::new(),
         endpoints,
     })
 }
