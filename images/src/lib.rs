@@ -31,6 +31,8 @@ mod digest;
 mod dns;
 mod error;
 mod files;
+#[cfg(test)]
+mod fuzz;
 mod image;
 mod index;
 mod layer;
