@@ -7,6 +7,7 @@ mod bad_input;
 mod build;
 mod common;
 mod concurrent;
+mod crash;
 mod hostile;
 mod load;
 mod login;
