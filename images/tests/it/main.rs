@@ -4,6 +4,7 @@
 //! ends, and any number can run at once.
 
 mod bad_input;
+mod behaviour;
 mod build;
 mod common;
 mod concurrent;

@@ -236,7 +236,8 @@ fn every_file_system_holds_the_same_files() {
         if let Some((program, options)) = make.split_first() {
             let image = work.join(format!("{name}.img"));
             fs::File::create(&image).unwrap().set_len(320 << 20).unwrap();
-            let made = Command::new(program).args(options).arg(&image).stdout(Stdio::null()).stderr(Stdio::null());
+            let mut made = Command::new(program);
+            made.args(options).arg(&image).stdout(Stdio::null()).stderr(Stdio::null());
             if !made.status().is_ok_and(|status| status.success()) {
                 println!("skipped: {program} is not there");
                 continue;
