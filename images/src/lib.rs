@@ -32,6 +32,8 @@ mod digest;
 mod dns;
 mod error;
 mod files;
+#[cfg(test)]
+mod fuzz;
 mod image;
 mod index;
 mod layer;

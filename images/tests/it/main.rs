@@ -4,12 +4,15 @@
 //! ends, and any number can run at once.
 
 mod bad_input;
+mod behaviour;
 mod build;
 mod common;
 mod concurrent;
+mod crash;
 mod hostile;
 mod load;
 mod login;
+mod peers;
 mod pull;
 mod push;
 mod real_registry;
