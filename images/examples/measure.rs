@@ -57,6 +57,7 @@ fn pull(store: &Store, reference: &Reference) -> Result<(), Box<dyn Error>> {
 /// The mounts go with the namespace, which is the caller's affair.
 fn roots(store: &Store, reference: &str, count: usize) -> Result<(), Box<dyn Error>> {
     let image = store.image(reference)?.ok_or("no such image")?;
+    #[allow(clippy::needless_update)] // whatever else there is, is as usual
     let options = SnapshotOptions { volatile: true, ..SnapshotOptions::default() };
     for at in 0..count {
         let begun = Instant::now();
