@@ -25,6 +25,8 @@ mod error;
 mod hash;
 mod link;
 pub mod local;
+#[cfg(test)]
+mod measure;
 mod netlink;
 mod netns;
 mod nft;

@@ -449,7 +449,8 @@ fn a_killed_netd_is_not_missed() {
         assert_eq!(node.attach("a"), a, "attachments were kept");
         assert_eq!(node.attach("c").address, Ipv4Addr::new(10, 210, 1, 4));
         node.set_table(&now);
-        assert_eq!(node.net.nft("-a list ruleset"), rules);
+        let table = node.net.nft("-a list table ip gantry");
+        assert!(rules.starts_with(&table), "a new container is a new sender in the bridge, and nothing else: {table}");
         assert_eq!(node.net.who("127.0.0.1:8080"), ["b"]);
         still_alive();
     });

@@ -275,10 +275,19 @@ const ANSWER: &str = "answer: ";
 
 impl Container {
     pub fn new(net: &Net, cgroup: &Cgroup) -> Self {
+        Self::start(net, &cgroup.path.join("c"))
+    }
+
+    /// In the cgroup that the test is in.
+    pub fn without_cgroup(net: &Net) -> Self {
+        Self::start(net, Path::new(""))
+    }
+
+    fn start(net: &Net, cgroup: &Path) -> Self {
         let mut process = net.run(|| {
             Command::new(std::env::current_exe().unwrap())
                 .args(["--exact", "container_process", "--ignored", "--nocapture"])
-                .env(CGROUP_VARIABLE, cgroup.path.join("c"))
+                .env(CGROUP_VARIABLE, cgroup)
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .spawn()
@@ -319,7 +328,9 @@ impl Drop for Container {
 /// The body of the test that is a container's process.
 pub fn container_process() {
     let cgroup = PathBuf::from(std::env::var(CGROUP_VARIABLE).expect("run by other tests only"));
-    std::fs::write(cgroup.join("cgroup.procs"), "0").unwrap();
+    if cgroup != Path::new("") {
+        std::fs::write(cgroup.join("cgroup.procs"), "0").unwrap();
+    }
     let (mut streams, mut datagrams) = (Vec::new(), None);
     for order in std::io::stdin().lines() {
         let answer = obey(&order.unwrap(), &mut streams, &mut datagrams);
@@ -331,6 +342,8 @@ pub fn container_process() {
 /// - `hold N ADDRESS`: the same, and keep them.
 /// - `peer ADDRESS`: connect; whom the socket believes to speak to, and whom the server has seen.
 /// - `stream ADDRESS`: connect and keep it; `alive`: whether that connection has not ended.
+/// - `serve PORT NETNS`: answer requests in another namespace; `rr N ADDRESS`, `crr N ADDRESS`: N requests by one
+///   connection, by one each; microseconds of processor time per request.
 /// - `drop`: close what is held.
 /// - `udp`, `udp ADDRESS`: open a datagram socket, connected or not.
 /// - `hear`: the error that waiting for a datagram ends with.
@@ -379,6 +392,45 @@ fn obey(order: &str, streams: &mut Vec<TcpStream>, datagrams: &mut Option<UdpSoc
             }
         }
         ["hear"] => format!("{:?}", datagrams.as_ref().unwrap().recv(&mut [0; 64]).map_err(|e| e.kind()).unwrap_err()),
+        ["serve", port, netns] => {
+            let listener = Net::open(netns).run(|| TcpListener::bind(format!("0.0.0.0:{port}")).unwrap());
+            std::thread::spawn(move || {
+                on_one_processor();
+                for stream in listener.incoming() {
+                    let mut stream = stream.unwrap();
+                    stream.set_nodelay(true).unwrap();
+                    let mut buffer = [0; 64];
+                    while stream.read(&mut buffer).is_ok_and(|length| length > 0) {
+                        let _ = stream.write_all(&buffer);
+                    }
+                }
+            });
+            String::new()
+        }
+        ["crr" | "rr", count, to] => {
+            on_one_processor();
+            let (count, to): (u32, SocketAddr) = (count.parse().unwrap(), to.parse().unwrap());
+            let open = || {
+                let stream = TcpStream::connect(to).unwrap();
+                stream.set_nodelay(true).unwrap();
+                stream
+            };
+            let request = |stream: &mut TcpStream| {
+                let mut buffer = [1; 64];
+                stream.write_all(&buffer).unwrap();
+                stream.read_exact(&mut buffer).unwrap();
+            };
+            let mut stream = open();
+            let start = processor_time();
+            for _ in 0..count {
+                if words[0] == "crr" {
+                    stream = open();
+                }
+                request(&mut stream);
+            }
+            let spent = processor_time() - start;
+            format!("{}", spent.as_secs_f64() * 1e6 / f64::from(count))
+        }
         ["drop"] => {
             streams.clear();
             *datagrams = None;
@@ -407,6 +459,17 @@ fn obey(order: &str, streams: &mut Vec<TcpStream>, datagrams: &mut Option<UdpSoc
         }
         _ => panic!("no such order: {order}"),
     }
+}
+
+fn on_one_processor() {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(0);
+    rustix::thread::sched_setaffinity(None, &set).unwrap();
+}
+
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// A host with netd.

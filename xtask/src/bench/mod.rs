@@ -3,6 +3,7 @@
 //! A figure is one line: `NAME: VALUE UNIT; PEER VALUE; ratio R; aim A; met|short`.
 
 mod images;
+mod net;
 mod runtime;
 mod shop;
 
@@ -24,6 +25,7 @@ const BENCHES: &[(&str, &str, usize, Bench)] = &[
         3,
         images::run,
     ),
+    ("net", "the node's network: a connection to a service, one changed endpoint, thousands of services", 15, net::run),
     ("runtime", "gantry-runtime beside crun, runc and the least that any runtime does", 60, runtime::run),
 ];
 

@@ -518,6 +518,7 @@ mod tests {
                 })
                 .collect(),
             applets: false,
+            whole: false,
             config: serde_json::Map::from_iter([("Env".to_owned(), json!(["A=1"]))]),
         }
     }

@@ -23,11 +23,14 @@ pub(super) struct Run {
 /// Makes commands.
 type Make = fn(&Stage, &str) -> Vec<Command>;
 
+/// Starts a daemon, and asks it whether it answers.
+type Daemon = (fn(&Stage) -> Result<Command>, fn(&Stage) -> Command);
+
 /// A way to get an image from a registry to where a container could be made of it.
 pub(super) struct Tool {
     pub(super) name: &'static str,
     /// What must run before, and whether it answers.
-    daemon: Option<(fn(&Stage) -> Result<Command>, fn(&Stage) -> Command)>,
+    daemon: Option<Daemon>,
     pull: Make,
 }
 
