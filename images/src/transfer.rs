@@ -195,7 +195,12 @@ pub fn from_tar(input: &mut dyn Read, to: &Place) -> Result<Transferred> {
     sink.finish()
 }
 
-fn unpack<R: io::BufRead>(sink: &mut Directory<'_>, path: &[u8], member: &Member, reader: &mut TarReader<R>) -> Result<()> {
+fn unpack<R: io::BufRead>(
+    sink: &mut Directory<'_>,
+    path: &[u8],
+    member: &Member,
+    reader: &mut TarReader<R>,
+) -> Result<()> {
     let meta = Meta {
         mode: member.mode & 0o7777,
         uid: member.uid,
