@@ -178,3 +178,35 @@ impl Channel {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    #[test]
+    fn a_failure_is_heard_although_something_was_left_unread() {
+        let (ours, theirs) = Channel::pair().expect("a pair");
+        ours.go().expect("there is room");
+        theirs.send(&Message::Failed(Failure::new("no such file"))).expect("there is room");
+        drop(theirs);
+        assert!(matches!(ours.receive(), Ok(Message::Failed(failure)) if failure.what == "no such file"));
+        assert!(matches!(ours.receive(), Ok(Message::End)));
+        assert!(ours.go().is_err(), "nobody is there");
+    }
+
+    #[test]
+    fn doors_are_the_files_they_were() {
+        let (ours, theirs) = Channel::pair().expect("a pair");
+        for (count, located) in [(0, false), (9, true), (socket::DESCRIPTORS_MAX, false)] {
+            let file = || OwnedFd::from(File::options().write(true).open("/dev/null").expect("a file"));
+            let doors = Doors::from((0..count).map(|_| file()).collect::<Vec<_>>());
+            ours.send_doors(&doors, located).expect("there is room");
+            let (received, asked) = theirs.receive_doors().expect("a message");
+            assert_eq!((received.files().count(), asked), (count, located));
+            received.enter().expect("each can be written");
+        }
+        drop(ours);
+        assert!(theirs.receive_doors().is_err(), "nobody is there");
+    }
+}
