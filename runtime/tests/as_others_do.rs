@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Bed, Ran, finish, id};
+use common::{Bed, Ran, finish, id, until};
 use serde_json::json;
 use std::fs;
 use std::io::Write;
@@ -173,6 +173,27 @@ fn a_user_namespace_gets_devices_that_the_host_does_not_have() {
     assert_eq!(bed.says(), "640 0:7 1:5 character special file\n3\n");
     bed.config["linux"]["devices"][0]["gid"] = json!(1000);
     assert!(bed.refuses().contains("device `/dev/nothing`: group 1000 is not mapped"));
+}
+
+#[test]
+fn an_exec_that_waits_for_a_resume_can_be_interrupted() {
+    let bed = Bed::new("sleep 1000");
+    let name = id("waits");
+    bed.ok(&["run", "-d", &name]);
+    bed.ok(&["pause", &name]);
+    let mut command = bed.command(&["exec", "--ignore-paused", &name, "true"]);
+    let log = bed.path("err");
+    command.stdout(Stdio::null()).stderr(fs::File::create(&log).expect("a file"));
+    let child = command.spawn().expect("the runtime");
+    let pid = child.id() as i32;
+    // Its process is there, and cannot go on.
+    let children = format!("/proc/{pid}/task/{pid}/children");
+    until("it waits", || fs::read_to_string(&children).is_ok_and(|text| !text.trim().is_empty()));
+    common::signal(pid, 15);
+    assert_eq!(common::wait(child), 255, "before the container goes on");
+    assert!(fs::read_to_string(&log).expect("its words").contains("interrupted by signal 15"));
+    bed.ok(&["resume", &name]);
+    bed.ok(&["exec", &name, "true"]);
 }
 
 #[test]

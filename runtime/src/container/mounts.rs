@@ -190,7 +190,8 @@ fn open_root(config: &Config, bundle: &Path) -> Result<OwnedFd, Errno> {
 /// may not make one either can only borrow the host's.
 fn device_for_users(config: &Config, device: &Device) -> Outcome<OwnedFd> {
     let (major, minor) = (device.major.unwrap_or(0), device.minor.unwrap_or(0));
-    if rootless::is_ordinary_user() || rootless::in_user_namespace() {
+    let is_default = DEFAULT_DEVICES.iter().any(|(name, ..)| device.path.strip_prefix("/dev/") == Some(name));
+    if is_default || rootless::is_ordinary_user() || rootless::in_user_namespace() {
         return host_device(&device.path, &device.kind, major, minor);
     }
     let what = || format!("cannot make device `{}`", device.path);
