@@ -260,6 +260,7 @@ pub fn exec(options: &Options) -> Outcome<i32> {
                 process: &process,
                 filter: filter.as_ref(),
                 preserve_fds: options.preserve_fds,
+                listen_fds: 0,
                 open_files: None,
                 ignored,
                 keyring: None,

@@ -197,6 +197,23 @@ fn an_exec_that_waits_for_a_resume_can_be_interrupted() {
 }
 
 #[test]
+fn sockets_of_a_service_manager_are_handed_on() {
+    let mut bed = Bed::new("echo $LISTEN_FDS $LISTEN_PID $$; cat <&3; cat <&4; ls /proc/self/fd | tr '\\n' ' '");
+    bed.config["process"]["env"] = json!(["PATH=/bin"]);
+    bed.save();
+    let files = ["a", "b", "c", "d"].map(|name| bed.path(name).display().to_string());
+    files.iter().for_each(|file| fs::write(file, format!("{}\n", &file[file.len() - 1..])).expect("a file"));
+    let [a, b, c, d] = files;
+    let mut shell = Command::new("sh");
+    // Two of the service manager, one more to keep, and one that is nobody's.
+    let script = format!("exec 3<{a} 4<{b} 5<{c} 6<{d}; exec \"$@\"");
+    shell.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_gantry-runtime"), "--root"]).arg(bed.path("state"));
+    shell.args(["run", "--preserve-fds", "1", &id("listen")]).env("LISTEN_FDS", "2").env("LISTEN_PID", "1");
+    let ran = finish(shell.current_dir(bed.bundle()).stdin(Stdio::null()));
+    assert_eq!(ran.out, "2 1 1\na\nb\n0 1 2 3 4 5 6 ", "the last is that of `ls`: {}", ran.err);
+}
+
+#[test]
 fn a_debug_log_shows_no_values_of_variables() {
     let bed = Bed::new("sleep 1000");
     let name = id("debug");
