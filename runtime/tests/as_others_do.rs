@@ -158,6 +158,11 @@ fn an_unknown_capability_of_exec_is_left_out() {
 
 #[test]
 fn a_user_namespace_gets_devices_that_the_host_does_not_have() {
+    let version = fs::read_to_string("/proc/sys/kernel/osrelease").expect("a version");
+    let numbers: Vec<u32> = version.split(['.', '-']).map_while(|part| part.parse().ok()).collect();
+    if numbers < vec![6, 15] {
+        return; // the host's or none: `device_files.rs`
+    }
     let mut bed = Bed::new("stat -c '%a %u:%g %t:%T %F' /dev/nothing; head -c 3 /dev/nothing | wc -c");
     let owner = Command::new("chown").args(["-hR", "100000:100000"]).arg(bed.rootfs("")).status();
     assert!(owner.expect("chown").success());

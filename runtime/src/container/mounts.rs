@@ -215,7 +215,11 @@ fn device_for_users(config: &Config, device: &Device) -> Outcome<OwnedFd> {
     rustix::fs::chmodat(&place, DEVICE, mode, AtFlags::empty()).because(what)?;
     let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
     rustix::fs::chownat(&place, DEVICE, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).because(what)?;
-    open_tree(place.as_fd(), Path::new(DEVICE), false).because(what)
+    match open_tree(place.as_fd(), Path::new(DEVICE), false) {
+        // Before Linux 6.15 only what is attached somewhere can be bound.
+        Err(Errno::INVAL) => host_device(&device.path, &device.kind, major, minor),
+        tree => tree.because(what),
+    }
 }
 
 /// The name of a device in a filesystem of its own.
