@@ -29,7 +29,13 @@ fn rich() -> Built {
         .dir("./", 0o755)
         .dir("bin", 0o755)
         .owned(EntryType::Regular, "bin/su", 0o4755, 3, 4)
-        .hardlink("bin/su2", "bin/su")
+        // As tar writes it: some tools give the file what its other name says.
+        .entry(EntryType::Link, "bin/su2", b"", |h| {
+            h.set_link_name("bin/su").unwrap();
+            h.set_mode(0o4755);
+            h.set_uid(3);
+            h.set_gid(4);
+        })
         .symlink("bin/sh", "/bin/busybox")
         .symlink("dangling", "../../nowhere")
         .owned(EntryType::Directory, "home", 0o2750, 1000, 1001)
