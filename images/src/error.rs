@@ -199,6 +199,16 @@ pub enum ImageError {
         /// What the connection said.
         source: reqwest::Error,
     },
+    /// The registry sends something, but hardly anything, also after the retries.
+    #[error("registry {registry} sends {what} too slowly: less than 64 KiB in {seconds} s")]
+    TooSlow {
+        /// Host of the registry.
+        registry: String,
+        /// Such as `layer sha256:…`.
+        what: String,
+        /// The patience that it was given.
+        seconds: u64,
+    },
     /// The operator's settings for registries cannot be used.
     #[error("cannot use the settings in {}: {why}", file.display())]
     BadSettings {
@@ -318,7 +328,7 @@ impl ImageError {
             Self::Network { source, .. } if source.is_connect() => {
                 "check the host name, the network, and that the registry speaks HTTPS (or is listed as insecure)".into()
             }
-            Self::Network { .. } => "check the network to the registry, and try again".into(),
+            Self::Network { .. } | Self::TooSlow { .. } => "check the network to the registry, and try again".into(),
             Self::Registry { status: 429, .. } => "the registry limits requests: wait, or log in".into(),
             Self::Registry { status: 500.., .. } => "the registry has a problem: try again later".into(),
             Self::Registry { .. } => "check the name of the image; the log of the registry may tell more".into(),

@@ -23,6 +23,7 @@
 //! ```
 
 mod auth;
+mod batch;
 mod build;
 pub mod bundle;
 mod catalog;
@@ -60,6 +61,7 @@ pub mod transfer;
 mod trust;
 mod unpack;
 mod usage;
+mod window;
 
 pub use auth::{Credentials, default_auth_file};
 pub use build::{BuildOptions, Change};

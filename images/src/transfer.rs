@@ -184,7 +184,8 @@ pub fn from_tar(input: &mut dyn Read, to: &Place) -> Result<Transferred> {
     let mut input = io::BufReader::with_capacity(CHUNK, input);
     let start = io::BufRead::fill_buf(&mut input).map_err(|error| bad_stream(&error))?;
     let packed = crate::manifest::Compression::sniff(start);
-    let mut reader = TarReader::new(crate::layer::decoder(packed, input).map_err(|error| bad_stream(&error))?);
+    let plain = crate::layer::decoder(packed, input).map_err(|error| bad_stream(&error))?;
+    let mut reader = TarReader::new(io::BufReader::with_capacity(CHUNK, plain));
     while let Some(member) = reader.next_member().map_err(|error| bad_stream(&error))? {
         let path = clean(&member.path)?;
         if !path.is_empty() {
@@ -194,7 +195,12 @@ pub fn from_tar(input: &mut dyn Read, to: &Place) -> Result<Transferred> {
     sink.finish()
 }
 
-fn unpack<R: Read>(sink: &mut Directory<'_>, path: &[u8], member: &Member, reader: &mut TarReader<R>) -> Result<()> {
+fn unpack<R: io::BufRead>(
+    sink: &mut Directory<'_>,
+    path: &[u8],
+    member: &Member,
+    reader: &mut TarReader<R>,
+) -> Result<()> {
     let meta = Meta {
         mode: member.mode & 0o7777,
         uid: member.uid,
@@ -232,7 +238,7 @@ fn unpack<R: Read>(sink: &mut Directory<'_>, path: &[u8], member: &Member, reade
 /// The data of one member.
 struct Data<'a, R>(&'a mut TarReader<R>);
 
-impl<R: Read> Read for Data<'_, R> {
+impl<R: io::BufRead> Read for Data<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.0.read_data(buffer)
     }

@@ -65,7 +65,9 @@ macro_rules! failed {
 use failed;
 
 fn netd_config(global: &Global) -> gantry_netd::Config {
-    gantry_netd::Config::new(global.run_dir.clone(), global.data_dir.clone())
+    let mut config = gantry_netd::Config::new(global.run_dir.clone(), global.data_dir.clone());
+    config.cgroup_parent = Some(global.cgroup_parent.clone());
+    config
 }
 
 fn agent_config(global: &Global, worker: &Worker, advertise: Ipv4Addr) -> Result<gantry_agent::Config, CliError> {
