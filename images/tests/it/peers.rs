@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use gantry_images::{Image, LoadSource, NoProgress, SnapshotOptions, Store};
+use gantry_images::{Digest, Image, LoadSource, NoProgress, SnapshotOptions, Store};
 use nix::mount::{MsFlags, mount};
 use tar::EntryType;
 
@@ -29,7 +29,13 @@ fn rich() -> Built {
         .dir("./", 0o755)
         .dir("bin", 0o755)
         .owned(EntryType::Regular, "bin/su", 0o4755, 3, 4)
-        .hardlink("bin/su2", "bin/su")
+        // As tar writes it: some tools give the file what its other name says.
+        .entry(EntryType::Link, "bin/su2", b"", |h| {
+            h.set_link_name("bin/su").unwrap();
+            h.set_mode(0o4755);
+            h.set_uid(3);
+            h.set_gid(4);
+        })
         .symlink("bin/sh", "/bin/busybox")
         .symlink("dangling", "../../nowhere")
         .owned(EntryType::Directory, "home", 0o2750, 1000, 1001)
@@ -59,7 +65,11 @@ fn rich() -> Built {
 
 /// `tree` with attributes and names; times of files are compared here, those of directories not every tool keeps.
 fn detailed(root: &Path) -> Vec<String> {
-    let mut lines = tree(root);
+    // Long content by its digest, so that a difference can be read.
+    let short = |line: String| {
+        if line.len() > 500 { format!("{}… {}", &line[..100], Digest::of(line.as_bytes())) } else { line }
+    };
+    let mut lines: Vec<String> = tree(root).into_iter().map(short).collect();
     for path in every(root) {
         let meta = path.symlink_metadata().unwrap();
         let shown = path.strip_prefix(root).unwrap().display().to_string();
@@ -106,7 +116,7 @@ fn ours(work: &Path, built: &Built) -> (Store, Image, Vec<String>) {
     let image = store.load(LoadSource::Path(work.join("layout")), &NoProgress).unwrap().remove(0);
     let rootfs = store.snapshot(&image, "ours", &SnapshotOptions::default()).unwrap().rootfs;
     let files = detailed(&rootfs);
-    assert!(files.len() > 25, "{files:?}");
+    assert!(files.len() > 20, "{files:?}");
     (store, image, files)
 }
 
