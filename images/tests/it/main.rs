@@ -6,6 +6,7 @@
 mod build;
 mod common;
 mod concurrent;
+mod flights;
 mod hostile;
 mod load;
 mod login;
