@@ -392,14 +392,13 @@ impl<'a> Pull<'a> {
         let asked = asked.or_else(|| self.reference.tag().map(str::to_owned)).unwrap_or_default();
         let what = format!("manifest of {title}");
         let first = self.manifest(&what, &asked, wanted).await?;
-        let (fetched, manifest, index) =
-            match manifest::parse(&what, first.content_type.as_deref(), &first.bytes)? {
-                Document::Manifest(manifest) => (first, *manifest, None),
-                Document::Index(parts) => {
-                    let (fetched, manifest) = self.chosen(&title, &parts).await?;
-                    (fetched, manifest, Some((Digest::of(&first.bytes), first.bytes)))
-                }
-            };
+        let (fetched, manifest, index) = match manifest::parse(&what, first.content_type.as_deref(), &first.bytes)? {
+            Document::Manifest(manifest) => (first, *manifest, None),
+            Document::Index(parts) => {
+                let (fetched, manifest) = self.chosen(&title, &parts).await?;
+                (fetched, manifest, Some((Digest::of(&first.bytes), first.bytes)))
+            }
+        };
         let what = format!("configuration of {title}");
         let descriptor = &manifest.config;
         if descriptor.size > CONFIG_MAX {
@@ -614,10 +613,7 @@ impl<'a> Pull<'a> {
                 media_type: plan.media_type,
                 digest,
                 size: plan.manifest.len() as u64,
-                annotations: signer
-                    .into_iter()
-                    .chain(kept.map(|signed| (SIGNATURE_KEPT.to_owned(), signed)))
-                    .collect(),
+                annotations: signer.into_iter().chain(kept.map(|signed| (SIGNATURE_KEPT.to_owned(), signed))).collect(),
                 rest: serde_json::Map::from_iter([("platform".to_owned(), serde_json::json!(plan.platform))]),
             };
             store.commit(&lease, &entry, &[name], source)

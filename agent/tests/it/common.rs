@@ -429,6 +429,7 @@ async fn stream(io: TokioIo<Upgraded>, shared: Arc<Shared>) {
                 match serde_json::from_str(&text).unwrap() {
                     ToScheduler::Hello(hello) => shared.hellos.send_modify(|hellos| hellos.push(hello)),
                     ToScheduler::Report(report) => drop(shared.reports.send_replace(Some(report))),
+                    ToScheduler::Images(_) => {}
                     ToScheduler::TunnelRefused { tunnel, message } => {
                         if let Some(to) = shared.tunnels.lock().unwrap().remove(&tunnel) {
                             let _ = to.send(Err(message));

@@ -94,7 +94,8 @@ impl World {
         if !std::mem::take(&mut self.sources_due) {
             return Vec::new();
         }
-        let mut picture: BTreeMap<NodeId, Sources> = self.nodes.keys().map(|id| (id.clone(), Sources::default())).collect();
+        let mut picture: BTreeMap<NodeId, Sources> =
+            self.nodes.keys().map(|id| (id.clone(), Sources::default())).collect();
         for (name, fetching) in lacking(self) {
             let known = knowing(self, &name);
             let digest = known.iter().map(|(_, held)| (held.since_ms, &held.digest)).max().map(|(_, digest)| digest);
@@ -184,9 +185,12 @@ mod tests {
             ("a tree of four", &none, &["1", "2", "3", "4", "5", "6", "7"], &["", "~1", "~1", "~1", "~1", "~2", "~2"]),
             ("one has it", &["a"], &["1", "2", "3"], &["a", "a ~1", "a ~1"]),
             ("two have it", &["a", "b"], &["1", "2", "3"], &["a b", "b a ~1", "a b ~1"]),
-            ("more than it may serve", &["a"], &["1", "2", "3", "4", "5", "6"], &[
-                "a", "a ~1", "a ~1", "a ~1", "~1 a", "~1 a",
-            ]),
+            (
+                "more than it may serve",
+                &["a"],
+                &["1", "2", "3", "4", "5", "6"],
+                &["a", "a ~1", "a ~1", "a ~1", "~1 a", "~1 a"],
+            ),
         ] {
             assert_eq!(words(holders, fetching), expected, "{why}");
         }
@@ -226,11 +230,13 @@ mod tests {
             since_ms: 1,
         };
         let mut held = Held::default();
-        let all = ImageNews { whole: true, held: vec![image("a:1", "sha256:1"), image("b:1", "sha256:2")], gone: Vec::new() };
+        let all =
+            ImageNews { whole: true, held: vec![image("a:1", "sha256:1"), image("b:1", "sha256:2")], gone: Vec::new() };
         assert!(held.take(all.clone()) && !held.take(all.clone()));
         assert!(held.find(&canonical("a:1@sha256:2")).is_some(), "by its digest, whatever the name");
         assert!(held.find(&canonical("c@sha256:m")).is_some() && held.find(&canonical("c@sha256:x")).is_none());
-        let change = |held, gone: &[&str]| ImageNews { whole: false, held, gone: gone.iter().map(|n| canonical(n)).collect() };
+        let change =
+            |held, gone: &[&str]| ImageNews { whole: false, held, gone: gone.iter().map(|n| canonical(n)).collect() };
         assert!(held.take(change(vec![image("a:1", "sha256:3")], &["b:1", "c:1"])));
         assert_eq!(held.find(&canonical("a:1")).unwrap().digest, "sha256:3");
         assert!(held.find(&canonical("b:1")).is_none());
