@@ -468,3 +468,204 @@ fn open(path: &Path) -> Result<Option<File>> {
         Err(error) => Err(ImageError::io("open", path, error)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::Compression;
+    use futures_util::{FutureExt, stream};
+    use std::collections::VecDeque;
+
+    const BLOB: &[u8] = b"0123456789";
+    const FAST: Bounds = Bounds {
+        answer: Duration::from_millis(300),
+        stall: Duration::from_millis(100),
+        least: 2,
+        begin: Duration::from_millis(300),
+        patience: Duration::from_millis(600),
+        pause: Duration::from_millis(5),
+    };
+
+    /// What a peer does with one request.
+    #[derive(Debug, Clone, Copy)]
+    enum Act {
+        /// Gives so many bytes, then ends as if that were all.
+        Give(usize),
+        /// Gives so many bytes, then nothing more.
+        Stall(usize),
+        /// Gives one byte again and again, slower than is useful.
+        Trickle,
+        /// Gives more than the blob has.
+        TooMuch,
+        Absent,
+        Later,
+        Fail,
+        /// Never answers.
+        Silent,
+    }
+
+    #[derive(Debug)]
+    struct Scripted {
+        name: String,
+        whole: bool,
+        acts: Mutex<VecDeque<Act>>,
+        last: Act,
+        asked: AtomicU64,
+    }
+
+    impl Peer for Scripted {
+        fn name(&self) -> &str {
+            &self.name
+        }
+
+        fn whole(&self) -> bool {
+            self.whole
+        }
+
+        fn blob(&self, _: Digest, offset: u64) -> BoxFuture<'_, io::Result<Offer>> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            let rest = Bytes::from_static(&BLOB[usize::try_from(offset).unwrap()..]);
+            let act = self.acts.lock().unwrap().pop_front().unwrap_or(self.last);
+            async move {
+                let piece = |count: usize| stream::iter([Ok(rest.slice(..count.min(rest.len())))]);
+                Ok(match act {
+                    Act::Give(count) => Offer::Bytes(piece(count).boxed()),
+                    Act::Stall(count) => Offer::Bytes(piece(count).chain(stream::pending()).boxed()),
+                    Act::Trickle => Offer::Bytes(
+                        stream::iter(rest.to_vec())
+                            .then(|byte| sleep(Duration::from_millis(80)).map(move |()| Ok(Bytes::from(vec![byte]))))
+                            .boxed(),
+                    ),
+                    Act::TooMuch => Offer::Bytes(stream::iter([Ok(Bytes::from_static(&[0; 99]))]).boxed()),
+                    Act::Absent => Offer::Absent,
+                    Act::Later => Offer::Later,
+                    Act::Fail => return Err(io::ErrorKind::ConnectionRefused.into()),
+                    Act::Silent => std::future::pending().await,
+                })
+            }
+            .boxed()
+        }
+
+        fn signatures(&self, _: Digest) -> BoxFuture<'_, io::Result<Vec<Signed>>> {
+            async { Ok(Vec::new()) }.boxed()
+        }
+    }
+
+    #[derive(Debug)]
+    struct Script(Vec<Arc<Scripted>>);
+
+    impl Peers for Script {
+        fn digest(&self, _: &Reference) -> Option<Digest> {
+            None
+        }
+
+        fn sources(&self, _: &Reference) -> Vec<Arc<dyn Peer>> {
+            self.0.iter().map(|peer| Arc::clone(peer) as Arc<dyn Peer>).collect()
+        }
+    }
+
+    /// `acts`: one after another; the last again and again.
+    fn peer(name: &str, whole: bool, acts: &[Act]) -> Arc<Scripted> {
+        let last = *acts.last().unwrap();
+        let acts = Mutex::new(acts.iter().copied().collect());
+        Arc::new(Scripted { name: name.to_owned(), whole, acts, last, asked: AtomicU64::new(0) })
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+    }
+
+    /// What was got, in words: bytes, then who was dropped, then how often each was asked.
+    fn fetched(peers: Vec<Arc<Scripted>>) -> String {
+        let (script, reference) = (Script(peers), "x:1".parse().unwrap());
+        let from = FromPeers { bounds: FAST, ..FromPeers::new(&script, &reference) };
+        let digest = Digest::of(BLOB);
+        let spec = LayerSpec { digest, size: BLOB.len() as u64, diff_id: digest, compression: Compression::Plain };
+        let (arrived, got) = (AtomicU64::new(0), Mutex::new(Vec::new()));
+        let outcome = runtime().block_on(from.layer(&spec, &arrived, &mut |bytes: Bytes, done| {
+            got.lock().unwrap().extend_from_slice(&bytes);
+            arrived.store(done, Ordering::Relaxed);
+            async { true }
+        }));
+        let got = got.into_inner().unwrap();
+        assert_eq!(got, BLOB[..got.len()], "in order, each byte once");
+        assert_eq!(outcome == Got::Enough, got.len() == BLOB.len());
+        let dropped: Vec<String> = from.memory().dropped.iter().cloned().collect();
+        let asked: Vec<String> = script.0.iter().map(|peer| peer.asked.load(Ordering::Relaxed).to_string()).collect();
+        format!("{} -{} {}", got.len(), dropped.join(","), asked.join(" "))
+    }
+
+    #[test]
+    fn a_source_that_fails_is_dropped_and_the_next_goes_on_where_it_ended() {
+        use Act::*;
+        for (why, peers, expected) in [
+            ("nobody", vec![], "0 - "),
+            ("one has it", vec![peer("a", true, &[Give(10)])], "10 - 1"),
+            ("nobody has it", vec![peer("a", true, &[Absent]), peer("b", true, &[Absent])], "0 - 1 1"),
+            ("unreachable", vec![peer("a", true, &[Fail]), peer("b", true, &[Give(10)])], "10 -a 1 1"),
+            ("never answers", vec![peer("a", true, &[Silent]), peer("b", true, &[Give(10)])], "10 -a 1 1"),
+            ("stalls", vec![peer("a", true, &[Stall(3)]), peer("b", true, &[Give(10)])], "10 -a 1 1"),
+            ("a byte now and then", vec![peer("a", true, &[Trickle]), peer("b", true, &[Give(10)])], "10 -a 1 1"),
+            ("too much", vec![peer("a", true, &[TooMuch]), peer("b", true, &[Give(10)])], "10 -a 1 1"),
+            ("broken off, and again", vec![peer("a", true, &[Give(4), Give(10)])], "10 - 2"),
+            ("gives nothing", vec![peer("a", true, &[Give(0)])], "0 -a 1"),
+            ("breaks off too often", vec![peer("a", true, &[Give(2)])], "6 -a 3"),
+            ("busy, then not", vec![peer("a", true, &[Later, Later, Give(10)])], "10 - 3"),
+            ("busy, the other is not", vec![peer("a", true, &[Later]), peer("b", true, &[Give(10)])], "10 - 1 1"),
+            ("not begun there yet", vec![peer("a", false, &[Absent, Later, Give(5), Give(5)])], "10 - 4"),
+            ("fetches slowly there", vec![peer("a", false, &[Trickle])], "10 - 1"),
+        ] {
+            assert_eq!(fetched(peers), expected, "{why}");
+        }
+    }
+
+    #[test]
+    fn waiting_has_an_end() {
+        for (why, act, at_least, at_most) in
+            [("it never begins", Act::Absent, FAST.begin, 5), ("it is always busy", Act::Later, FAST.patience, 5)]
+        {
+            let begun = Instant::now();
+            let got = fetched(vec![peer("a", false, &[act])]);
+            assert!(got.starts_with("0 - "), "{why}: {got}");
+            let took = begun.elapsed();
+            assert!(took >= at_least && took < Duration::from_secs(at_most), "{why}: {took:?}");
+        }
+    }
+
+    #[test]
+    fn who_gave_of_a_wrong_blob_is_dropped_and_nobody_else() {
+        let script = Script(vec![
+            peer("a", true, &[Act::Give(4)]),
+            peer("b", true, &[Act::Give(10)]),
+            peer("c", true, &[Act::Give(10)]),
+        ]);
+        let reference = "x:1".parse().unwrap();
+        let from = FromPeers { bounds: FAST, ..FromPeers::new(&script, &reference) };
+        let digest = Digest::of(b"another blob");
+        assert!(!from.blame(digest), "nobody gave of it");
+        let spec = LayerSpec { digest, size: BLOB.len() as u64, diff_id: digest, compression: Compression::Plain };
+        let arrived = AtomicU64::new(0);
+        let sink = |_: Bytes, done| {
+            arrived.store(done, Ordering::Relaxed);
+            async { true }
+        };
+        assert_eq!(runtime().block_on(from.layer(&spec, &arrived, &mut { sink })), Got::Enough);
+        assert!(from.blame(digest) && !from.blame(digest), "once");
+        let left: Vec<String> = from.sources().iter().map(|peer| peer.name().to_owned()).collect();
+        assert_eq!(left, ["c"]);
+        assert_eq!(runtime().block_on(from.small(digest, 100)), None);
+        assert!(from.sources().is_empty(), "it gave a small blob that was wrong");
+    }
+
+    #[test]
+    fn a_signature_is_one_word() {
+        let signed = Signed { payload: b"{\"critical\": \xff}".to_vec(), signature: "MEUC+/==".to_owned() };
+        let text = signed.to_text().unwrap();
+        assert!(!text.contains(char::is_whitespace));
+        assert_eq!(Signed::from_text(&text), Some(signed));
+        for bad in ["", "abc", "!.abc", &"a".repeat(100_000)] {
+            assert_eq!(Signed::from_text(bad), None);
+        }
+        assert_eq!(Signed { payload: vec![0; SIGNED_MAX + 1], signature: String::new() }.to_text(), None);
+    }
+}

@@ -9,6 +9,7 @@ mod concurrent;
 mod hostile;
 mod load;
 mod login;
+mod peers;
 mod pull;
 mod push;
 mod real_registry;
