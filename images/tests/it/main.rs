@@ -10,6 +10,7 @@ mod flights;
 mod hostile;
 mod load;
 mod login;
+mod peers;
 mod pull;
 mod push;
 mod real_registry;
