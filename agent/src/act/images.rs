@@ -6,7 +6,7 @@ use futures_util::future::{BoxFuture, Shared};
 use gantry_api::spec::PullPolicy;
 use gantry_api::units::Bytes;
 use gantry_images::{
-    Digest, Event, Image, ImageError, Progress, PullOptions, Reference, Registries, Store, Watermarks,
+    Digest, Event, Image, ImageError, Peers, Progress, PullOptions, Reference, Registries, Store, Watermarks,
     default_auth_file,
 };
 use std::collections::{HashMap, HashSet};
@@ -55,14 +55,16 @@ pub(crate) struct Images {
     store: Store,
     insecure_registries: Vec<String>,
     watermarks: Watermarks,
+    /// Other nodes, asked before registries.
+    peers: Option<Arc<dyn Peers>>,
     flights: Mutex<HashMap<String, Flight>>,
     /// Names that were neither here nor could be pulled, as long as replicas wait for them.
     missing: Mutex<HashSet<String>>,
 }
 
 impl Images {
-    pub(crate) fn new(store: Store, insecure_registries: Vec<String>, watermarks: Watermarks) -> Self {
-        Self { store, insecure_registries, watermarks, flights: Mutex::default(), missing: Mutex::default() }
+    pub(crate) fn new(store: Store, insecure_registries: Vec<String>, watermarks: Watermarks, peers: Option<Arc<dyn Peers>>) -> Self {
+        Self { store, insecure_registries, watermarks, peers, flights: Mutex::default(), missing: Mutex::default() }
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -162,6 +164,7 @@ impl Images {
             },
             insecure_registries: self.insecure_registries.clone(),
             auth_file: default_auth_file(),
+            peers: self.peers.clone(),
             // Read each time: the operator may have changed them.
             registries: Registries::of_host().map_err(|error| words(&error))?,
             ..PullOptions::default()
@@ -220,7 +223,7 @@ mod tests {
     #[tokio::test]
     async fn an_absent_image_is_not_asked_for_where_that_is_forbidden() {
         let dir = tempfile::tempdir().unwrap();
-        let images = Arc::new(Images::new(Store::open(dir.path()).unwrap(), Vec::new(), Watermarks::default()));
+        let images = Arc::new(Images::new(Store::open(dir.path()).unwrap(), Vec::new(), Watermarks::default(), None));
         let error = images.ensure("web:1", PullPolicy::Never, None).await.unwrap_err();
         assert!(error.starts_with("image web:1 is not on this node"), "{error}");
     }
@@ -229,7 +232,7 @@ mod tests {
     async fn an_image_that_was_missing_arrives_once_it_is_loaded() {
         let dir = tempfile::tempdir().unwrap();
         let images =
-            Arc::new(Images::new(Store::open(dir.path().join("store")).unwrap(), Vec::new(), Watermarks::default()));
+            Arc::new(Images::new(Store::open(dir.path().join("store")).unwrap(), Vec::new(), Watermarks::default(), None));
         let wanted = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<HashSet<_>>();
         assert!(images.ensure("web:1", PullPolicy::Never, None).await.is_err());
         assert!(images.arrived(&wanted(&["web:1"])).await.is_empty());
@@ -276,7 +279,7 @@ mod tests {
             }
         });
         let dir = tempfile::tempdir().unwrap();
-        let images = Arc::new(Images::new(Store::open(dir.path()).unwrap(), Vec::new(), Watermarks::default()));
+        let images = Arc::new(Images::new(Store::open(dir.path()).unwrap(), Vec::new(), Watermarks::default(), None));
         let one = images.ensure(&name, PullPolicy::Missing, None);
         let other = images.ensure(&name, PullPolicy::Missing, None);
         let (one, other) = tokio::join!(one, other);

@@ -61,6 +61,11 @@ impl Actor {
         }
     }
 
+    /// The images of the node.
+    pub(crate) fn store(&self) -> &gantry_images::Store {
+        self.images.store()
+    }
+
     /// The control group of a replica.
     pub(crate) fn cgroup(&self, replica: &AssignedReplica) -> String {
         format!("{}/{}", self.cgroup_parent.trim_end_matches('/'), replica.id)
