@@ -180,6 +180,9 @@ impl Balancer {
 
     /// Those of `replicas` that sockets of this node are open to.
     pub(crate) fn open_to(&self, replicas: &BTreeSet<Ipv4Addr>) -> Vec<Ipv4Addr> {
+        if replicas.is_empty() {
+            return Vec::new();
+        }
         let mut open: Vec<_> = self.live().into_iter().filter(|l| l.connections > 0).map(|l| l.address).collect();
         open.retain(|address| replicas.contains(address));
         open.sort_unstable();
