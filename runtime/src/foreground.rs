@@ -195,6 +195,14 @@ impl Drop for RawMode {
     }
 }
 
+/// Before a program writes to a terminal that is carried to our own streams: what goes into a file or pipe has plain
+/// newlines, as with other runtimes.
+pub fn suit_output(master: BorrowedFd<'_>) {
+    if process::inherited(1).is_none_or(|output| tty::size(output).is_err()) {
+        let _ = tty::keep_newlines(master);
+    }
+}
+
 /// The container's terminal, carried to ours.
 struct Relay {
     master: OwnedFd,
@@ -225,6 +233,8 @@ impl Relay {
         }
     }
 
+    // Not inlined, as the other one that has a buffer: who has no terminal does not pay for pages of stack.
+    #[inline(never)]
     fn read_input(&mut self) {
         let Some(input) = process::inherited(0) else {
             self.input_open = false;
@@ -254,6 +264,7 @@ impl Relay {
     }
 
     /// Copy what is there; false when nothing more will come now.
+    #[inline(never)]
     fn read_output(&mut self) -> bool {
         let mut buffer = [0; CHUNK];
         match rustix::io::read(&self.master, &mut buffer) {

@@ -5,6 +5,7 @@
 //! ```
 //! Whatever fails, an [`Undo`] takes back what was made. A crash leaves the record, from which `delete --force` works.
 
+use crate::cgroup::owner;
 use crate::cgroup::systemd::{self, Placeholder, Unit};
 use crate::cgroup::{self, Cgroup, Doors, Made};
 use crate::config::{self, Config};
@@ -22,7 +23,7 @@ use crate::foreground::{OomGuard, Signals};
 use crate::pidfd::Receiver;
 use crate::rootless::{self, Rootless};
 use crate::seccomp::{self, Filter};
-use crate::state::{self, Lock, ProcessId, Record, StateDir, Status};
+use crate::state::{self, Held, Lock, ProcessId, Record, StateDir, Status};
 use crate::sys::clone::{self, Side};
 use crate::sys::{file, process, signal};
 use std::fs;
@@ -127,6 +128,20 @@ impl Bundle {
     /// # Errors
     /// No `config.json`, or one that cannot be carried out.
     pub fn load(path: &Path) -> Outcome<Self> {
+        let (path, text) = match crate::files::read_in(path, "config.json", crate::files::CONFIG_BYTES_MAX) {
+            Ok(found) => found,
+            Err(_) => Self::find(path)?,
+        };
+        let file = path.join("config.json");
+        let config = parse_config(&text, &file.display().to_string())?;
+        labels::check_host(&config)?;
+        let filter = compile_filter(&config)?;
+        check_root(&config, &path)?;
+        Ok(Self { path, config, text, filter })
+    }
+
+    /// Where a bundle is and what is in its configuration, one after the other: also what stands in the way.
+    fn find(path: &Path) -> Outcome<(PathBuf, Vec<u8>)> {
         let path = file::resolve(path)
             .because(|| format!("cannot open bundle `{}`", path.display()))
             .or_hint("--bundle names a directory with a config.json and a root filesystem")?;
@@ -134,11 +149,7 @@ impl Bundle {
         let text = crate::files::read(&file, crate::files::CONFIG_BYTES_MAX)
             .because(|| format!("cannot read `{}`", file.display()))
             .or_hint("`gantry-runtime spec` writes one to start from")?;
-        let config = parse_config(&text, &file.display().to_string())?;
-        labels::check_host(&config)?;
-        let filter = compile_filter(&config)?;
-        check_root(&config, &path)?;
-        Ok(Self { path, config, text, filter })
+        Ok((path, text))
     }
 }
 
@@ -162,6 +173,8 @@ fn check_root(config: &Config, bundle: &Path) -> Outcome<()> {
 pub struct Launched {
     /// Its state directory.
     pub dir: StateDir,
+    /// The same, open.
+    pub held: Held,
     /// What is recorded there.
     pub record: Record,
     /// Its cgroup.
@@ -247,6 +260,9 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     undo.cgroup = Some(cgroup.clone());
     undo.placeholder = made.placeholder;
     cgroup.apply(&config.linux.resources).in_step("limits")?;
+    if let Some(user) = owner::of(config) {
+        cgroup.give_to(user).in_step("cgroup")?;
+    }
     let aside = cgroup.aside(&config.linux.resources);
 
     undo.resctrl = resctrl::prepare(config, &options.id).in_step("resctrl")?;
@@ -288,6 +304,8 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
                 open_files,
                 ignored,
                 keyring: (!options.no_new_keyring).then_some(keyring.as_str()),
+                // After the pivot.
+                at_root: true,
             };
             if between {
                 go_between(config, process, &namespaces, &theirs);
@@ -365,9 +383,10 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
                 pidfd_receiver.send(pidfd.as_fd())?;
             }
             let pidfd = undo.pidfd.take().ok_or_else(|| Failure::new("the process is lost"))?;
-            drop(undo.lock.take());
+            let lock = undo.lock.take().ok_or_else(|| Failure::new("the state directory is lost"))?;
+            let held = lock.release();
             std::mem::forget(undo);
-            Ok(Launched { dir, record, cgroup, pidfd, terminal, channel: ours })
+            Ok(Launched { dir, held, record, cgroup, pidfd, terminal, channel: ours })
         }
     }
 }
@@ -397,7 +416,7 @@ pub fn intent(options: &Options, bundle: &Bundle, manner: &Manner, unit: Option<
         bundle: bundle.path.clone(),
         rootfs: mounts::root_path(config, &bundle.path),
         created: crate::time::rfc3339(SystemTime::now()),
-        boot_id: state::boot_id(),
+        boot_id: state::boot_id().to_owned(),
         cgroup: match unit {
             Some(unit) => unit.place()?,
             None => cgroup::place(config.linux.cgroups_path.as_deref(), &options.id),

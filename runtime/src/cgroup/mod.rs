@@ -17,6 +17,7 @@ pub mod freezer;
 pub mod hierarchy;
 mod make;
 pub mod oom;
+pub mod owner;
 pub mod stats;
 pub mod systemd;
 pub mod table;
@@ -31,6 +32,7 @@ use make::{Removed, processes_below};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -344,7 +346,7 @@ impl Cgroup {
     fn refuse_if_used(&self, directory: &Directory) -> Outcome<()> {
         let shown = directory.path.display();
         if !processes_below(&directory.path).is_empty() {
-            return Err(Failure::new(format!("cgroup `{shown}` already contains processes"))
+            return Err(Failure::new(format!("container's cgroup is not empty: `{shown}` already contains processes"))
                 .hint("choose another `linux.cgroupsPath`, or delete the container that uses it"));
         }
         let freezer = match &directory.v1 {
@@ -352,7 +354,7 @@ impl Cgroup {
             None => Some(freezer::Freezer::V2(directory.path.clone())),
         };
         if freezer.is_some_and(|freezer| freezer.is_ordered().unwrap_or(false)) {
-            return Err(Failure::new(format!("cgroup `{shown}` is frozen"))
+            return Err(Failure::new(format!("container's cgroup unexpectedly frozen: `{shown}`"))
                 .hint("thaw or remove it, a container started there would hang"));
         }
         let handed = read(directory.path.join("cgroup.subtree_control")).unwrap_or_default();
@@ -410,11 +412,11 @@ impl Cgroup {
 
     fn try_write(&self, write: &table::Write) -> io::Result<()> {
         let directory = self.directory_of(write.controller).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        let mut result = write_file(&directory.join(&write.file), &write.value);
+        let mut result = write_once(&directory.join(&write.file), &write.value);
         if let (Err(error), Some((other, other_value))) = (&result, &write.instead)
             && is_absent(error)
         {
-            result = write_file(&directory.join(other), other_value);
+            result = write_once(&directory.join(other), other_value);
         }
         match result {
             Err(error) if is_absent(&error) && write.optional => Ok(()),
@@ -424,7 +426,7 @@ impl Cgroup {
                     return Err(error);
                 };
                 make::hand_down(mount, &directory);
-                write_file(&directory.join(&write.file), &write.value)
+                write_once(&directory.join(&write.file), &write.value)
             }
             result => result,
         }
@@ -480,14 +482,15 @@ impl Cgroup {
             }
             let directory = hierarchy.mount.join(&self.path);
             let writes = devices::v1_writes(&rules).map_err(|error| Failure::new(error.to_string()))?;
-            let mut open: Option<(&str, OwnedFd)> = None;
+            let mut open: Option<(&str, ManuallyDrop<OwnedFd>)> = None;
             for (name, line) in writes {
                 let what = || format!("cannot write `{line}` to `{}/{name}`", directory.display());
                 let file = match open.take() {
                     Some(file) if file.0 == name => file,
-                    _ => (name, make::door(&directory, name).because(what)?),
+                    // Closed as in `write_once`.
+                    _ => (name, ManuallyDrop::new(make::door(&directory, name).because(what)?)),
                 };
-                rustix::io::write(&file.1, line.as_bytes()).because(what)?;
+                rustix::io::write(&*file.1, line.as_bytes()).because(what)?;
                 open = Some(file);
             }
             return Ok(());
@@ -569,7 +572,10 @@ impl Cgroup {
             let controllers = directory.v1.as_ref().map(|v1| v1.controllers.as_slice());
             let path = directory.path.join(place(controllers));
             let door = make::door(&path, name)
-                .because(|| format!("cannot open `{}/{name}`", path.display()))
+                // The words of runc, which callers look for.
+                .because(|| {
+                    format!("cannot join: adding pid {} to {}/cgroup.procs", std::process::id(), path.display())
+                })
                 .or_hint("--cgroup names a cgroup that exists below the container's own")?;
             doors.push(door);
         }
@@ -763,9 +769,19 @@ fn below<'a>(membership: &'a str, path: &str) -> Option<&'a str> {
 
 /// One file of a cgroup: opened, written at once, closed.
 fn write_file(path: &Path, value: &str) -> io::Result<()> {
+    write_open(&rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?, value)
+}
+
+/// The same, once in the life of a process: closing is left to its end, its next program, or the supervisor, which
+/// closes all that it does not need.
+fn write_once(path: &Path, value: &str) -> io::Result<()> {
     let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    write_open(&ManuallyDrop::new(file), value)
+}
+
+fn write_open(file: &OwnedFd, value: &str) -> io::Result<()> {
     loop {
-        match rustix::io::write(&file, value.as_bytes()) {
+        match rustix::io::write(file, value.as_bytes()) {
             Err(Errno::INTR) => {}
             result => return result.map(drop).map_err(io::Error::from),
         }
