@@ -1,6 +1,6 @@
 //! Help, made from the tables of options.
 
-use super::{Command, GLOBAL_OPTIONS, Opt};
+use super::{Command, GLOBAL_OPTIONS, Opt, Written};
 use crate::commands::COMMANDS;
 
 /// Where the explanation of an option begins.
@@ -8,22 +8,35 @@ const COLUMN: usize = 30;
 
 /// Help for one command.
 pub fn command<C: Command>() -> String {
-    let options = if C::OPTIONS.iter().all(|group| group.is_empty()) { "" } else { " [OPTIONS]" };
-    let operands = if C::OPERANDS.is_empty() { String::new() } else { format!(" {}", C::OPERANDS) };
-    let mut text = format!("{}\n\nUsage: gantry-runtime {}{options}{operands}\n", C::SUMMARY, C::NAME);
+    text(C::NAME, C::SUMMARY, C::OPERANDS, C::NOTES, &list(&mut written(C::OPTIONS)))
+}
+
+/// - `options`: a line for each, or nothing.
+fn text(name: &str, summary: &str, operands: &str, notes: &str, options: &str) -> String {
+    let gap = |text: &str| if text.is_empty() { "" } else { " " };
+    let takes_options = if options.is_empty() { "" } else { "[OPTIONS]" };
+    let mut text = format!(
+        "{summary}\n\nUsage: gantry-runtime {name}{}{takes_options}{}{operands}\n",
+        gap(options),
+        gap(operands)
+    );
     if !options.is_empty() {
-        text += "\nOptions:\n";
-        text += &list(C::OPTIONS);
+        text += &format!("\nOptions:\n{options}");
     }
-    if !C::NOTES.is_empty() {
-        text += &format!("\n{}\n", C::NOTES);
+    if !notes.is_empty() {
+        text += &format!("\n{notes}\n");
     }
     text
 }
 
-fn list<C>(groups: &[&[Opt<C>]]) -> String {
+fn written<C>(groups: &'static [&'static [Opt<C>]]) -> impl Iterator<Item = Written> {
+    groups.iter().copied().flatten().map(|option| option.written)
+}
+
+/// A line for each option. Not generic: there is one such list per command.
+fn list(options: &mut dyn Iterator<Item = Written>) -> String {
     let mut text = String::new();
-    for option in groups.iter().copied().flatten() {
+    for option in options {
         let short = option.short.map(|letter| format!(", -{letter}")).unwrap_or_default();
         let value = option.takes.map(|value| format!(" {value}")).unwrap_or_default();
         let left = format!("  --{}{short}{value}", option.long);
@@ -50,7 +63,7 @@ Commands:
         text += &format!("  {:12}{}\n", entry.name, entry.summary);
     }
     text += "\nGlobal options:\n";
-    text += &list(GLOBAL_OPTIONS);
+    text += &list(&mut written(GLOBAL_OPTIONS));
     text += &format!("{:COLUMN$}this text, or that of a command\n", "  --help, -h");
     text += &format!("{:COLUMN$}the version\n", "  --version, -v");
     text += "

@@ -45,6 +45,15 @@ impl From<lexopt::Error> for UsageError {
 
 /// An option of `C`: how it is written, and what it sets there.
 pub struct Opt<C> {
+    /// How it is written.
+    pub written: Written,
+    /// Set it.
+    pub set: fn(&mut C, &Value) -> Result<(), UsageError>,
+}
+
+/// How an option is written, whatever it sets.
+#[derive(Debug, Clone, Copy)]
+pub struct Written {
     /// Name after two dashes; one dash works too, as with every program that uses Go's flags.
     pub long: &'static str,
     /// Letter after one dash.
@@ -53,8 +62,15 @@ pub struct Opt<C> {
     pub takes: Option<&'static str>,
     /// What it does, for the help.
     pub says: &'static str,
-    /// Set it.
-    pub set: fn(&mut C, &Value) -> Result<(), UsageError>,
+}
+
+impl Written {
+    fn has(&self, name: &Name) -> bool {
+        match name {
+            Name::Long(long) => self.long == long,
+            Name::Short(letter) => self.short == Some(*letter),
+        }
+    }
 }
 
 impl<C> Opt<C> {
@@ -64,7 +80,7 @@ impl<C> Opt<C> {
         says: &'static str,
         set: fn(&mut C, &Value) -> Result<(), UsageError>,
     ) -> Self {
-        Self { long, short: None, takes: None, says, set }
+        Self { written: Written { long, short: None, takes: None, says }, set }
     }
 
     /// An option with a value.
@@ -74,27 +90,20 @@ impl<C> Opt<C> {
         says: &'static str,
         set: fn(&mut C, &Value) -> Result<(), UsageError>,
     ) -> Self {
-        Self { long, short: None, takes: Some(takes), says, set }
+        Self { written: Written { long, short: None, takes: Some(takes), says }, set }
     }
 
     /// The same with a letter.
     #[must_use]
     pub const fn short(mut self, letter: char) -> Self {
-        self.short = Some(letter);
+        self.written.short = Some(letter);
         self
-    }
-
-    fn has(&self, name: &Name) -> bool {
-        match name {
-            Name::Long(long) => self.long == long,
-            Name::Short(letter) => self.short == Some(*letter),
-        }
     }
 }
 
 impl<C> fmt::Debug for Opt<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "--{}", self.long)
+        write!(f, "--{}", self.written.long)
     }
 }
 
@@ -149,7 +158,7 @@ pub trait AnyCommand: fmt::Debug {
 
 impl<C: Command> AnyCommand for C {
     fn takes(&self, name: &Name) -> Option<bool> {
-        find(C::OPTIONS, name).map(|option| option.takes.is_some())
+        find(C::OPTIONS, name).map(|option| option.written.takes.is_some())
     }
 
     fn set(&mut self, name: &Name, value: &Value) -> Result<(), UsageError> {
@@ -166,7 +175,7 @@ impl<C: Command> AnyCommand for C {
 }
 
 fn find<C>(groups: &'static [&'static [Opt<C>]], name: &Name) -> Option<&'static Opt<C>> {
-    groups.iter().flat_map(|group| group.iter()).find(|option| option.has(name))
+    groups.iter().flat_map(|group| group.iter()).find(|option| option.written.has(name))
 }
 
 /// A line of the table of commands.
@@ -395,7 +404,7 @@ impl Line {
     fn option(&mut self, name: &Name, given: Option<OsString>) -> Result<(), UsageError> {
         let known = self.command.as_ref().and_then(|(_, command)| command.takes(name));
         let global = find(GLOBAL_OPTIONS, name);
-        let Some(takes) = known.or(global.map(|option| option.takes.is_some())) else {
+        let Some(takes) = known.or(global.map(|option| option.written.takes.is_some())) else {
             return Err(match &self.command {
                 Some((entry, _)) => UsageError::new(format!("`{}` has no option `{name}`", entry.name)),
                 None => UsageError::new(format!("there is no option `{name}`")),

@@ -9,6 +9,7 @@ pub mod features;
 pub mod kill;
 pub mod launching;
 pub mod list;
+pub mod one;
 pub mod pause;
 pub mod ps;
 pub mod restore;
@@ -19,6 +20,7 @@ pub mod state;
 pub mod supervised;
 pub mod update;
 
+use self::one::One;
 use crate::args::{Entry, Global, Parsed, help};
 use crate::config::SPEC_VERSION;
 use crate::error::Outcome;
@@ -28,14 +30,14 @@ use crate::state::{Record, StateDir};
 /// Every command, in the order of the help.
 pub const COMMANDS: &[Entry] = &[
     Entry::of::<create::Create>(),
-    Entry::of::<start::Start>(),
+    Entry::of::<One<start::Start>>(),
     Entry::of::<run::Run>(),
-    Entry::of::<state::State>(),
+    Entry::of::<One<state::State>>(),
     Entry::of::<kill::Kill>(),
     Entry::of::<delete::Delete>(),
     Entry::of::<exec::Exec>(),
-    Entry::of::<pause::Pause>(),
-    Entry::of::<pause::Resume>(),
+    Entry::of::<One<pause::Pause>>(),
+    Entry::of::<One<pause::Resume>>(),
     Entry::of::<update::Update>(),
     Entry::of::<ps::Ps>(),
     Entry::of::<events::Events>(),

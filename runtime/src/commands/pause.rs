@@ -1,66 +1,49 @@
 //! `pause` and `resume`: stop all processes of a container where they are, and let them go on.
 
+use super::one::OnOne;
 use super::open;
-use crate::args::{Command, Global, Operands, Opt, UsageError};
+use crate::args::Global;
 use crate::error::{Failure, InStep, Outcome};
 use crate::state::Status;
 
 /// `pause`.
 #[derive(Debug, Default)]
-pub struct Pause {
-    id: String,
-}
+pub struct Pause;
 
-impl Command for Pause {
+impl OnOne for Pause {
     const NAME: &'static str = "pause";
     const SUMMARY: &'static str = "stop all processes of a container until it is resumed";
-    const OPERANDS: &'static str = "ID";
-    const OPTIONS: &'static [&'static [Opt<Self>]] = &[];
 
-    fn operands(&mut self, operands: &mut Operands) -> Result<(), UsageError> {
-        self.id = operands.id()?;
-        Ok(())
-    }
-
-    fn run(&self, global: &Global) -> Outcome<i32> {
-        let (dir, record) = open(global, &self.id)?;
+    fn run(global: &Global, id: &str) -> Outcome<i32> {
+        let (dir, record) = open(global, id)?;
         match dir.status(&record) {
             Status::Running | Status::Created => {
                 record.own_cgroup()?.freeze().in_step("pause")?;
                 Ok(0)
             }
-            status => Err(Failure::new("container not running").hint(format!("`{}` is {}", self.id, status.name()))),
+            status => Err(Failure::new("container not running").hint(format!("`{}` is {}", id, status.name()))),
         }
     }
 }
 
 /// `resume`.
 #[derive(Debug, Default)]
-pub struct Resume {
-    id: String,
-}
+pub struct Resume;
 
-impl Command for Resume {
+impl OnOne for Resume {
     const NAME: &'static str = "resume";
     const SUMMARY: &'static str = "let the processes of a paused container go on";
-    const OPERANDS: &'static str = "ID";
-    const OPTIONS: &'static [&'static [Opt<Self>]] = &[];
 
-    fn operands(&mut self, operands: &mut Operands) -> Result<(), UsageError> {
-        self.id = operands.id()?;
-        Ok(())
-    }
-
-    fn run(&self, global: &Global) -> Outcome<i32> {
-        let (dir, record) = open(global, &self.id)?;
+    fn run(global: &Global, id: &str) -> Outcome<i32> {
+        let (dir, record) = open(global, id)?;
         let status = dir.status(&record);
         if status != Status::Paused {
-            return Err(Failure::new("container not paused").hint(format!("`{}` is {}", self.id, status.name())));
+            return Err(Failure::new("container not paused").hint(format!("`{}` is {}", id, status.name())));
         }
         let cgroup = record.own_cgroup()?;
         cgroup.thaw();
         if cgroup.is_frozen() {
-            return Err(Failure::new(format!("cannot resume `{}`", self.id))
+            return Err(Failure::new(format!("cannot resume `{}`", id))
                 .hint("a cgroup above it is frozen, or its freezer cannot be written"));
         }
         Ok(0)

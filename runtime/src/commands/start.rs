@@ -1,8 +1,9 @@
 //! `start`: let a created container run its program.
 
 use super::launching::{attend_start, poststart};
+use super::one::OnOne;
 use super::open;
-use crate::args::{Command, Global, Operands, Opt, UsageError};
+use crate::args::Global;
 use crate::error::{Because, Failure, Outcome, is_absent};
 use crate::foreground::Signals;
 use crate::launch;
@@ -14,23 +15,14 @@ use std::os::fd::AsFd;
 
 /// `start`.
 #[derive(Debug, Default)]
-pub struct Start {
-    id: String,
-}
+pub struct Start;
 
-impl Command for Start {
+impl OnOne for Start {
     const NAME: &'static str = "start";
     const SUMMARY: &'static str = "run the program of a created container";
-    const OPERANDS: &'static str = "ID";
-    const OPTIONS: &'static [&'static [Opt<Self>]] = &[];
 
-    fn operands(&mut self, operands: &mut Operands) -> Result<(), UsageError> {
-        self.id = operands.id()?;
-        Ok(())
-    }
-
-    fn run(&self, global: &Global) -> Outcome<i32> {
-        start(global, &self.id)
+    fn run(global: &Global, id: &str) -> Outcome<i32> {
+        start(global, id)
     }
 }
 

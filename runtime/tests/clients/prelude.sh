@@ -19,9 +19,10 @@ says() {
     "$@" 2>&1 | grep -F -- "$text"
 }
 
-# pty 'COMMAND LINE': on a terminal of 24 x 80; without carriage returns and the echo of the end of the input.
+# pty 'COMMAND LINE': on a terminal of 24 x 80, whose input never ends; without carriage returns.
 pty() {
-    SHELL=/bin/bash script -qefc "stty rows 24 cols 80; $1" /dev/null </dev/null | tr -d '\r' | sed 's/\^@//g; /^$/d'
+    rm -f "$TMPDIR/silent" && mkfifo "$TMPDIR/silent"
+    SHELL=/bin/bash script -qefc "stty rows 24 cols 80; $1" /dev/null <>"$TMPDIR/silent" | tr -d '\r' | sed '/^$/d'
     return "${PIPESTATUS[0]}"
 }
 
