@@ -130,6 +130,7 @@ impl Actor {
         let address = Some(network.address);
         let stop_signal = Some(image.config.stop_signal.clone()).filter(|signal| !signal.is_empty());
         let digest = image.digest.to_string();
+        let health_check = image.config.healthcheck.as_ref().and_then(images::check);
         let (paths, cgroup, init) = (self.paths.clone(), self.cgroup(replica), self.init.clone());
         let replica = Arc::clone(replica);
         blocking(move || {
@@ -144,7 +145,7 @@ impl Actor {
             bundle::write(&parts, &paths)
         })
         .await?;
-        Ok(Prepared { image: digest, stop_signal, address })
+        Ok(Prepared { image: digest, stop_signal, address, health_check })
     }
 
     /// From here on the replica is known from its directory, whatever else is lost.
@@ -197,7 +198,7 @@ impl Actor {
     }
 
     async fn check(&self, replica: &AssignedReplica, facts: &Facts) -> Result<Checked, String> {
-        let (Process::Running { started_ms }, Some(check)) = (&facts.process, &replica.template.health) else {
+        let (Process::Running { started_ms }, Some(check)) = (&facts.process, facts.check(replica)) else {
             return Err("there is nothing to check".to_owned());
         };
         let _place = self.checking.acquire().await.map_err(|error| error.to_string())?;
