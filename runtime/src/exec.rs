@@ -27,6 +27,7 @@ use crate::state::{self, StateDir, Status};
 use crate::sys::clone::{self, Side};
 use crate::sys::{process, signal};
 use rustix::fs::{Mode, OFlags};
+use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -48,7 +49,7 @@ pub struct Options {
     /// `--cwd`.
     pub cwd: Option<String>,
     /// `--env`.
-    pub env: Vec<String>,
+    pub env: Variables,
     /// `--user`.
     pub user: Option<(u32, Option<u32>)>,
     /// `--additional-gids`.
@@ -73,6 +74,21 @@ pub struct Options {
     pub cgroups: Vec<SubCgroup>,
     /// `--ignore-paused`.
     pub ignore_paused: bool,
+}
+
+/// Variables of an environment, `NAME=VALUE`. Values are often secrets, so only names are shown in a log.
+#[derive(Clone, Default)]
+pub struct Variables(pub Vec<String>);
+
+impl fmt::Debug for Variables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|entry| name_of(entry))).finish()
+    }
+}
+
+/// The name of a variable.
+fn name_of(entry: &str) -> &str {
+    entry.split_once('=').map_or(entry, |(name, _)| name)
 }
 
 /// A cgroup below the container's, for some controllers or all.
@@ -100,12 +116,18 @@ impl SubCgroup {
     }
 }
 
-/// The process to run: a file, or the container's own with what the command line changes.
-fn process_of(options: &Options, config: &Config) -> Outcome<Process> {
-    let process = if let Some(file) = &options.process {
-        let text = crate::files::read(file, crate::files::CONFIG_BYTES_MAX)
-            .because(|| format!("cannot read `{}`", file.display()))?;
-        read::<Process>(&text, &file.display().to_string())?
+/// The content of `--process`.
+fn given_process(options: &Options) -> Outcome<Option<Process>> {
+    let Some(file) = &options.process else { return Ok(None) };
+    let text = crate::files::read_given(file, crate::files::CONFIG_BYTES_MAX)
+        .because(|| format!("cannot read `{}`", file.display()))?;
+    Ok(Some(read::<Process>(&text, &file.display().to_string())?))
+}
+
+/// The process to run: that of a file, or the container's own with what the command line changes.
+fn process_of(options: &Options, given: Option<Process>, config: &Config) -> Outcome<Process> {
+    let process = if let Some(process) = given {
+        process
     } else {
         let mut process = config.process.clone().unwrap_or_default();
         process.args = options.args.clone();
@@ -121,7 +143,7 @@ fn process_of(options: &Options, config: &Config) -> Outcome<Process> {
     if process.cwd.is_empty() {
         process.cwd = "/".to_owned();
     }
-    override_env(&mut process.env, &options.env);
+    override_env(&mut process.env, &options.env.0);
     if let Some((uid, gid)) = options.user {
         process.user.uid = uid;
         process.user.gid = gid.unwrap_or(0);
@@ -148,11 +170,8 @@ fn process_of(options: &Options, config: &Config) -> Outcome<Process> {
 
 /// Add variables; one that is there already is replaced, since programs differ in which of two they take.
 fn override_env(env: &mut Vec<String>, added: &[String]) {
-    fn name(entry: &str) -> &str {
-        entry.split_once('=').map_or(entry, |(name, _)| name)
-    }
     for entry in added {
-        env.retain(|old| name(old) != name(entry));
+        env.retain(|old| name_of(old) != name_of(entry));
         env.push(entry.clone());
     }
 }
@@ -162,6 +181,8 @@ fn override_env(env: &mut Vec<String>, added: &[String]) {
 /// # Errors
 /// The container does not run, or a step fails.
 pub fn exec(options: &Options) -> Outcome<i32> {
+    // It may be a pipe to wait for, which a signal should be able to end.
+    let given = given_process(options)?;
     let signals = Signals::hold()?;
     let dir = StateDir::new(&options.root, &options.id)?;
     let record = dir.read_complete()?;
@@ -179,7 +200,7 @@ pub fn exec(options: &Options) -> Outcome<i32> {
             .hint("only a running container can take another process"));
     };
     let (_, config) = saved_config(&dir)?;
-    let process = process_of(options, &config)?;
+    let process = process_of(options, given, &config)?;
     let filter = compile_filter(&config)?;
     let terminal = match (&options.console_socket, process.terminal, options.detach) {
         (Some(path), true, _) => Terminal::Send(connect_console(path)?),
@@ -197,7 +218,13 @@ pub fn exec(options: &Options) -> Outcome<i32> {
     let kinds = kinds(&config);
     // With the rights of its owner only, the user namespace must be joined before the others, and for good.
     let ordinary = rootless::is_ordinary_user() && kinds & libc::CLONE_NEWUSER != 0;
-    let between = ordinary || is_watched(&config, kinds);
+    let exposed = is_exposed(&config, kinds);
+    let traced = exposed && (traces(config.process.as_ref()) || dir.is_traced());
+    if exposed && !traced && traces(Some(&process)) {
+        // For those that come after it: this one may look at them.
+        dir.mark_traced()?;
+    }
+    let between = ordinary || traced;
     if !between && kinds & libc::CLONE_NEWPID != 0 {
         clone::setns(init.as_fd(), libc::CLONE_NEWPID)
             .because(|| "cannot join the pid namespace".to_owned())
@@ -313,17 +340,19 @@ fn go_between(init: BorrowedFd<'_>, kinds: i32, process: &Process, channel: &Cha
     }
 }
 
-/// Whether processes of the container can look into every process in their PID namespace. Then ours must have nothing of
-/// the host left when it appears there: no root, no directory, no descriptor.
-fn is_watched(config: &Config, kinds: i32) -> bool {
-    let capabilities = config.process.as_ref().and_then(|process| process.capabilities.as_ref());
-    let traces = |name: &String| capabilities::bit(name) == capabilities::bit("CAP_SYS_PTRACE");
+/// Whether a process of the container with the right to trace could look into ours. Then it must have nothing of the
+/// host left when it appears there: no root, no directory, no descriptor.
+fn is_exposed(config: &Config, kinds: i32) -> bool {
     let own_users = kinds & libc::CLONE_NEWUSER != 0;
     let own_root = matches!(MountsOf::of(config), MountsOf::Container);
-    own_root
-        && !own_users
-        && kinds & libc::CLONE_NEWPID != 0
-        && capabilities.is_some_and(|sets| sets.bounding.iter().any(traces))
+    own_root && !own_users && kinds & libc::CLONE_NEWPID != 0
+}
+
+/// Whether a process can look into every other in its PID namespace, or get the right to.
+fn traces(process: Option<&Process>) -> bool {
+    let capabilities = process.and_then(|process| process.capabilities.as_ref());
+    let is_it = |name: &String| capabilities::bit(name) == capabilities::bit("CAP_SYS_PTRACE");
+    capabilities.is_some_and(|sets| sets.bounding.iter().any(is_it))
 }
 
 /// Join everything in a process that the container cannot see, make the one that it can see as our sibling, tell who it
@@ -468,6 +497,10 @@ impl Child<'_> {
         let dev = rustix::fs::open("/dev", flags, Mode::empty())
             .because(|| "cannot open `/dev` of the container".to_owned())?;
         let (master, slave) = program::open_terminal(&dev, self.program.process)?;
+        if matches!(self.terminal, Terminal::Keep) {
+            // Standard output is the runtime's until the terminal takes its place.
+            foreground::suit_output(master.as_fd());
+        }
         hand_over(self.channel, &self.terminal, master)?;
         program::take_terminal(&slave)
     }

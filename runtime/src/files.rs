@@ -3,7 +3,7 @@
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -40,6 +40,29 @@ pub fn read_in(directory: &Path, name: &str, bytes_max: u64) -> io::Result<(Path
     }
 }
 
+/// The content of a file that the user names on the command line: a pipe (`<(...)` of a shell), too, until its end.
+///
+/// # Errors
+/// As [`read`], but for pipes.
+pub fn read_given(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let file = rustix::fs::open(path, NEVER_WAIT, Mode::empty())?;
+    if !FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode).is_fifo() {
+        return read_open(&file, bytes_max);
+    }
+    let flags = rustix::fs::fcntl_getfl(&file)?;
+    rustix::fs::fcntl_setfl(&file, flags.difference(OFlags::NONBLOCK))?;
+    let mut bytes = Vec::new();
+    std::fs::File::from(file).take(bytes_max + 1).read_to_end(&mut bytes)?;
+    within(bytes, bytes_max)
+}
+
+fn within(bytes: Vec<u8>, bytes_max: u64) -> io::Result<Vec<u8>> {
+    if bytes.len() as u64 > bytes_max {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {bytes_max} bytes")));
+    }
+    Ok(bytes)
+}
+
 /// The content of a regular file of an image, by a process that has it as its root and descriptors of the host.
 ///
 /// # Errors
@@ -66,10 +89,7 @@ fn read_open(file: &OwnedFd, bytes_max: u64) -> io::Result<Vec<u8>> {
             Ok(_) => bytes.reserve(64 * 1024),
         }
     }
-    if bytes.len() as u64 > bytes_max {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {bytes_max} bytes")));
-    }
-    Ok(bytes)
+    within(bytes, bytes_max)
 }
 
 #[cfg(test)]

@@ -195,6 +195,14 @@ impl Drop for RawMode {
     }
 }
 
+/// Before a program writes to a terminal that is carried to our own streams: what goes into a file or pipe has plain
+/// newlines, as with other runtimes.
+pub fn suit_output(master: BorrowedFd<'_>) {
+    if process::inherited(1).is_none_or(|output| tty::size(output).is_err()) {
+        let _ = tty::keep_newlines(master);
+    }
+}
+
 /// The container's terminal, carried to ours.
 struct Relay {
     master: OwnedFd,

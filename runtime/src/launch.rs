@@ -6,6 +6,7 @@
 //! With cgroups of v1 only, and a cgroup namespace, the process comes first: it mounts while the cgroup is made.
 //! Whatever fails, an [`Undo`] takes back what was made. A crash leaves the record, from which `delete --force` works.
 
+use crate::cgroup::owner;
 use crate::cgroup::systemd::{self, Placeholder, Unit};
 use crate::cgroup::{self, Cgroup, Doors, Made};
 use crate::config::{self, Config};
@@ -421,6 +422,9 @@ fn set_up_cgroup(
     undo.cgroup = Some(cgroup.clone());
     undo.placeholder = made.placeholder;
     cgroup.apply(&config.linux.resources).in_step("limits")?;
+    if let Some(user) = owner::of(config) {
+        cgroup.give_to(user).in_step("cgroup")?;
+    }
     Ok(made.doors)
 }
 

@@ -4,6 +4,7 @@
 //! state.json   written before anything is made, again when the process exists; replaced as a whole
 //! config.json  the configuration it was created with, for exec and hooks
 //! start.sock   there while the container is created and not started
+//! traced       there when an added process may look into all others, and the configuration gives that right to none
 //! ```
 //! A process is known by its number and the inode of its pidfd (before Linux 6.9: its start time), on this boot; both
 //! are checked before any signal.
@@ -37,6 +38,8 @@ const DRAFT: &str = "state.json.new";
 const CONFIG: &str = "config.json";
 /// The socket on which a created container waits.
 const START: &str = "start.sock";
+/// See [`StateDir::mark_traced`].
+const TRACED: &str = "traced";
 
 /// How long to try to remove a directory that somebody still writes to.
 const REMOVE_WITHIN: Duration = Duration::from_secs(2);
@@ -547,6 +550,20 @@ impl StateDir {
         fs::rename(self.file(DRAFT), &path).because(|| format!("cannot write `{}`", path.display()))
     }
 
+    /// Note that a process was added to the container which may look into all others there.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn mark_traced(&self) -> Outcome<()> {
+        let path = self.file(TRACED);
+        fs::write(&path, "").because(|| format!("cannot write `{}`", path.display()))
+    }
+
+    /// Whether that was noted.
+    pub fn is_traced(&self) -> bool {
+        self.file(TRACED).exists()
+    }
+
     /// Replace `state.json`.
     ///
     /// # Errors
@@ -666,7 +683,7 @@ impl StateDir {
 
 impl StateDir {
     fn remove_known(&self) -> bool {
-        for name in [STATE, DRAFT, CONFIG, START] {
+        for name in [STATE, DRAFT, CONFIG, START, TRACED] {
             let _ = fs::remove_file(self.file(name));
         }
         fs::remove_dir(&self.path).is_ok()

@@ -136,7 +136,7 @@ fn a_failing_hook_means_what_the_specification_says() {
         assert_eq!(ran.code, code, "{point}: {ran:?}");
         let shell = if point == "startContainer" { "no luck" } else { "`/bin/sh` failed with exit code 3: no luck" };
         assert!(
-            ran.err.contains(&format!("hook $.hooks.{point}[0] ")) && ran.err.contains(shell),
+            ran.err.contains(&format!("error running hook $.hooks.{point}[0]: ")) && ran.err.contains(shell),
             "{point}: {}",
             ran.err
         );
@@ -193,7 +193,7 @@ fn hooks_that_do_not_read_hang_or_are_not_there() {
             bed.config["hooks"][point] = json!([hook]);
             let message = bed.refuses();
             assert!(
-                message.contains(&format!("hook $.hooks.{point}[0] ")) && message.contains(want),
+                message.contains(&format!("error running hook $.hooks.{point}[0]: ")) && message.contains(want),
                 "{point}: {message}"
             );
         }

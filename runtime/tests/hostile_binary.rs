@@ -205,6 +205,23 @@ fn run_beside_an_attacker() {
 }
 
 #[test]
+fn an_added_process_that_may_trace_is_remembered() {
+    let bed = Bed::new("sleep 100000");
+    let name = id("added");
+    bed.ok(&["run", "-d", &name]);
+    let mark = bed.path("state").join(&name).join("traced");
+    bed.ok(&["exec", "--cap", "CAP_KILL", &name, "true"]);
+    assert!(!mark.exists(), "nobody may look");
+    bed.ok(&["exec", "-d", "--cap", "CAP_SYS_PTRACE", &name, "sleep", "100000"]);
+    assert!(mark.exists(), "who comes now may be looked at");
+    // It appears with nothing of the host left, by way of a process between, and is like any other.
+    assert_eq!(bed.run(&["exec", &name, "sh", "-c", "exit 9"]).code, 9);
+    assert_eq!(bed.ok(&["exec", &name, "readlink", "/proc/self/root"]), "/\n");
+    bed.ok(&["delete", "--force", &name]);
+    bed.assert_gone(&name);
+}
+
+#[test]
 fn exec_into_a_container_that_may_trace_is_like_any_other() {
     let mut bed = Bed::new("sleep 100000");
     let all = json!(["CAP_SYS_PTRACE", "CAP_KILL"]);

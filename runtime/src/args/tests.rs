@@ -43,7 +43,7 @@ fn lines() {
         ("exec -u 1: web ls", vec!["error: -u takes UID"]),
         ("exec --user -1 web ls", vec!["error: --user takes UID"]),
         ("exec -u 4294967295 web ls", vec!["error: -u takes UID"]),
-        ("exec -c CAP_FLY web ls", vec!["error: -c takes a capability, not `CAP_FLY`"]),
+        ("exec -c CAP_FLY -e A=b web ls", vec!["capabilities: [\"CAP_FLY\"]", "env: [\"A\"]"]),
         ("list -f json -q", vec!["json: true, quiet: true"]),
         ("list -qf json", vec!["json: true, quiet: true"]),
         ("list -f xml", vec!["error: -f takes table or json, not `xml`"]),

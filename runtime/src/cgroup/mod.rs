@@ -17,6 +17,7 @@ pub mod freezer;
 pub mod hierarchy;
 mod make;
 pub mod oom;
+pub mod owner;
 pub mod stats;
 pub mod systemd;
 pub mod table;
@@ -364,7 +365,7 @@ impl Cgroup {
     fn refuse_if_used(&self, directory: &Directory) -> Outcome<()> {
         let shown = directory.path.display();
         if !processes_below(&directory.path).is_empty() {
-            return Err(Failure::new(format!("cgroup `{shown}` already contains processes"))
+            return Err(Failure::new(format!("container's cgroup is not empty: `{shown}` already contains processes"))
                 .hint("choose another `linux.cgroupsPath`, or delete the container that uses it"));
         }
         let freezer = match &directory.v1 {
@@ -372,7 +373,7 @@ impl Cgroup {
             None => Some(freezer::Freezer::V2(directory.path.clone())),
         };
         if freezer.is_some_and(|freezer| freezer.is_ordered().unwrap_or(false)) {
-            return Err(Failure::new(format!("cgroup `{shown}` is frozen"))
+            return Err(Failure::new(format!("container's cgroup unexpectedly frozen: `{shown}`"))
                 .hint("thaw or remove it, a container started there would hang"));
         }
         let handed = read(directory.path.join("cgroup.subtree_control")).unwrap_or_default();
@@ -599,7 +600,10 @@ impl Cgroup {
             let controllers = directory.v1.as_ref().map(|v1| v1.controllers.as_slice());
             let path = directory.path.join(place(controllers));
             let door = make::door(&path, name)
-                .because(|| format!("cannot open `{}/{name}`", path.display()))
+                // The words of runc, which callers look for.
+                .because(|| {
+                    format!("cannot join: adding pid {} to {}/cgroup.procs", std::process::id(), path.display())
+                })
                 .or_hint("--cgroup names a cgroup that exists below the container's own")?;
             doors.push(door);
         }

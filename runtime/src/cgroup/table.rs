@@ -463,7 +463,10 @@ fn unified_writes(table: &mut Table<'_>, resources: &Resources) -> Result<(), Re
             return Err(invalid(&key, "is not a file that holds a limit"));
         }
         if controller != "cgroup" && table.version(controller, &key)? == Version::V1 {
-            return Err(invalid(&key, "is for cgroup v2, and this host has the controller in v1"));
+            return Err(invalid(
+                &key,
+                "invalid configuration: a key of cgroup v2, and this host has the controller in v1",
+            ));
         }
         table.push(controller, &key, file.as_str(), value);
     }
@@ -604,7 +607,7 @@ mod tests {
             ),
             (
                 json!({"unified": {"memory.high": "5"}}),
-                "error: config.json: $.linux.resources.unified.memory.high: is for cgroup v2, and this host has the controller in v1",
+                "error: config.json: $.linux.resources.unified.memory.high: invalid configuration: a key of cgroup v2, and this host has the controller in v1",
                 "memory.high=5",
             ),
             (

@@ -4,6 +4,7 @@ use crate::args::{Command, Global, Operands, Opt, UsageError};
 use crate::container::capabilities;
 use crate::error::{FAILED, Outcome};
 use crate::exec::{self, Options, SubCgroup};
+use crate::report;
 use crate::sealed;
 
 /// Exit code for a failure of our own, as runc's: 1 may come from the program.
@@ -34,7 +35,7 @@ impl Command for Exec {
             value.text().map(|text| exec.options.cwd = Some(text))
         }),
         Opt::value("env", "NAME=VALUE", "add to the environment; may be repeated", |exec: &mut Self, value| {
-            value.text().map(|text| exec.options.env.push(text))
+            value.text().map(|text| exec.options.env.0.push(text))
         })
         .short('e'),
         Opt::value("user", "UID[:GID]", "as this user", |exec: &mut Self, value| {
@@ -46,12 +47,7 @@ impl Command for Exec {
         })
         .short('g'),
         Opt::value("cap", "NAME", "another capability; may be repeated", |exec: &mut Self, value| {
-            let name = value.text()?;
-            if capabilities::bit(&name).is_none() {
-                return Err(value.wrong("a capability", &name));
-            }
-            exec.options.capabilities.push(name);
-            Ok(())
+            value.text().map(|name| exec.options.capabilities.push(name))
         })
         .short('c'),
         Opt::switch("no-new-privs", "set no_new_privs", |exec: &mut Self, value| {
@@ -103,6 +99,10 @@ impl Command for Exec {
     }
 
     fn run(&self, global: &Global) -> Outcome<i32> {
+        for name in self.options.capabilities.iter().filter(|name| capabilities::bit(name).is_none()) {
+            // As in a bundle: fewer privileges isolate no less.
+            report::warning(global, &format!("--cap: `{name}` is not a capability of Linux"));
+        }
         let exec = || exec::exec(&Options { root: global.root.clone(), ..self.options.clone() });
         sealed::ensure().and_then(|()| exec()).map_err(|failure| match failure.code {
             FAILED => failure.code(EXEC_FAILED),

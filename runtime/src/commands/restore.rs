@@ -3,7 +3,7 @@
 use super::checkpoint::{HasImages, Images, ImagesOptions};
 use super::launching::{Common, CommonOptions, HasCommon, clean_up, load};
 use crate::args::{Command, Global, Operands, Opt, UsageError};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, owner};
 use crate::config::Config;
 use crate::container::hooks;
 use crate::container::init::Terminal;
@@ -106,6 +106,9 @@ impl Command for Restore {
         let made = cgroup.create(&bundle.config.linux.resources).in_step("cgroup")?;
         attempt.cgroup = Some(cgroup.clone());
         cgroup.apply(&bundle.config.linux.resources).in_step("limits")?;
+        if let Some(user) = owner::of(&bundle.config) {
+            cgroup.give_to(user).in_step("cgroup")?;
+        }
         make_mount_points(&bundle.config, &record.rootfs).in_step("mount points")?;
         let work = Restoring { restore: self, bundle: &bundle, dir: &dir, record: &record, cgroup: &cgroup };
         let (pid, master) = work.restore(&program, &images, &images_dir, &terminal)?;

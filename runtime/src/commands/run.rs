@@ -70,6 +70,9 @@ fn run_here(global: &Global, options: &launch::Options, detach: bool, keep: bool
     let manner = Manner { later: false, keep_terminal: !detach, stdio: None, supervised: false };
     let launched = launch::launch(options, &bundle, manner, &signals)?;
     let Launched { dir, held, record, pidfd, terminal, channel, cgroup } = launched;
+    if let Some(master) = &terminal {
+        foreground::suit_output(master.as_fd());
+    }
     let started = let_go(&channel, &signals, &dir, &record, &cgroup, || Ok(bundle.config.linux.seccomp.clone()))
         .and_then(|()| poststart(&dir, &record, &bundle.config.hooks.poststart));
     if let Err(failure) = started {

@@ -148,7 +148,8 @@ impl Update {
         if file == "-" {
             std::io::stdin().read_to_end(&mut text).because(|| "cannot read standard input".to_owned())?;
         } else {
-            text = fs::read(file).because(|| format!("cannot read `{file}`"))?;
+            text = crate::files::read_given(file.as_ref(), crate::files::CONFIG_BYTES_MAX)
+                .because(|| format!("cannot read `{file}`"))?;
         }
         // One value; what may follow it is not looked at, as in Go.
         serde_json::Deserializer::from_slice(&text)

@@ -477,7 +477,7 @@ fn check_hooks(config: &Config) -> Result<(), ConfigError> {
             if let Some(seconds) = hook.timeout.filter(|seconds| *seconds <= 0) {
                 return Err(invalid(format!("{path}.timeout"), format!("{seconds} is not more than zero")));
             }
-            let texts = [&hook.path].into_iter().chain(&hook.args).chain(&hook.env);
+            let texts = [&hook.path].into_iter().chain(&hook.args).chain(hook.env.iter().flatten());
             if texts.into_iter().any(|text| text.contains('\0')) {
                 return Err(invalid(path, "contains a zero byte"));
             }

@@ -268,8 +268,8 @@ config! {
         path: String,
         /// Arguments, including the zeroth.
         args: Vec<String>,
-        /// Environment; nothing is inherited.
-        env: Vec<String>,
+        /// Environment; without the key, that of the process that starts it.
+        env: Option<Vec<String>>,
         /// Seconds until it is killed.
         timeout: Option<i64>,
     }

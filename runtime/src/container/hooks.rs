@@ -1,7 +1,8 @@
 //! Programs of the operator that run at points of a container's life, with its state on their standard input.
 //!
 //! A hook gets nothing of ours but what the specification names: its arguments, its environment, the state, and
-//! descriptors 0 to 2; signals are as in a fresh process. Input and output are memory files and not pipes, so that a
+//! descriptors 0 to 2; signals are as in a fresh process. About a hook without the key `env` the specification is silent:
+//! as with runc and crun it has the runtime's environment, and one of `startContainer` that of the program. Input and output are memory files and not pipes, so that a
 //! hook that never reads, and a child that it leaves behind with its output open, keep nobody waiting.
 
 use super::channel::{Channel, Message};
@@ -10,10 +11,11 @@ use crate::error::{Because, Failure, Outcome};
 use crate::sys::clone::{self, Exit, Side};
 use crate::sys::{process, signal};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
 /// How much of a failed hook's output is shown.
@@ -24,30 +26,46 @@ const OUTPUT_SHOWN: u64 = 2048;
 /// # Errors
 /// The first that cannot be run, fails, or takes longer than its timeout.
 pub fn run(point: &'static str, hooks: &[Hook], state: &str) -> Outcome<()> {
-    run_with(point, hooks, state, &|| Ok(()))
+    run_with(point, hooks, state, &inherited(), &|| Ok(()))
+}
+
+/// The environment of this process.
+fn inherited() -> Vec<CString> {
+    // Without zero bytes and with an equals sign: that is how the kernel gave it to us.
+    let entry = |(name, value): (OsString, OsString)| [name.as_bytes(), value.as_bytes()].join(&b'=');
+    std::env::vars_os().filter_map(|pair| CString::new(entry(pair)).ok()).collect()
 }
 
 /// The same, with something to do in the hook's process before it becomes the hook.
 ///
+/// - `environment`: for hooks that have none of their own.
+///
 /// # Errors
 /// As [`run`], or that fails.
-pub fn run_with(point: &'static str, hooks: &[Hook], state: &str, before: &dyn Fn() -> Outcome<()>) -> Outcome<()> {
+pub fn run_with(
+    point: &'static str,
+    hooks: &[Hook],
+    state: &str,
+    environment: &[CString],
+    before: &dyn Fn() -> Outcome<()>,
+) -> Outcome<()> {
     for (index, hook) in hooks.iter().enumerate() {
-        named(run_one(hook, state, before), point, index, hook)?;
+        named(run_one(hook, state, environment, before), point, index, hook)?;
     }
     Ok(())
 }
 
 /// Run all hooks of one point, whatever becomes of the others; returns what failed.
 pub fn run_each(point: &'static str, hooks: &[Hook], state: &str) -> Vec<Failure> {
-    let failed = |(index, hook)| named(run_one(hook, state, &|| Ok(())), point, index, hook).err();
+    let environment = inherited();
+    let failed = |(index, hook)| named(run_one(hook, state, &environment, &|| Ok(())), point, index, hook).err();
     hooks.iter().enumerate().filter_map(failed).collect()
 }
 
 /// Say which hook it was.
 fn named(result: Outcome<()>, point: &'static str, index: usize, hook: &Hook) -> Outcome<()> {
     result.map_err(|mut failure| {
-        failure.what = format!("hook $.hooks.{point}[{index}] `{}` {}", hook.path, failure.what);
+        failure.what = format!("error running hook $.hooks.{point}[{index}]: `{}` {}", hook.path, failure.what);
         // Not the code of a program that is not there: that means the container's.
         failure.code(crate::error::FAILED)
     })
@@ -58,12 +76,12 @@ fn memory_file(name: &str) -> std::io::Result<File> {
     Ok(File::from(rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC)?))
 }
 
-fn run_one(hook: &Hook, state: &str, before: &dyn Fn() -> Outcome<()>) -> Outcome<()> {
+fn run_one(hook: &Hook, state: &str, environment: &[CString], before: &dyn Fn() -> Outcome<()>) -> Outcome<()> {
     let what = || "cannot be run".to_owned();
     let mut input = memory_file("hook-input").because(what)?;
     input.write_all(state.as_bytes()).and_then(|()| input.rewind()).because(what)?;
     let mut output = memory_file("hook-output").because(what)?;
-    let program = Program::of(hook)?;
+    let program = Program::of(hook, environment)?;
     let (ours, theirs) = Channel::pair()?;
     let (pid, pidfd) = match clone::clone3(0, None).because(what)? {
         Side::Child => {
@@ -88,10 +106,24 @@ fn run_one(hook: &Hook, state: &str, before: &dyn Fn() -> Outcome<()>) -> Outcom
     let failure = match ended {
         Some(Exit::Code(0)) => return Ok(()),
         Some(Exit::Code(code)) => Failure::new(format!("failed with exit code {code}")),
-        Some(Exit::Signal(signal)) => Failure::new(format!("died of signal {signal}")),
+        Some(Exit::Signal(signal)) => Failure::new(format!("died of signal {signal}{}", in_words(signal))),
         None => Failure::new(format!("took longer than its timeout of {} s", hook.timeout.unwrap_or(0))),
     };
     Err(Failure { cause: said(&mut output), ..failure })
+}
+
+/// What usual signals mean, in the words of a shell.
+fn in_words(signal: i32) -> &'static str {
+    match signal {
+        libc::SIGABRT => " (aborted)",
+        libc::SIGBUS => " (bus error)",
+        libc::SIGILL => " (illegal instruction)",
+        libc::SIGKILL => " (killed)",
+        libc::SIGSEGV => " (segmentation fault)",
+        libc::SIGSYS => " (bad system call)",
+        libc::SIGTERM => " (terminated)",
+        _ => "",
+    }
 }
 
 /// A hook as `execve` takes it.
@@ -102,7 +134,7 @@ struct Program {
 }
 
 impl Program {
-    fn of(hook: &Hook) -> Outcome<Self> {
+    fn of(hook: &Hook, inherited: &[CString]) -> Outcome<Self> {
         let text = |text: &String| {
             CString::new(text.as_str()).because(|| format!("has a zero byte in `{}`", text.escape_debug()))
         };
@@ -111,7 +143,11 @@ impl Program {
             [] => vec![path.clone()],
             list => list.iter().map(text).collect::<Outcome<_>>()?,
         };
-        Ok(Self { path, arguments, environment: hook.env.iter().map(text).collect::<Outcome<_>>()? })
+        let environment = match &hook.env {
+            Some(list) => list.iter().map(text).collect::<Outcome<_>>()?,
+            None => inherited.to_vec(),
+        };
+        Ok(Self { path, arguments, environment })
     }
 
     /// In the new process: become the hook. Returns only on failure.
@@ -181,7 +217,7 @@ mod tests {
 
     fn hook(args: &[&str], timeout: Option<i64>) -> Hook {
         let args: Vec<String> = args.iter().map(|&text| text.to_owned()).collect();
-        Hook { path: "/bin/sh".to_owned(), args, env: vec!["A=b".to_owned()], timeout }
+        Hook { path: "/bin/sh".to_owned(), args, env: Some(vec!["A=b".to_owned()]), timeout }
     }
 
     fn shell(script: &str, timeout: Option<i64>) -> Hook {
@@ -206,15 +242,23 @@ mod tests {
             (
                 "fails",
                 shell("echo no luck >&2; exit 3", None),
-                "hook $.hooks.poststop[0] `/bin/sh` failed with exit code 3: no luck",
+                "error running hook $.hooks.poststop[0]: `/bin/sh` failed with exit code 3: no luck",
             ),
-            ("dies", shell("kill -9 $$", None), "hook $.hooks.poststop[0] `/bin/sh` died of signal 9"),
+            (
+                "dies",
+                shell("kill -9 $$", None),
+                "error running hook $.hooks.poststop[0]: `/bin/sh` died of signal 9 (killed)",
+            ),
             (
                 "hangs",
                 shell("echo waiting; sleep 60", Some(1)),
-                "hook $.hooks.poststop[0] `/bin/sh` took longer than its timeout of 1 s: waiting",
+                "error running hook $.hooks.poststop[0]: `/bin/sh` took longer than its timeout of 1 s: waiting",
             ),
-            ("is absent", absent, "hook $.hooks.poststop[0] `/no/hook` cannot be run: no such file or directory"),
+            (
+                "is absent",
+                absent,
+                "error running hook $.hooks.poststop[0]: `/no/hook` cannot be run: no such file or directory",
+            ),
         ] {
             assert_eq!(outcome(hook, "{\"id\":\"x\"}\n"), want, "{why}");
         }

@@ -387,7 +387,8 @@ impl Init<'_> {
         }
         // They come from the image, so they get no more rights than its program.
         let restrict = || self.program.restrict();
-        hooks::run_with("startContainer", hooks, &self.state_as(Status::Created), &restrict)
+        let environment = self.ready.as_ref().map_or(&[][..], Ready::environment);
+        hooks::run_with("startContainer", hooks, &self.state_as(Status::Created), environment, &restrict)
     }
 }
 

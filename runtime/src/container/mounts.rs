@@ -17,11 +17,11 @@ use super::options::{self, Bind, IDMAP, Idmap, Options, Propagation, READ_ONLY};
 use super::path::{Links, RootDir, clean};
 use super::quick::{self, Places};
 use crate::cgroup::Cgroup;
-use crate::config::{Config, IdMapping, Mount};
+use crate::config::{Config, Device, IdMapping, Mount};
 use crate::error::{Because, Failure, InStep, Outcome, in_words};
 use crate::rootless;
 use crate::sys::mount::{MountAttr, mount_setattr};
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
 use std::cell::RefCell;
@@ -160,8 +160,7 @@ impl Prepared {
             }
             // Pipes have no number and can be made by anybody.
             for device in config.linux.devices.iter().filter(|device| device.kind != "p") {
-                let (major, minor) = (device.major.unwrap_or(0), device.minor.unwrap_or(0));
-                prepared.devices.push((device.path.clone(), host_device(&device.path, &device.kind, major, minor)?));
+                prepared.devices.push((device.path.clone(), device_for_users(config, device)?));
             }
         }
         Ok(prepared)
@@ -186,6 +185,40 @@ fn open_root(config: &Config, bundle: &Path) -> Result<OwnedFd, Errno> {
         | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
     rustix::mount::open_tree(CWD, &path, flags)
 }
+
+/// A device file for a user namespace, where none can be made: made here, with mode and owner as the bundle says. Whoever
+/// may not make one either can only borrow the host's.
+fn device_for_users(config: &Config, device: &Device) -> Outcome<OwnedFd> {
+    let (major, minor) = (device.major.unwrap_or(0), device.minor.unwrap_or(0));
+    if rootless::is_ordinary_user() || rootless::in_user_namespace() {
+        return host_device(&device.path, &device.kind, major, minor);
+    }
+    let what = || format!("cannot make device `{}`", device.path);
+    let owner = |list: &[IdMapping], id: Option<u32>, of: &str| {
+        let id = id.unwrap_or(0);
+        // A joined user namespace has a map that the bundle does not know.
+        let found = if list.is_empty() { Some(id) } else { idmap::to_host(list, id) };
+        found.ok_or_else(|| Failure::new(format!("device `{}`: {of} {id} is not mapped", device.path)))
+    };
+    let uid = owner(&config.linux.uid_mappings, device.uid, "user")?;
+    let gid = owner(&config.linux.gid_mappings, device.gid, "group")?;
+    // One name in a filesystem that is never attached anywhere.
+    let place = new_filesystem("tmpfs", Some("devices"), &Options::default())?;
+    let kind = if device.kind == "b" { FileType::BlockDevice } else { FileType::CharacterDevice };
+    let mode = Mode::from_raw_mode(device.file_mode.unwrap_or(0o666) & 0o7777);
+    match rustix::fs::mknodat(&place, DEVICE, kind, mode, rustix::fs::makedev(major, minor)) {
+        // Without CAP_MKNOD.
+        Err(Errno::PERM) => return host_device(&device.path, &device.kind, major, minor),
+        made => made.because(what)?,
+    }
+    rustix::fs::chmodat(&place, DEVICE, mode, AtFlags::empty()).because(what)?;
+    let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+    rustix::fs::chownat(&place, DEVICE, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).because(what)?;
+    open_tree(place.as_fd(), Path::new(DEVICE), false).because(what)
+}
+
+/// The name of a device in a filesystem of its own.
+const DEVICE: &str = "device";
 
 /// A mount of a device file of the host that has the right numbers: whoever may not make one can only borrow.
 ///
@@ -826,12 +859,14 @@ pub fn copy_of(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     open_tree(fd, Path::new(""), false)
 }
 
-/// What a filesystem understands cannot be told to a bind mount.
+/// What a filesystem understands cannot be told to a bind mount. Values such as `mode=755` are without effect there, as
+/// the kernel has it for `mount(2)`; a single word may be one that should protect, misspelt.
 fn refuse_data(options: &Options) -> Outcome<()> {
-    if options.data.is_empty() {
+    let words: Vec<&str> =
+        options.data.iter().filter(|(_, value)| value.is_none()).map(|(key, _)| key.as_str()).collect();
+    if words.is_empty() {
         return Ok(());
     }
-    let words: Vec<&str> = options.data.iter().map(|(key, _)| key.as_str()).collect();
     Err(Failure::new(format!("`{}` is not an option of a bind mount", words.join(","))))
 }
 

@@ -61,6 +61,32 @@ fn name_of(fd: BorrowedFd<'_>) -> Result<String, Errno> {
     Ok(link.to_string_lossy().into_owned())
 }
 
+/// What to make where nothing is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Directory,
+    File,
+}
+
+impl Kind {
+    const fn or_file(self) -> &'static str {
+        match self {
+            Self::Directory => "directory ",
+            Self::File => "file ",
+        }
+    }
+}
+
+impl std::fmt::Display for Kind {
+    /// With a space behind it, or nothing: what is opened for a file may be of any kind.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if *self == Self::Directory { "directory " } else { "" })
+    }
+}
+
+/// Links with nothing behind them, one leading to the next, that are followed.
+const LINKS_MAX: u32 = 8;
+
 /// Attempts when a rename elsewhere makes the kernel give up (`EAGAIN`).
 const ATTEMPTS: u32 = 64;
 
@@ -110,21 +136,7 @@ impl RootDir<'_> {
     /// # Errors
     /// A part is no directory, is a refused link, or cannot be made.
     pub fn make_dir(&self, path: &str, links: Links) -> Outcome<OwnedFd> {
-        let path = clean(path);
-        match self.open(&path, OFlags::PATH | OFlags::DIRECTORY, links) {
-            Err(Errno::NOENT) => {}
-            result => {
-                return result.because(|| format!("cannot open directory `{path}` in the root filesystem"));
-            }
-        }
-        let (parent, name) = self.parent(&path, links)?;
-        let what = || format!("cannot make directory `{path}` in the root filesystem");
-        match rustix::fs::mkdirat(&parent, name.as_str(), Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(error).because(what),
-        }
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat(&parent, name.as_str(), flags, Mode::empty()).because(what)
+        self.make(&clean(path), Kind::Directory, links, 0)
     }
 
     /// Something to mount a file on: what is there, or a new empty file.
@@ -132,22 +144,71 @@ impl RootDir<'_> {
     /// # Errors
     /// As [`RootDir::make_dir`].
     pub fn make_file(&self, path: &str, links: Links) -> Outcome<OwnedFd> {
-        let path = clean(path);
-        match self.open(&path, OFlags::PATH, links) {
+        self.make(&clean(path), Kind::File, links, 0)
+    }
+
+    /// Open what is there, or make it; where a link has nothing behind it, make that.
+    ///
+    /// - `followed`: links of this kind that led here.
+    fn make(&self, path: &str, kind: Kind, links: Links, followed: u32) -> Outcome<OwnedFd> {
+        let flags = match kind {
+            Kind::Directory => OFlags::PATH | OFlags::DIRECTORY,
+            Kind::File => OFlags::PATH,
+        };
+        match self.open(path, flags, links) {
             Err(Errno::NOENT) => {}
             result => {
-                return result.because(|| format!("cannot open `{path}` in the root filesystem"));
+                let checked = result.and_then(|found| self.check(found, links, followed));
+                return checked.because(|| format!("cannot open {kind}`{path}` in the root filesystem")).map_err(
+                    |failure| match TRUSTED.iter().any(|place| path.strip_prefix('/') == Some(place)) {
+                        true => failure.hint(format!("`{path}` must be mounted on ordinary directory")),
+                        false => failure,
+                    },
+                );
             }
         }
-        let (parent, name) = self.parent(&path, links)?;
-        let what = || format!("cannot make file `{path}` in the root filesystem");
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
-        match rustix::fs::openat(&parent, name.as_str(), flags, Mode::from_raw_mode(0o644)) {
-            Ok(_) | Err(Errno::EXIST) => {}
+        let what = || format!("cannot make {}`{path}` in the root filesystem", kind.or_file());
+        let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
+        if matches!(name, "" | "." | "..") {
+            return Err(Errno::NOENT).because(what);
+        }
+        let parent = self.make(if above.is_empty() { "/" } else { above }, Kind::Directory, links, followed)?;
+        let made = match kind {
+            Kind::Directory => rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)),
+            Kind::File => {
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
+                rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644)).map(drop)
+            }
+        };
+        match made {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                if let Some(target) = self.target_of(&parent, name, links, followed) {
+                    let next = if target.starts_with('/') { target } else { format!("{above}/{target}") };
+                    return self.make(&next, kind, links, followed + 1);
+                }
+            }
             Err(error) => return Err(error).because(what),
         }
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat(&parent, name.as_str(), flags, Mode::empty()).because(what)
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let found = rustix::fs::openat(&parent, name, flags, Mode::empty());
+        found.and_then(|found| self.check(found, links, followed)).because(what)
+    }
+
+    /// Where a link points that may be followed and has nothing behind it.
+    fn target_of(&self, parent: &OwnedFd, name: &str, links: Links, followed: u32) -> Option<String> {
+        if links == Links::Refuse || followed >= LINKS_MAX {
+            return None;
+        }
+        rustix::fs::readlinkat(parent, name, Vec::new()).ok()?.into_string().ok()
+    }
+
+    /// What a link led to must be in a place that links may lead to.
+    fn check(&self, found: OwnedFd, links: Links, followed: u32) -> Result<OwnedFd, Errno> {
+        match followed > 0 && links == Links::Elsewhere && !self.is_elsewhere(&found)? {
+            true => Err(Errno::LOOP),
+            false => Ok(found),
+        }
     }
 
     /// The directory that holds a path, made where missing, and the last name.

@@ -70,6 +70,13 @@ pub struct Ready {
     in_cwd: bool,
 }
 
+impl Ready {
+    /// The environment of the program.
+    pub fn environment(&self) -> &[CString] {
+        &self.environment
+    }
+}
+
 impl Program<'_> {
     /// Find the program and enter its directory, as far as root may. Fails before anything was started.
     ///

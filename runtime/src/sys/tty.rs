@@ -92,6 +92,20 @@ pub fn make_raw(terminal: BorrowedFd<'_>) -> io::Result<Settings> {
     Ok(before)
 }
 
+/// Let a line that a program ends with a newline end with just that, also on the other side of the terminal.
+///
+/// # Errors
+/// `ENOTTY`.
+pub fn keep_newlines(terminal: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: an all-zero termios is a valid value of a plain C structure; tcgetattr then fills it.
+    let mut settings: libc::termios = unsafe { std::mem::zeroed() };
+    // SAFETY: `settings` is writable and of the type the call wants.
+    check_int(unsafe { libc::tcgetattr(terminal.as_raw_fd(), &raw mut settings) })?;
+    settings.c_oflag &= !libc::ONLCR;
+    // SAFETY: `settings` was filled by tcgetattr.
+    check_int(unsafe { libc::tcsetattr(terminal.as_raw_fd(), libc::TCSANOW, &raw const settings) }).map(drop)
+}
+
 /// Put back what [`make_raw`] found.
 ///
 /// # Errors
