@@ -274,6 +274,7 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     let process = config.process.as_ref().ok_or_else(|| Failure::new("there is nothing to run"))?;
     let state = record.state(Status::Creating, None);
     let ignored = signal::ignored().in_step("clone")?;
+    let listen_fds = listen_fds();
     let between = namespaces.needs_go_between();
     if namespaces.makes_user() {
         give_streams(process, &config.linux.uid_mappings, manner.stdio.as_ref());
@@ -294,7 +295,8 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
             let program = Program {
                 process,
                 filter: bundle.filter.as_ref(),
-                preserve_fds: options.preserve_fds,
+                preserve_fds: options.preserve_fds.saturating_add(listen_fds),
+                listen_fds,
                 open_files,
                 ignored,
                 keyring: (!options.no_new_keyring).then_some(keyring.as_str()),
@@ -486,6 +488,14 @@ fn check_for_ordinary_user(config: &Config) -> Outcome<()> {
         }
     }
     Ok(())
+}
+
+/// How many sockets a service manager opened for the program, as descriptors from 3 on.
+fn listen_fds() -> u32 {
+    /// More than a service manager opens, and few enough to count with.
+    const MAX: u32 = 4096;
+    let given = std::env::var("LISTEN_FDS").ok().and_then(|text| text.parse().ok());
+    given.filter(|count| *count <= MAX).unwrap_or(0)
 }
 
 /// Make the cgroup; a rootless runtime leaves out what it may not make, unless the bundle names a place and gets none.

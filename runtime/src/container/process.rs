@@ -38,6 +38,8 @@ pub struct Program<'a> {
     pub filter: Option<&'a Filter>,
     /// Descriptors 3 to 3 + this many stay open.
     pub preserve_fds: u32,
+    /// How many of these, the first ones, are sockets that a service manager opened; the program is told.
+    pub listen_fds: u32,
     /// Limit of open files to restore.
     pub open_files: Option<(u64, u64)>,
     /// Signals that the caller had us ignore, as [`signal::ignored`] gives them.
@@ -133,6 +135,11 @@ impl Program<'_> {
     /// The environment, with `HOME` from the container's `/etc/passwd` when the bundle gives none.
     fn environment(&self) -> Vec<String> {
         let mut list = self.process.env.clone();
+        if self.listen_fds > 0 {
+            // The protocol of systemd, sd_listen_fds(3).
+            let process = std::process::id();
+            list.extend([format!("LISTEN_FDS={}", self.listen_fds), format!("LISTEN_PID={process}")]);
+        }
         if !list.iter().any(|entry| entry.starts_with("HOME=")) {
             // The image's file: it may be anything.
             let passwd = files::read_of_image("/etc/passwd", PASSWD_BYTES_MAX).unwrap_or_default();
