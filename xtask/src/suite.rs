@@ -29,6 +29,9 @@ const NEEDED_IN_CI: &[(&str, &str)] = &[
     ("dockerd", "docker.io"),
     ("iptables", "iptables"), // networks of both
     ("containerd", "containerd"),
+    ("mkfs.xfs", "xfsprogs"), // a disk whose power is cut, in the tests of the image store
+    ("umoci", "umoci"),       // images that go through other tools and come back
+    ("buildah", "buildah"),
 ];
 
 /// Tests as a runner counted them.
