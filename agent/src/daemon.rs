@@ -20,7 +20,7 @@ use gantry_api::ids::{NodeId, ReplicaId};
 use gantry_api::network::Table;
 use gantry_api::units::{Bytes, MilliCpu};
 use gantry_api::wire::{Assignment, Capacity, Hello, ReplicaStatus, Report};
-use gantry_images::Store;
+use gantry_images::{Store, Watermarks};
 use gantry_netd::client::Client;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -41,6 +41,8 @@ const AUDIT: Duration = Duration::from_secs(5);
 const LOCK_MAX: Duration = Duration::from_secs(2);
 /// Between two looks at whether an image that replicas wait for has been loaded here meanwhile.
 const ARRIVALS: Duration = Duration::from_secs(1);
+/// Between looks at how full the disk of the images is; a pull looks too.
+const RELIEF: Duration = Duration::from_secs(60);
 /// Between two looks at usage.
 const MEASURE: Duration = Duration::from_secs(1);
 
@@ -69,6 +71,8 @@ pub struct Config {
     pub reserved: Capacity,
     /// Registries that are spoken to over plain HTTP; those on loopback always are.
     pub insecure_registries: Vec<String>,
+    /// When unused images are removed.
+    pub watermarks: Watermarks,
 }
 
 /// Runs the agent until `shutdown` turns true or its sender is gone. Replicas are not touched by its end.
@@ -246,7 +250,7 @@ impl Daemon {
             config.cgroup_parent.clone(),
             config.init.clone(),
             Arc::clone(&runtime),
-            Images::new(store, config.insecure_registries.clone()),
+            Images::new(store, config.insecure_registries.clone(), config.watermarks),
             Network::new(client, network.clone()),
         ));
         let (told, ended) = mpsc::unbounded_channel();
@@ -302,7 +306,7 @@ impl Daemon {
             interval
         };
         let (mut rescan, mut audit, mut measure) = (every(RESCAN), every(AUDIT), every(MEASURE));
-        let mut arrivals = every(ARRIVALS);
+        let (mut arrivals, mut relief) = (every(ARRIVALS), every(RELIEF));
         loop {
             let wake = plan::wake_ms(&self.node.desired, &self.node.observed, self.clock.now_ms());
             let wake = wake.map(|at_ms| self.clock.instant(at_ms));
@@ -333,6 +337,7 @@ impl Daemon {
                 _ = audit.tick() => self.audit(),
                 _ = measure.tick() => self.measure(),
                 _ = arrivals.tick() => self.arrivals(),
+                _ = relief.tick() => self.actor.relieve(),
                 () = pause => {}
             }
             self.step().await;

@@ -143,8 +143,25 @@ pub struct Service {
     /// Ports open on every node.
     #[serde(default)]
     pub ports: Vec<Published>,
+    /// Whether a client stays with the replica it had first, as long as that is ready.
+    #[serde(default)]
+    pub sticky: bool,
+    /// The networks it is on: it reaches, and is reached by, services that share one, and those that name none. None: it
+    /// reaches everybody.
+    #[serde(default)]
+    pub networks: Vec<ServiceNetwork>,
     /// Its replicas.
     pub endpoints: Vec<Endpoint>,
+}
+
+/// A network of an app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceNetwork {
+    /// Its name in the cluster: that of the app and of the network (`shop_back`), or of an external one.
+    pub name: String,
+    /// Whether it leads to no place outside of the cluster. A service leaves the cluster by any other network.
+    #[serde(default)]
+    pub internal: bool,
 }
 
 /// A port open on every node.
@@ -214,6 +231,63 @@ pub struct Status {
     /// What could not be made true, in words: `port 8080/tcp is held by another program on this node`.
     #[serde(default)]
     pub problems: Vec<String>,
+    /// How containers' connections to services find a replica.
+    #[serde(default)]
+    pub balancing: Balancing,
+}
+
+/// Where a connection to a service address is led to a replica.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Balancing {
+    /// When a container's socket connects: to the less loaded of two, and at no cost per packet.
+    Connect,
+    /// On the packet's way: at random.
+    Packets {
+        /// Why the better way is closed.
+        reason: String,
+    },
+}
+
+impl Default for Balancing {
+    fn default() -> Self {
+        Self::Packets { reason: String::new() }
+    }
+}
+
+/// What a node's containers have open to one replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Live {
+    /// The service's address.
+    pub service: Ipv4Addr,
+    /// The replica's.
+    pub address: Ipv4Addr,
+    /// Whether it is given new connections. One that is not and has 0 connections is drained.
+    pub ready: bool,
+    /// Open now.
+    pub connections: u32,
+    /// Opened since the replica was first ready.
+    pub total: u64,
+}
+
+/// What the whole cluster has open, so that every node knows which replica is free. Sent about ten times a second.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loads {
+    /// How many nodes have reported.
+    pub nodes: u32,
+    /// Each replica with connections; one that is not named has none.
+    pub endpoints: Vec<Load>,
+}
+
+/// Connections of all nodes to one replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// The service's address.
+    pub service: Ipv4Addr,
+    /// The replica's.
+    pub address: Ipv4Addr,
+    /// Open now.
+    pub connections: u32,
 }
 
 /// How another node's replicas are reached.

@@ -386,6 +386,67 @@ fn volumes_hold_what_is_written() {
 }
 
 #[test]
+fn files_are_copied_in_and_out() {
+    alone(|bed| {
+        let write = |name: &str, content: &str| {
+            fs::create_dir_all(bed.dir.join(name).parent().unwrap()).unwrap();
+            fs::write(bed.dir.join(name), content).unwrap();
+        };
+        write("site/index.html", "hello");
+        write("site/css/a", "b");
+        write("volume/there", "on the host");
+        bed.ok(&format!("run -d --name web --network none -v ./volume:/vol --tmpfs /scratch {IMAGE} sleep 600"));
+        // Running: what its processes see, volumes and memory too.
+        bed.ok("cp site web:/srv");
+        bed.ok("cp site/index.html web:/scratch/page");
+        let inside = |script: &str| {
+            let done = bed.gantry("exec web sh -c").arg(script).output().unwrap();
+            format!("{}{}", text(&done.stdout), text(&done.stderr))
+        };
+        assert_eq!(inside("cat /srv/index.html /srv/css/a /scratch/page; stat -c %u /srv/css/a"), "hellobhello0\n");
+        bed.ok("cp web:/vol/there got");
+        assert_eq!(fs::read_to_string(bed.dir.join("got")).unwrap(), "on the host");
+        inside("ln -s /etc /out; echo own > /etc/own; mkfifo /srv/pipe");
+        bed.ok("cp web:/out/own own");
+        assert_eq!(fs::read_to_string(bed.dir.join("own")).unwrap(), "own\n");
+        let df: serde_json::Value = serde_json::from_str(&bed.ok("system df --json -v")).unwrap();
+        let one = &df["each_container"][0];
+        assert!(one["name"] == "web" && one["running"] == true && one["inodes"].as_u64() > Some(4), "{df}");
+        // A stream from one to another place.
+        let stream = bed.gantry("cp web:/srv/css -").output().unwrap();
+        assert!(stream.status.success(), "{}", text(&stream.stderr));
+        let mut back = bed.gantry("cp - web:/vol").stdin(Stdio::piped()).spawn().unwrap();
+        back.stdin.take().unwrap().write_all(&stream.stdout).unwrap();
+        assert!(back.wait().unwrap().success());
+        assert_eq!(fs::read_to_string(bed.dir.join("volume/css/a")).unwrap(), "b");
+        for (words, code, why) in [
+            ("cp web:/none x", 1, "cannot copy web:/none: No such file"),
+            ("cp none:/a x", 1, "there is no container `none`"),
+            ("cp site web:/etc/own", 1, "cannot be copied to what is none"),
+            ("cp site elsewhere", 2, "one of the two must be CONTAINER:PATH"),
+            ("cp web:/a web:/b", 2, "container to container"),
+            ("cp web: x", 2, "write CONTAINER:PATH"),
+        ] {
+            let done = bed.output(words);
+            let told = text(&done.stderr);
+            assert_eq!(done.status.code(), Some(code), "{words}: {told}");
+            assert!(told.contains(why), "{words}: {told}");
+        }
+        bed.ok("stop -t 0 web");
+        // Stopped: its root file system, but no volumes.
+        bed.ok("cp web:/srv copy");
+        assert_eq!(fs::read_to_string(bed.dir.join("copy/css/a")).unwrap(), "b");
+        bed.ok("cp got web:/srv/later");
+        let refused = bed.output("cp web:/vol/there x");
+        assert!(text(&refused.stderr).contains("`/vol` is a volume of container `web`"), "{}", text(&refused.stderr));
+        bed.ok("start web");
+        assert_eq!(inside("cat /srv/later"), "on the host");
+        bed.ok("rm -f web");
+        bed.nothing_left();
+    });
+}
+
+#[test]
 fn a_terminal_is_carried() {
     alone(|bed| {
         let pty = nix::pty::openpty(None, None).unwrap();

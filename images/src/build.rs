@@ -19,6 +19,7 @@ use crate::manifest::{CONFIG_MAX, Compression, ImageConfig, LayerSpec, MANIFEST_
 use crate::pack::{self, Packed, Packing};
 use crate::platform::Platform;
 use crate::reference::Reference;
+use crate::snapshot::Written;
 use crate::store::Store;
 
 /// Level 3 is zstd's own default; 6 is gzip's.
@@ -72,7 +73,7 @@ impl Store {
             config["variant"] = variant.into();
         }
         config["rootfs"] = json!({ "type": "layers", "diff_ids": [] });
-        let packing = Packing { overlay: false, time_max: options.time };
+        let packing = Packing { overlay: false, time_max: options.time, ids: None };
         self.build(Base { config, layers: Vec::new() }, dir, packing, "image from-rootfs", options)
     }
 
@@ -83,22 +84,20 @@ impl Store {
     /// # Errors
     /// There is no such container; those of a load.
     pub fn commit_container(&self, id: &str, options: &BuildOptions) -> Result<Image> {
-        let snapshot = self.snapshots()?.into_iter().find(|snapshot| snapshot.id == id);
-        let snapshot = snapshot.ok_or_else(|| ImageError::NotFound(format!("container {id}")))?;
-        let (manifest, _, _) = self.manifest(snapshot.image)?;
+        let Written { image, dir: upper, ids } = self.written(id)?;
+        let (manifest, _, _) = self.manifest(image)?;
         let config = self.read_blob("configuration", manifest.config.digest, CONFIG_MAX)?;
         let config = serde_json::from_slice(&config)
             .map_err(|e| ImageError::BadImage { what: "configuration".into(), why: e.to_string() })?;
-        let bytes = self.read_blob("manifest", snapshot.image, MANIFEST_MAX)?;
+        let bytes = self.read_blob("manifest", image, MANIFEST_MAX)?;
         let manifest: Value = serde_json::from_slice(&bytes)
             .map_err(|e| ImageError::BadImage { what: "manifest".into(), why: e.to_string() })?;
         let layers = manifest["layers"].as_array().cloned().unwrap_or_default();
-        let packing = Packing { overlay: true, time_max: options.time };
-        let upper = self.containers().join(id).join("upper");
+        let packing = Packing { overlay: true, time_max: options.time, ids: ids.as_ref() };
         self.build(Base { config, layers }, &upper, packing, "commit", options)
     }
 
-    fn build(&self, base: Base, dir: &Path, packing: Packing, by: &str, options: &BuildOptions) -> Result<Image> {
+    fn build(&self, base: Base, dir: &Path, packing: Packing<'_>, by: &str, options: &BuildOptions) -> Result<Image> {
         let lease = self.lease()?;
         let (spec, spooled) = self.pack(&lease, dir, packing, options.packed)?;
         let Base { mut config, mut layers } = base;
@@ -138,7 +137,7 @@ impl Store {
     }
 
     /// Pack a tree into a file of the lease.
-    fn pack(&self, lease: &Lease, dir: &Path, packing: Packing, packed: Packed) -> Result<(LayerSpec, PathBuf)> {
+    fn pack(&self, lease: &Lease, dir: &Path, packing: Packing<'_>, packed: Packed) -> Result<(LayerSpec, PathBuf)> {
         let path = lease.path(&format!("{}.packed", files::unique()));
         let file = File::create_new(&path).map_err(at("write", &path))?;
         let mut spool =
@@ -168,11 +167,9 @@ impl Store {
     /// # Errors
     /// There is no such container; those of the file system.
     pub fn changes(&self, id: &str) -> Result<Vec<(PathBuf, Change)>> {
-        let snapshot = self.snapshots()?.into_iter().find(|snapshot| snapshot.id == id);
-        let snapshot = snapshot.ok_or_else(|| ImageError::NotFound(format!("container {id}")))?;
-        let (_, _, layers) = self.manifest(snapshot.image)?;
+        let Written { image, dir: upper, .. } = self.written(id)?;
+        let (_, _, layers) = self.manifest(image)?;
         let lowers: Vec<PathBuf> = layers.iter().rev().map(|spec| self.layer(spec.diff_id).join("fs")).collect();
-        let upper = self.containers().join(id).join("upper");
         let mut changes = Vec::new();
         collect_changes(&upper, &lowers, Path::new(""), &mut changes)?;
         changes.sort();

@@ -20,7 +20,7 @@ use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::Path;
 
 use crate::error::{ImageError, Result, at};
-use crate::unpack::{escape, unescape_bytes};
+use crate::unpack::{escape, escape_to, unescape_bytes};
 
 /// Name of the list beside the tree.
 pub(crate) const NAME: &str = "files";
@@ -114,7 +114,7 @@ impl Recorder {
     }
 
     fn end(&mut self, path: &[u8]) -> io::Result<()> {
-        self.line += &escape(path);
+        escape_to(&mut self.line, path);
         self.line.push('\n');
         self.out.write_all(self.line.as_bytes())
     }

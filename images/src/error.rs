@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::digest::Digest;
 use crate::platform::Platform;
+use crate::reference::Reference;
 
 /// Everything in this crate that can fail returns this.
 pub type Result<T, E = ImageError> = std::result::Result<T, E>;
@@ -51,12 +52,14 @@ pub enum ImageError {
     #[error("image `{0}` is not in the store")]
     NotFound(String),
     /// The registry answers, but has no such repository, tag or digest.
-    #[error("`{reference}` is not in registry {registry}")]
+    #[error("`{reference}` is not in registry {registry}{}", part_of.as_ref().map(|whole| format!(", but is a part of `{whole}`")).unwrap_or_default())]
     NotInRegistry {
         /// Host of the registry.
         registry: String,
         /// What was asked for.
         reference: String,
+        /// The image that needs it, if that is another.
+        part_of: Option<String>,
     },
     /// A short id or digest fits more than one image.
     #[error("`{prefix}` fits several images: {}", matches.join(", "))]
@@ -196,6 +199,16 @@ pub enum ImageError {
         /// What the connection said.
         source: reqwest::Error,
     },
+    /// The registry sends something, but hardly anything, also after the retries.
+    #[error("registry {registry} sends {what} too slowly: less than 64 KiB in {seconds} s")]
+    TooSlow {
+        /// Host of the registry.
+        registry: String,
+        /// Such as `layer sha256:…`.
+        what: String,
+        /// The patience that it was given.
+        seconds: u64,
+    },
     /// The operator's settings for registries cannot be used.
     #[error("cannot use the settings in {}: {why}", file.display())]
     BadSettings {
@@ -229,6 +242,22 @@ pub enum ImageError {
         detail: String,
         /// The error number.
         source: io::Error,
+    },
+    /// A file cannot be copied between a host and a container.
+    #[error("cannot copy {path}: {why}")]
+    Copy {
+        /// The file, and the place it was copied from or to.
+        path: String,
+        /// What is in the way.
+        why: String,
+    },
+    /// The file system cannot limit what a container writes.
+    #[error("cannot limit the size of the root file system in {}: {why}", dir.display())]
+    NoQuota {
+        /// The directory of the store.
+        dir: PathBuf,
+        /// What is missing.
+        why: String,
     },
     /// A user or group is not known inside the image.
     #[error("no {kind} `{name}` in {file} of the image")]
@@ -273,6 +302,9 @@ impl ImageError {
             }
             Self::Untrusted { .. } => "the rules are under `trust` in the settings for registries".into(),
             Self::NotFound(_) => "pull or load it first, or list what is there".into(),
+            Self::NotInRegistry { part_of: Some(_), .. } => {
+                "the registry has lost a part of the image: push the image again, or pull another tag".into()
+            }
             Self::NotInRegistry { .. } => "check the name and the tag; a tag may have been removed".into(),
             Self::Ambiguous { .. } => "give more characters".into(),
             Self::Damaged { .. } | Self::WrongSize { .. } | Self::Truncated { .. } => {
@@ -280,33 +312,40 @@ impl ImageError {
             }
             Self::TooBig { .. } => "the limits protect the host; make the image smaller if it is really yours".into(),
             Self::Unauthorized { registry, .. } => format!(
-                "the repository may not exist, or needs a login for {registry} in the `auths` of the docker config.json (credential helpers are not run)"
+                "the repository may not exist, or needs a login for {registry}: in the `auths` of docker's config.json, or from a credential helper"
             ),
             Self::WrongPlatform { .. } => "ask for that platform by name if you have an emulator for it".into(),
             Self::InUse { .. } => "remove the container first, or force it: the names go, the content stays until the container is gone".into(),
             Self::SeveralNames { .. } => "remove one name, or force it to remove all".into(),
             Self::SnapshotExists { id, .. } => format!("remove container {id} first"),
             Self::NotARegistry { .. } => "is a log-in page of the network in the way, or is the address that of a web site?".into(),
+            Self::Network { registry, source, .. } if says(source, "certificate") => format!(
+                "if the certificate is right, name its issuer as `ca` of registry.\"{registry}\" in /etc/gantry/registries.toml"
+            ),
+            Self::Network { source, .. } if says(source, "address") && says(source, "name server") => {
+                "check the host name, and the name servers in /etc/resolv.conf".into()
+            }
             Self::Network { source, .. } if source.is_connect() => {
                 "check the host name, the network, and that the registry speaks HTTPS (or is listed as insecure)".into()
             }
-            Self::Network { .. } => "check the network to the registry, and try again".into(),
+            Self::Network { .. } | Self::TooSlow { .. } => "check the network to the registry, and try again".into(),
             Self::Registry { status: 429, .. } => "the registry limits requests: wait, or log in".into(),
             Self::Registry { status: 500.., .. } => "the registry has a problem: try again later".into(),
+            Self::Registry { .. } => "check the name of the image; the log of the registry may tell more".into(),
+            Self::BadImage { .. } => "nothing of it is used: it must be built or pushed again".into(),
+            Self::BadCredentials { .. } => "correct the file, or log in again with the tool that wrote it".into(),
+            Self::BadSettings { .. } => "correct the file; docs/images.md has an example".into(),
             Self::Mount { .. } => {
                 "the data directory must be on a file system that overlayfs can write to (ext4, xfs, btrfs, tmpfs), not on an overlay".into()
+            }
+            Self::NoQuota { .. } => {
+                "put the data directory on XFS or ext4 (made with `-O quota,project`), mounted with `prjquota`, or start without a size".into()
             }
             Self::UnknownUser { .. } => "use a number, or a name that the image knows".into(),
             Self::BadArchive { .. } => {
                 "give a whole archive as `docker save` or `skopeo copy … oci-archive:FILE` writes it, or a directory with an OCI layout".into()
             }
-            Self::Io { .. }
-            | Self::BadImage { .. }
-            | Self::Registry { .. }
-            | Self::BadCredentials { .. }
-            | Self::BadSettings { .. }
-            | Self::BadOption { .. }
-            | Self::Stopped => return None,
+            Self::Copy { .. } | Self::Io { .. } | Self::BadOption { .. } | Self::Stopped => return None,
         };
         Some(text)
     }
@@ -320,6 +359,28 @@ impl ImageError {
         Self::Io { action, path: path.to_path_buf(), source }
     }
 
+    /// Name the image that was pulled, where the error is only about a part of it.
+    pub(crate) fn in_pull(self, image: &Reference) -> Self {
+        let (short, full) = (image.familiar(), image.to_string());
+        let named = |text: String| if text.contains(&short) { text } else { format!("{text} of {full}") };
+        match self {
+            Self::Damaged { what, wanted, got } => Self::Damaged { what: named(what), wanted, got },
+            Self::WrongSize { what, wanted, got } => Self::WrongSize { what: named(what), wanted, got },
+            Self::Truncated { what, wanted, got } => Self::Truncated { what: named(what), wanted, got },
+            Self::TooBig { what, limit, unit } => Self::TooBig { what: named(what), limit, unit },
+            Self::BadArchive { archive, why } => Self::BadArchive { archive: named(archive), why },
+            Self::BadImage { what, why } => Self::BadImage { what: named(what), why },
+            Self::Network { registry, request, source } => Self::Network { registry, request: named(request), source },
+            Self::Registry { registry, status, request, detail } => {
+                Self::Registry { registry, status, request: named(request), detail }
+            }
+            Self::NotInRegistry { registry, reference, part_of: None } if !full.ends_with(&reference) => {
+                Self::NotInRegistry { registry, reference, part_of: Some(full) }
+            }
+            other => other,
+        }
+    }
+
     /// Name the directory of the store where the disk is full: what the operator knows it by.
     pub(crate) fn in_store(self, root: &Path) -> Self {
         match self {
@@ -327,6 +388,19 @@ impl ImageError {
             other => other,
         }
     }
+}
+
+/// Whether a cause, or the cause of that, has this word.
+fn says(error: &dyn std::error::Error, word: &str) -> bool {
+    let mut cause = Some(error);
+    // Bounded by the chain, which is a few long.
+    while let Some(error) = cause {
+        if error.to_string().contains(word) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// No blocks, no inodes, or no quota.

@@ -23,13 +23,17 @@
 //! ```
 
 mod auth;
+mod batch;
 mod build;
 pub mod bundle;
 mod catalog;
+mod copies;
 mod digest;
 mod dns;
 mod error;
 mod files;
+#[cfg(test)]
+mod fuzz;
 mod image;
 mod index;
 mod layer;
@@ -46,14 +50,18 @@ mod push;
 mod reference;
 mod registries;
 mod registry;
+mod room;
 mod save;
 mod scrub;
 mod snapshot;
 mod store;
+mod sys;
 mod tarball;
+pub mod transfer;
 mod trust;
 mod unpack;
 mod usage;
+mod window;
 
 pub use auth::{Credentials, default_auth_file};
 pub use build::{BuildOptions, Change};
@@ -68,8 +76,9 @@ pub use progress::{Event, NoProgress, Progress};
 pub use pull::{PullOptions, PullPolicy};
 pub use reference::{DEFAULT_REGISTRY, DEFAULT_TAG, Reference};
 pub use registries::Registries;
+pub use room::Watermarks;
 pub use scrub::{Damage, Verified};
-pub use snapshot::{Snapshot, SnapshotOptions};
+pub use snapshot::{IdMaps, IdRange, RootKind, Snapshot, SnapshotOptions, SnapshotUsage};
 pub use store::{Removed, Store};
 pub use unpack::Limits;
 pub use usage::{Prune, Space, Usage};

@@ -4,15 +4,18 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::batch::Batch;
 use crate::digest::{Digest, Hasher};
 use crate::error::{ImageError, Result, at};
 use crate::files;
 use crate::image::Image;
 use crate::index::{Entry, Index, REF_NAME};
-use crate::layer::{self, Origin, Part};
+use crate::layer::{self, Origin, Part, Source, Verified};
 use crate::lease::Lease;
 use crate::manifest::{
     self, CONFIG_MAX, Compression, ConfigFile, Descriptor, Document, LayerSpec, MANIFEST_MAX, Manifest, OCI_CONFIG,
@@ -35,6 +38,12 @@ const NAME_MAX: usize = 4096;
 
 /// How deep indexes may be nested.
 const NESTING_MAX: u32 = 3;
+
+/// Layers unpacked at once, of whichever image.
+const LAYERS_AT_ONCE: usize = 4;
+
+/// How often a layer that another one is at is looked at.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Where images are loaded from.
 pub enum LoadSource {
@@ -86,11 +95,12 @@ impl Store {
         let archive = Archive::open(source, &lease).map_err(|e| e.in_store(self.root()))?;
         progress.event(Event::Resolving { what: archive.title.clone() });
         let platform = options.platform.clone().unwrap_or_else(Platform::host);
-        let loader = Loader { store: self, lease: &lease, archive: &archive, platform, progress };
+        let batch = Batch::new(self);
+        let loader = Loader { store: self, lease: &lease, archive: &archive, platform, progress, batch };
         if archive.has("index.json") && archive.has("oci-layout") {
-            loader.oci()
+            loader.all(loader.oci()?)
         } else if archive.has("manifest.json") {
-            loader.docker()
+            loader.all(loader.docker()?)
         } else {
             Err(archive.bad("it has neither index.json with oci-layout, nor manifest.json: it is not an image"))
         }
@@ -144,7 +154,8 @@ impl Archive {
         let bad = |error: io::Error| ImageError::BadArchive { archive: title.clone(), why: error.to_string() };
         let mut packed = BufReader::with_capacity(256 << 10, reader);
         let compression = Compression::sniff(packed.fill_buf().map_err(bad)?);
-        let mut tar = TarReader::new(layer::decoder(compression, packed).map_err(bad)?);
+        let plain = layer::decoder(compression, packed).map_err(bad)?;
+        let mut tar = TarReader::new(BufReader::with_capacity(256 << 10, plain));
         let (mut files, mut links) = (BTreeMap::new(), BTreeMap::new());
         while let Some(member) = tar.next_member().map_err(bad)? {
             if member.path.len() > NAME_MAX || member.link.len() > NAME_MAX {
@@ -267,7 +278,7 @@ impl SpoolError {
     }
 }
 
-fn write_member<R: Read>(tar: &mut TarReader<R>, path: PathBuf) -> Result<Spooled, SpoolError> {
+fn write_member<R: BufRead>(tar: &mut TarReader<R>, path: PathBuf) -> Result<Spooled, SpoolError> {
     let failed = |e: io::Error| SpoolError::Write(ImageError::io("write", &path, e));
     let mut file = File::create_new(&path).map_err(failed)?;
     let (mut hasher, mut size, mut buffer) = (Hasher::default(), 0, vec![0; 256 << 10]);
@@ -318,6 +329,19 @@ struct Loader<'a> {
     archive: &'a Archive,
     platform: Platform,
     progress: &'a dyn Progress,
+    batch: Batch,
+}
+
+/// An image of the archive, read and checked, but for its layers.
+struct Plan {
+    names: Vec<Reference>,
+    bytes: Vec<u8>,
+    media_type: String,
+    config: Vec<u8>,
+    platform: Platform,
+    specs: Vec<LayerSpec>,
+    /// The index that it was chosen from.
+    source: Option<Digest>,
 }
 
 #[derive(Deserialize)]
@@ -329,7 +353,60 @@ struct DockerImage {
 }
 
 impl Loader<'_> {
-    fn oci(&self) -> Result<Vec<Image>> {
+    /// Those that are good, and the layers of all of them at once; the first failure is told when they are in the store.
+    fn all(&self, plans: Vec<Result<Plan>>) -> Result<Vec<Image>> {
+        let specs = plans.iter().flatten().flat_map(|plan| plan.specs.iter().map(|spec| (spec.digest, spec)));
+        let mut specs: Vec<&LayerSpec> = specs.collect::<BTreeMap<_, _>>().into_values().collect();
+        // Taken from the end: largest first, because it decides when all are done.
+        specs.sort_by_key(|spec| spec.size);
+        let mut failed = self.layers(specs);
+        self.batch.commit()?;
+        let mut images = Vec::new();
+        for plan in plans {
+            let plan = plan?;
+            if let Some(error) = plan.specs.iter().find_map(|spec| failed.remove(&spec.digest)) {
+                return Err(error);
+            }
+            images.push(self.commit(plan)?);
+        }
+        Ok(images)
+    }
+
+    /// The errors of those that failed.
+    fn layers(&self, specs: Vec<&LayerSpec>) -> BTreeMap<Digest, ImageError> {
+        let threads = LAYERS_AT_ONCE.min(specs.len());
+        let (waiting, failed) = (Mutex::new(specs), Mutex::new(BTreeMap::new()));
+        let locked = || waiting.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    while let Some(spec) = locked() {
+                        if let Err(error) = self.layer(spec) {
+                            failed.lock().unwrap_or_else(PoisonError::into_inner).insert(spec.digest, error);
+                        }
+                    }
+                });
+            }
+        });
+        failed.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn commit(&self, plan: Plan) -> Result<Image> {
+        self.store.write_blob(self.lease, &plan.config)?;
+        let digest = self.store.write_blob(self.lease, &plan.bytes)?;
+        let entry = Entry {
+            media_type: plan.media_type,
+            digest,
+            size: plan.bytes.len() as u64,
+            annotations: BTreeMap::new(),
+            rest: serde_json::Map::from_iter([("platform".to_owned(), serde_json::json!(plan.platform))]),
+        };
+        let image = self.store.commit(self.lease, &entry, &plan.names, plan.source)?;
+        self.progress.event(Event::Done { digest });
+        Ok(image)
+    }
+
+    fn oci(&self) -> Result<Vec<Result<Plan>>> {
         let what = format!("index.json of {}", self.archive.title);
         let index = Index::parse(&what, &self.archive.read("index.json", JSON_MAX)?)?;
         // Several entries of one name are one image for several platforms.
@@ -345,7 +422,7 @@ impl Loader<'_> {
         if groups.is_empty() {
             return Err(self.archive.bad("its index.json lists no image"));
         }
-        groups.iter().map(|(name, group)| self.oci_image(name.as_ref(), group)).collect()
+        Ok(groups.iter().map(|(name, group)| self.oci_image(name.as_ref(), group)).collect())
     }
 
     fn entry_name(&self, entry: &Entry) -> Option<Reference> {
@@ -353,7 +430,7 @@ impl Loader<'_> {
         name_of(annotation(REF_NAME), annotation("io.containerd.image.name"), &self.archive.stem)
     }
 
-    fn oci_image(&self, name: Option<&Reference>, group: &[Descriptor]) -> Result<Image> {
+    fn oci_image(&self, name: Option<&Reference>, group: &[Descriptor]) -> Result<Plan> {
         let title = name.map_or_else(|| self.archive.title.clone(), Reference::familiar);
         let mut chosen = match group {
             [only] => only.clone(),
@@ -369,14 +446,14 @@ impl Loader<'_> {
                     let config =
                         self.archive.blob("configuration", manifest.config.digest, manifest.config.size, CONFIG_MAX)?;
                     let source = Some(source).filter(|digest| *digest != chosen.digest);
-                    return self.image(&title, name.cloned().into_iter().collect(), &bytes, &manifest, &config, source);
+                    return self.image(&title, name.cloned().into_iter().collect(), bytes, &manifest, config, source);
                 }
             }
         }
         Err(self.archive.bad("its indexes are nested too deep"))
     }
 
-    fn docker(&self) -> Result<Vec<Image>> {
+    fn docker(&self) -> Result<Vec<Result<Plan>>> {
         let what = format!("manifest.json of {}", self.archive.title);
         let bytes = self.archive.read("manifest.json", JSON_MAX)?;
         let images: Vec<DockerImage> =
@@ -384,10 +461,10 @@ impl Loader<'_> {
         if images.is_empty() {
             return Err(self.archive.bad("its manifest.json lists no image"));
         }
-        images.iter().map(|image| self.docker_image(image)).collect()
+        Ok(images.iter().map(|image| self.docker_image(image)).collect())
     }
 
-    fn docker_image(&self, image: &DockerImage) -> Result<Image> {
+    fn docker_image(&self, image: &DockerImage) -> Result<Plan> {
         let tags = image.repo_tags.clone().unwrap_or_default();
         let mut names = tags.iter().map(|tag| tag.parse()).collect::<Result<Vec<Reference>>>()?;
         if names.is_empty() {
@@ -411,7 +488,7 @@ impl Loader<'_> {
             layers: layers.iter().map(|(c, digest, size)| plain(c.media_type(), *digest, *size)).collect(),
         };
         let bytes = serde_json::to_vec(&manifest).map_err(|e| self.archive.bad(e.to_string()))?;
-        self.image(&title, names, &bytes, &manifest, &config, None)
+        self.image(&title, names, bytes, &manifest, config, None)
     }
 
     /// Such an archive does not give the digests of its layers as packed, so they are computed.
@@ -434,49 +511,58 @@ impl Loader<'_> {
         &self,
         title: &str,
         names: Vec<Reference>,
-        bytes: &[u8],
+        bytes: Vec<u8>,
         manifest: &Manifest,
-        config: &[u8],
+        config: Vec<u8>,
         source: Option<Digest>,
-    ) -> Result<Image> {
-        let file = ConfigFile::parse(title, config)?;
+    ) -> Result<Plan> {
+        let file = ConfigFile::parse(title, &config)?;
         file.check_platform(title, &self.platform)?;
         let specs = manifest.layer_specs(&format!("manifest of {title}"), &file)?;
         let parts = specs.iter().flat_map(|spec| [spec.digest, spec.diff_id]);
-        self.store.protect(self.lease, parts.chain([Digest::of(bytes), manifest.config.digest]))?;
-        for spec in &specs {
-            self.layer(spec)?;
-        }
-        self.store.write_blob(self.lease, config)?;
-        let digest = self.store.write_blob(self.lease, bytes)?;
-        let entry = Entry {
-            media_type: manifest.media_type.clone().unwrap_or_else(|| OCI_MANIFEST.to_owned()),
-            digest,
-            size: bytes.len() as u64,
-            annotations: BTreeMap::new(),
-            rest: serde_json::Map::from_iter([("platform".to_owned(), serde_json::json!(file.platform()))]),
-        };
-        let image = self.store.commit(self.lease, &entry, &names, source)?;
-        self.progress.event(Event::Done { digest });
-        Ok(image)
+        self.store.protect(self.lease, parts.chain([Digest::of(&bytes), manifest.config.digest]))?;
+        let media_type = manifest.media_type.clone().unwrap_or_else(|| OCI_MANIFEST.to_owned());
+        Ok(Plan { names, bytes, media_type, config, platform: file.platform(), specs, source })
     }
 
     fn layer(&self, spec: &LayerSpec) -> Result<()> {
         self.progress.event(Event::LayerStart { digest: spec.digest, total: spec.size });
-        let mut part = Part::lock(self.store, spec.digest)?;
-        let reused = self.store.has_layer(spec.diff_id) && self.store.has_blob(spec.digest, spec.size);
-        if reused {
-            part.remove()?;
-        } else if let Err(error) = self.ingest(spec, &mut part) {
-            // The source is at hand: there is nothing to go on with.
-            part.remove()?;
-            return Err(error);
+        let reused = match self.lock_part(spec)? {
+            None => true,
+            Some(mut part) => match self.ingest(spec, &mut part) {
+                Ok(verified) => {
+                    self.batch.add(verified, Some(part));
+                    false
+                }
+                Err(error) => {
+                    // The source is at hand: there is nothing to go on with.
+                    part.remove()?;
+                    return Err(error);
+                }
+            },
+        };
+        if self.batch.left().is_some_and(|left| left.is_zero()) {
+            self.batch.commit()?;
         }
         self.progress.event(Event::LayerDone { digest: spec.digest, reused });
         Ok(())
     }
 
-    fn ingest(&self, spec: &LayerSpec, part: &mut Part) -> Result<()> {
+    /// `None` when the layer is there. Nothing that is complete is held back while another one is waited for.
+    fn lock_part(&self, spec: &LayerSpec) -> Result<Option<Part>> {
+        loop {
+            if self.store.has_layer(spec.diff_id) && self.store.has_blob(spec.digest, spec.size) {
+                return Ok(None);
+            }
+            if let Some(part) = Part::try_lock(self.store, spec.digest)? {
+                return Ok(Some(part));
+            }
+            self.batch.commit()?;
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn ingest(&self, spec: &LayerSpec, part: &mut Part) -> Result<Verified> {
         let name = blob_name(spec.digest);
         let spooled = match &self.archive.content {
             // A docker archive has other names, but the same bytes.
@@ -486,15 +572,9 @@ impl Loader<'_> {
             Content::Directory(_) => None,
         };
         if let Some(file) = spooled {
-            part.remove()?;
-            // The file is renamed into the store by the first image that has it.
-            let (path, origin) = if file.path.exists() {
-                (file.path.clone(), Origin::Spooled(file.path.clone()))
-            } else {
-                (self.store.blob(spec.digest), Origin::Stored)
-            };
-            let mut source = Counted::open(&path, spec, self.progress)?;
-            return layer::ingest(self.store, self.lease, spec, origin, &mut source);
+            let mut source = Counted::open(&file.path, spec, self.progress)?;
+            let origin = Origin::Spooled(file.path.clone());
+            return layer::prepare(self.store, self.lease, spec, origin, Source::Read(&mut source));
         }
         let path = match self.archive.path(&name) {
             Some(path) => path,
@@ -502,7 +582,7 @@ impl Loader<'_> {
         };
         part.clear()?;
         let mut source = Counted::open(&path, spec, self.progress)?;
-        layer::ingest(self.store, self.lease, spec, Origin::Fetch(part), &mut source)
+        layer::prepare(self.store, self.lease, spec, Origin::Fetch(part), Source::Read(&mut source))
     }
 
     /// A layer of a docker archive that was unpacked into a directory.

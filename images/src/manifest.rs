@@ -25,8 +25,8 @@ pub(crate) const MANIFEST_MAX: u64 = 4 << 20;
 /// Largest image configuration: room for a long history.
 pub(crate) const CONFIG_MAX: u64 = 8 << 20;
 
-/// Most layers that overlayfs can stack, and one for the corrections of directories (kernel: `OVL_MAX_STACK`).
-pub(crate) const LAYERS_MAX: usize = 499;
+/// Most layers that overlayfs can stack (kernel: `OVL_MAX_STACK`).
+pub(crate) const LAYERS_MAX: usize = 500;
 
 /// Points at content: what it is, its digest and its size.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,9 +99,9 @@ impl Compression {
                 Ok(Self::Zstd)
             }
             other if other.contains("foreign") || other.contains("nondistributable") => {
-                Err(format!("layers of type {other} are not fetched: they live outside the registry"))
+                Err(format!("what has type {other} is not fetched: it lives outside the registry"))
             }
-            other => Err(format!("layer type {other} is not known")),
+            other => Err(format!("its type {other} is not known")),
         }
     }
 }
@@ -187,7 +187,8 @@ impl Manifest {
             if !layer.urls.is_empty() {
                 return Err(invalid(what, format!("layer {} is to be fetched from elsewhere", layer.digest)));
             }
-            let compression = Compression::of_media_type(&layer.media_type).map_err(|why| invalid(what, why))?;
+            let compression = Compression::of_media_type(&layer.media_type)
+                .map_err(|why| invalid(what, format!("layer {}: {why}", layer.digest)))?;
             Ok(LayerSpec { digest: layer.digest, size: layer.size, diff_id: *diff_id, compression })
         };
         layers.iter().zip(diffs).map(pair).collect()

@@ -84,6 +84,11 @@ fn wrong_directories(layers: &[&Tree]) -> Result<BTreeSet<PathBuf>> {
         if let Some(top) = stacked(layers, &path)?.first() {
             let shown = top.fs.join(&path).symlink_metadata();
             let shown = shown.map_err(at("read", &path))?;
+            if let Some(target) = hidden_link(layers, &path) {
+                // As containerd has it; docker's builders never make such a layer.
+                let (path, target) = (path.display(), target.display());
+                tracing::warn!("directory `{path}` of a layer hides a link to `{target}` of a layer below");
+            }
             if effective(layers, &path)?.is_some_and(|meta| !same_attributes(&meta, &shown)) {
                 wrong.insert(path);
             }
@@ -96,6 +101,19 @@ fn wrong_directories(layers: &[&Tree]) -> Result<BTreeSet<PathBuf>> {
         }
     }
     Ok(wrong)
+}
+
+/// Where the link leads that the directory `path`, which a layer only passes through, stands in the place of.
+fn hidden_link(layers: &[&Tree], path: &Path) -> Option<PathBuf> {
+    for tree in layers {
+        let here = tree.fs.join(path);
+        match here.symlink_metadata() {
+            Ok(meta) if meta.is_symlink() => return fs::read_link(here).ok(),
+            Ok(meta) if !meta.is_dir() || is_opaque(&here) => return None,
+            _ => {}
+        }
+    }
+    None
 }
 
 fn same_attributes(a: &Metadata, b: &Metadata) -> bool {

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use tar::{Builder, EntryType, Header};
 
 use crate::error::{ImageError, Result, at};
+use crate::snapshot::IdMaps;
 use crate::unpack::OPAQUE;
 
 /// Largest list of attribute names, and largest value, that a file can have (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
@@ -23,18 +24,20 @@ const ATTRIBUTES_MAX: usize = 64 << 10;
 
 /// How a tree becomes a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Packing {
+pub(crate) struct Packing<'a> {
     /// The tree is the upper directory of an overlay: deletions become whiteouts.
     pub(crate) overlay: bool,
     /// Later times of modification become this one, in seconds since 1970.
     pub(crate) time_max: Option<u64>,
+    /// The owners are those of the host: in the layer are those of the container.
+    pub(crate) ids: Option<&'a IdMaps>,
 }
 
 /// Write the tree below `root` to `out`; returns how many bytes its files have.
 ///
 /// # Errors
 /// Something cannot be read, or is a socket's neighbour of a kind that layers do not have; `out` cannot be written.
-pub(crate) fn pack(root: &Path, packing: Packing, out: impl Write) -> Result<u64> {
+pub(crate) fn pack(root: &Path, packing: Packing<'_>, out: impl Write) -> Result<u64> {
     let mut packer = Packer { root, packing, tar: Builder::new(out), links: BTreeMap::new(), bytes: 0 };
     packer.directory(Path::new(""))?;
     packer.tar.into_inner().and_then(|mut out| out.flush()).map_err(at("pack", root))?;
@@ -43,7 +46,7 @@ pub(crate) fn pack(root: &Path, packing: Packing, out: impl Write) -> Result<u64
 
 struct Packer<'a, W: Write> {
     root: &'a Path,
-    packing: Packing,
+    packing: Packing<'a>,
     tar: Builder<W>,
     /// Files with several names, by device and inode.
     links: BTreeMap<(u64, u64), PathBuf>,
@@ -112,26 +115,13 @@ impl<W: Write> Packer<'_, W> {
 
     /// Extended attributes come before their file, as records of PAX.
     fn attributes(&mut self, full: &Path) -> Result<()> {
-        let mut list = vec![0; ATTRIBUTES_MAX];
-        let length = match rustix::fs::llistxattr(full, &mut list) {
-            Err(rustix::io::Errno::NOTSUP) => 0,
-            other => other.map_err(at("read the attributes of", full))?,
-        };
-        let mut found: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-        for name in list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-            let Some(text) = std::str::from_utf8(name).ok().filter(|name| belongs_to_image(name)) else {
-                continue;
-            };
-            let mut value = vec![0; ATTRIBUTES_MAX];
-            let length =
-                rustix::fs::lgetxattr(full, name, &mut value[..]).map_err(at("read the attributes of", full))?;
-            value.truncate(length);
-            found.insert(format!("SCHILY.xattr.{text}"), value);
-        }
+        let found = attributes_of_image(full)?;
         if found.is_empty() {
             return Ok(());
         }
-        let records = found.iter().map(|(name, value)| (name.as_str(), value.as_slice()));
+        let named: Vec<(String, &Vec<u8>)> =
+            found.iter().map(|(name, value)| (format!("SCHILY.xattr.{name}"), value)).collect();
+        let records = named.iter().map(|(name, value)| (name.as_str(), value.as_slice()));
         self.tar.append_pax_extensions(records).map_err(at("pack", full))
     }
 
@@ -157,8 +147,10 @@ impl<W: Write> Packer<'_, W> {
         let mut header = Header::new_gnu();
         header.set_entry_type(kind);
         header.set_mode(meta.mode() & 0o7777);
-        header.set_uid(meta.uid().into());
-        header.set_gid(meta.gid().into());
+        let own = (meta.uid(), meta.gid());
+        let (uid, gid) = self.packing.ids.map_or(own, |ids| ids.inside(own));
+        header.set_uid(uid.into());
+        header.set_gid(gid.into());
         let time = u64::try_from(meta.mtime()).unwrap_or(0);
         header.set_mtime(self.packing.time_max.map_or(time, |max| time.min(max)));
         header.set_size(if kind == EntryType::Regular { meta.len() } else { 0 });
@@ -173,8 +165,28 @@ impl<W: Write> Packer<'_, W> {
     }
 }
 
+/// The extended attributes of a file that belong to an image, by name.
+pub(crate) fn attributes_of_image(path: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
+    let mut found = BTreeMap::new();
+    let mut list = vec![0; ATTRIBUTES_MAX];
+    let length = match rustix::fs::llistxattr(path, &mut list) {
+        Err(rustix::io::Errno::NOTSUP) => 0,
+        other => other.map_err(at("read the attributes of", path))?,
+    };
+    for name in list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let Some(text) = std::str::from_utf8(name).ok().filter(|name| belongs_to_image(name)) else {
+            continue;
+        };
+        let mut value = vec![0; ATTRIBUTES_MAX];
+        let length = rustix::fs::lgetxattr(path, name, &mut value[..]).map_err(at("read the attributes of", path))?;
+        value.truncate(length);
+        found.insert(text.to_owned(), value);
+    }
+    Ok(found)
+}
+
 /// Not what overlayfs or the policy of the host has put there.
-fn belongs_to_image(name: &str) -> bool {
+pub(crate) fn belongs_to_image(name: &str) -> bool {
     name.starts_with("user.") && !name.starts_with("user.overlay.")
         || name.starts_with("system.posix_acl_")
         || name == "security.capability"

@@ -6,11 +6,12 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fs::File;
-use std::io::{self, Read};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -18,11 +19,12 @@ use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
 
 use crate::auth::{self, Credentials};
+use crate::batch::Batch;
 use crate::digest::Digest;
 use crate::error::{ImageError, Result, at};
 use crate::image::Image;
 use crate::index::Entry;
-use crate::layer::{self, Origin, Part};
+use crate::layer::{self, Origin, Part, Source, Verified};
 use crate::lease::Lease;
 use crate::manifest::{
     self, CONFIG_MAX, ConfigFile, Descriptor, Document, LayerSpec, MANIFEST_MAX, Manifest, OCI_MANIFEST,
@@ -38,8 +40,14 @@ use crate::trust::{self, Require, Rule};
 /// Layers fetched and unpacked at once: as many as a registry gladly serves to one client.
 const LAYERS_AT_ONCE: usize = 4;
 
-/// Pieces of a layer between the network and the disk.
-const PIECES_WAITING: usize = 32;
+/// Bytes that the network hands on at once, so that no thread is woken for every packet.
+const BATCH: usize = 128 << 10;
+
+/// Batches of a layer between the network and the disk.
+const BATCHES_WAITING: usize = 2;
+
+/// How often a layer that another one fetches is looked at: the first pause, doubled up to the second.
+const LOOK: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
 
 /// All layers of an image together, packed.
 const IMAGE_MAX: u64 = 256 << 30;
@@ -80,6 +88,8 @@ pub struct PullOptions {
     pub registries: Registries,
     /// A docker `config.json` or containers `auth.json`; `default_auth_file()` gives the usual one.
     pub auth_file: Option<PathBuf>,
+    /// A connection that does not bring 64 KiB in this time is given up; a minute if not given.
+    pub patience: Option<Duration>,
 }
 
 impl PullOptions {
@@ -136,7 +146,7 @@ impl Store {
         }
         progress.event(Event::Resolving { what: reference.familiar() });
         let pull = Pull::new(self, reference, platform, options, progress).await?;
-        let image = pull.run().await.map_err(|e| e.in_store(self.root()))?;
+        let image = pull.run().await.map_err(|e| e.in_store(self.root()).in_pull(reference))?;
         progress.event(Event::Done { digest: image.digest });
         Ok(image)
     }
@@ -172,7 +182,8 @@ impl Store {
         pull.check_room(&missing)?;
         let lease = Arc::new(self.lease()?);
         self.protect(&lease, image.parts())?;
-        pull.layers(&missing, &lease).await.map_err(|e| e.in_store(self.root()))
+        let batch = Arc::new(Batch::new(self));
+        pull.layers(&missing, &lease, &batch).await.map_err(|e| e.in_store(self.root()))
     }
 }
 
@@ -202,7 +213,7 @@ impl<'a> Pull<'a> {
             let own = endpoint.name == reference.registry();
             let given = options.credentials.is_some() && !own;
             let credentials = if given { None } else { options.credentials_for(&endpoint).await? };
-            registries.push(Registry::new(endpoint, credentials)?);
+            registries.push(Registry::new(endpoint, credentials)?.with_patience(options.patience));
         }
         let rule = options.registries.rule(reference);
         Ok(Self { store, registries, reference, platform, rule, progress, stop: watch::Sender::new(false) })
@@ -225,7 +236,11 @@ impl<'a> Pull<'a> {
         let parts = plan.layers.iter().flat_map(|spec| [spec.digest, spec.diff_id]);
         let own = [Digest::of(&plan.manifest), Digest::of(&plan.config)];
         self.store.protect(&lease, parts.chain(own))?;
-        self.layers(&plan.layers, &lease).await?;
+        let batch = Arc::new(Batch::new(self.store));
+        for bytes in [&plan.config, &plan.manifest] {
+            self.small_file(bytes, &lease, &batch)?;
+        }
+        self.layers(&plan.layers, &lease, &batch).await?;
         self.commit(plan, lease, signer).await
     }
 
@@ -378,20 +393,38 @@ impl<'a> Pull<'a> {
         if needed > IMAGE_MAX {
             return Err(ImageError::TooBig { what: self.reference.familiar(), limit: IMAGE_MAX, unit: "bytes packed" });
         }
-        let root = self.store.root();
-        let room = rustix::fs::statvfs(root).map_err(at("look at", root))?;
-        if needed > room.f_bavail.saturating_mul(room.f_frsize) {
-            return Err(ImageError::DiskFull { dir: root.to_path_buf(), needed: Some(needed) });
+        self.store.check_room(layers)
+    }
+
+    /// A verified document, to get its name with the layers.
+    fn small_file(&self, bytes: &[u8], lease: &Lease, batch: &Batch) -> Result<()> {
+        let digest = Digest::of(bytes);
+        if !self.store.has_blob(digest, bytes.len() as u64) {
+            let path = lease.path(&digest.hex());
+            std::fs::write(&path, bytes).map_err(at("write", &path))?;
+            batch.add(Verified::blob(path, digest), None);
         }
         Ok(())
     }
 
-    /// Largest first: it decides when all are done.
-    async fn layers(&self, layers: &[LayerSpec], lease: &Arc<Lease>) -> Result<()> {
+    /// Largest first: it decides when all are done. What `batch` has is committed with them.
+    async fn layers(&self, layers: &[LayerSpec], lease: &Arc<Lease>, batch: &Arc<Batch>) -> Result<()> {
+        let failure = tokio::select! {
+            failure = self.each_layer(layers, lease, batch) => failure,
+            never = commit_when_due(batch) => match never {},
+        };
+        // Also after a failure: what is verified stays, so that the next attempt goes on from there.
+        let batch = Arc::clone(batch);
+        let committed = blocking(move || batch.commit()).await;
+        failure.map_or(committed, Err)
+    }
+
+    /// The first failure, after all have ended.
+    async fn each_layer(&self, layers: &[LayerSpec], lease: &Arc<Lease>, batch: &Batch) -> Option<ImageError> {
         let unique: BTreeMap<Digest, &LayerSpec> = layers.iter().map(|spec| (spec.digest, spec)).collect();
         let mut specs: Vec<LayerSpec> = unique.into_values().cloned().collect();
         specs.sort_by_key(|spec| std::cmp::Reverse(spec.size));
-        let mut all = stream::iter(specs).map(|spec| self.layer(spec, lease)).buffer_unordered(LAYERS_AT_ONCE);
+        let mut all = stream::iter(specs).map(|spec| self.layer(spec, lease, batch)).buffer_unordered(LAYERS_AT_ONCE);
         let mut failure = None;
         // All are waited for, so that nothing is still writing when the caller is told.
         while let Some(done) = all.next().await {
@@ -400,7 +433,7 @@ impl<'a> Pull<'a> {
                 failure.get_or_insert(error);
             }
         }
-        failure.map_or(Ok(()), Err)
+        failure
     }
 
     async fn stopped(&self) -> ImageError {
@@ -409,85 +442,128 @@ impl<'a> Pull<'a> {
         ImageError::Stopped
     }
 
-    async fn layer(&self, spec: LayerSpec, lease: &Arc<Lease>) -> Result<()> {
+    async fn layer(&self, spec: LayerSpec, lease: &Arc<Lease>, batch: &Batch) -> Result<()> {
         let (digest, total) = (spec.digest, spec.size);
         if *self.stop.borrow() {
             return Err(ImageError::Stopped);
         }
         self.progress.event(Event::LayerStart { digest, total });
-        let mut part = self.lock_part(digest).await?;
-        let reused = self.reuse(&spec, lease).await?;
-        if reused {
-            part.remove()?;
-        } else {
-            let resumed = part.length()?;
-            if resumed > total {
-                part.clear()?;
-            }
-            match self.fetch(&spec, lease, part, &self.registries).await {
-                // What an earlier attempt left, or a mirror, may be what is damaged: begin again, once.
-                Err(ImageError::Damaged { .. } | ImageError::BadArchive { .. })
-                    if resumed > 0 || self.registries.len() > 1 =>
-                {
-                    part = self.lock_part(digest).await?;
-                    part.clear()?;
-                    self.fetch(&spec, lease, part, &self.registries[self.registries.len() - 1..]).await?;
-                }
-                other => other?,
-            }
-        }
+        let reused = match self.lock_part(&spec, batch).await? {
+            None => true,
+            Some(part) => self.locked_layer(&spec, part, lease, batch).await?,
+        };
         self.progress.event(Event::LayerDone { digest, reused });
         Ok(())
     }
 
-    async fn lock_part(&self, digest: Digest) -> Result<Part> {
-        let store = self.store.clone();
-        tokio::select! {
-            part = blocking(move || Part::lock(&store, digest)) => part,
-            stopped = self.stopped() => Err(stopped),
+    /// Get a layer that nobody else is at. Whether it was there.
+    async fn locked_layer(&self, spec: &LayerSpec, mut part: Part, lease: &Arc<Lease>, batch: &Batch) -> Result<bool> {
+        match self.reuse(spec, lease).await? {
+            Had::All => return part.remove().map(|()| true),
+            Had::Blob(verified) => {
+                batch.add(verified, Some(part));
+                return Ok(true);
+            }
+            Had::Nothing => {}
+        }
+        let resumed = part.length()?;
+        if resumed > spec.size {
+            part.clear()?;
+        }
+        let fetched = match self.fetch(spec, lease, part, &self.registries).await {
+            // What an earlier attempt left, or a mirror, may be what is damaged: begin again, once.
+            Err(ImageError::Damaged { .. } | ImageError::BadArchive { .. })
+                if resumed > 0 || self.registries.len() > 1 =>
+            {
+                let Some(mut part) = self.lock_part(spec, batch).await? else {
+                    return Ok(true);
+                };
+                part.clear()?;
+                self.fetch(spec, lease, part, &self.registries[self.registries.len() - 1..]).await?
+            }
+            other => other?,
+        };
+        batch.add(fetched.0, Some(fetched.1));
+        Ok(false)
+    }
+
+    /// The right to fetch a layer; `None` when it is there. Waits while another pull or load, in this process or not, is
+    /// at it, without a thread: they may be many.
+    async fn lock_part(&self, spec: &LayerSpec, batch: &Batch) -> Result<Option<Part>> {
+        let (mut pause, mut waits) = (LOOK.0, None);
+        loop {
+            if self.store.has_layer(spec.diff_id) && self.store.has_blob(spec.digest, spec.size) {
+                return Ok(None);
+            }
+            if let Some(part) = Part::try_lock(self.store, spec.digest)? {
+                return Ok(Some(part));
+            }
+            waits.get_or_insert_with(|| batch.waits());
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                stopped = self.stopped() => return Err(stopped),
+            }
+            pause = LOOK.1.min(pause * 2);
         }
     }
 
-    /// Whether the store has the layer, after unpacking it again if only its blob is there.
-    async fn reuse(&self, spec: &LayerSpec, lease: &Arc<Lease>) -> Result<bool> {
+    /// What the store has of the layer. If that is only its blob, it is unpacked again.
+    async fn reuse(&self, spec: &LayerSpec, lease: &Arc<Lease>) -> Result<Had> {
         if !self.store.has_blob(spec.digest, spec.size) {
-            return Ok(false);
+            return Ok(Had::Nothing);
         }
         if self.store.has_layer(spec.diff_id) {
-            return Ok(true);
+            return Ok(Had::All);
         }
         let (store, lease, spec) = (self.store.clone(), Arc::clone(lease), spec.clone());
         blocking(move || {
             let path = store.blob(spec.digest);
             let mut blob = File::open(&path).map_err(at("open", &path))?;
-            match layer::ingest(&store, &lease, &spec, Origin::Stored, &mut blob) {
-                Err(ImageError::Damaged { .. }) => store.to_trash(&path).map(|()| false),
-                other => other.map(|()| true),
+            match layer::prepare(&store, &lease, &spec, Origin::Stored, Source::Read(&mut blob)) {
+                Err(ImageError::Damaged { .. }) => store.to_trash(&path).map(|()| Had::Nothing),
+                other => other.map(Had::Blob),
             }
         })
         .await
     }
 
-    async fn fetch(&self, spec: &LayerSpec, lease: &Arc<Lease>, mut part: Part, registries: &[Registry]) -> Result<()> {
+    async fn fetch(
+        &self,
+        spec: &LayerSpec,
+        lease: &Arc<Lease>,
+        mut part: Part,
+        registries: &[Registry],
+    ) -> Result<(Verified, Part)> {
         let (digest, total) = (spec.digest, spec.size);
         let offset = part.length()?;
-        let (sender, receiver) = mpsc::channel::<Bytes>(PIECES_WAITING);
+        let (sender, receiver) = mpsc::channel::<layer::Batch>(BATCHES_WAITING);
         let (store, lease, copy) = (self.store.clone(), Arc::clone(lease), spec.clone());
         let task = tokio::task::spawn_blocking(move || {
-            let mut source = Pieces { receiver, piece: Bytes::new() };
-            layer::ingest(&store, &lease, &copy, Origin::Fetch(&mut part), &mut source)
+            let source = Source::Batches(receiver);
+            layer::prepare(&store, &lease, &copy, Origin::Fetch(&mut part), source).map(|verified| (verified, part))
         });
         let arrived = AtomicU64::new(offset);
+        let gathered = Gathered::default();
         let sink = |bytes: Bytes, done: u64| {
             arrived.store(done, Ordering::Relaxed);
             self.progress.event(Event::LayerProgress { digest, done, total });
-            let sender = &sender;
-            async move { sender.send(bytes).await.is_ok() }
+            let (sender, full) = (&sender, gathered.add(bytes));
+            async move {
+                match full {
+                    Some(batch) => sender.send(batch).await.is_ok(),
+                    None => true,
+                }
+            }
         };
         let sent = tokio::select! {
             sent = self.bytes_of(spec, registries, &arrived, sink) => sent,
             stopped = self.stopped() => Err(stopped),
         };
+        let rest = gathered.take();
+        if !rest.is_empty() {
+            // Nobody listens any more: then the task tells why.
+            let _ = sender.send(rest).await;
+        }
         drop(sender);
         if sent.is_ok() {
             self.progress.event(Event::Unpacking { digest });
@@ -495,7 +571,7 @@ impl<'a> Pull<'a> {
         let ingested = task.await.map_err(|_| ImageError::Stopped)?;
         // The end that comes early is only the echo of what the registry did.
         match (sent, ingested) {
-            (Err(error), Err(ImageError::Truncated { .. }) | Ok(())) => Err(error),
+            (Err(error), Err(ImageError::Truncated { .. }) | Ok(_)) => Err(error),
             (_, ingested) => ingested,
         }
     }
@@ -553,6 +629,7 @@ fn may_be_elsewhere(error: &ImageError) -> bool {
             | E::Registry { .. }
             | E::Network { .. }
             | E::NotARegistry { .. }
+            | E::TooSlow { .. }
             | E::Truncated { .. }
             | E::Damaged { .. }
             | E::WrongSize { .. }
@@ -588,22 +665,38 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T>
     tokio::task::spawn_blocking(work).await.map_err(|_| ImageError::Stopped)?
 }
 
-/// What the network task sends, as a stream for a thread.
-struct Pieces {
-    receiver: mpsc::Receiver<Bytes>,
-    piece: Bytes,
+/// What the store has of a layer.
+enum Had {
+    Nothing,
+    /// The blob, which has been unpacked.
+    Blob(Verified),
+    All,
 }
 
-impl Read for Pieces {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.piece.is_empty() {
-            match self.receiver.blocking_recv() {
-                Some(piece) => self.piece = piece,
-                None => return Ok(0),
-            }
-        }
-        let count = buffer.len().min(self.piece.len());
-        buffer[..count].copy_from_slice(&self.piece.split_to(count));
-        Ok(count)
+/// Commits what is complete while more is coming.
+async fn commit_when_due(batch: &Arc<Batch>) -> Infallible {
+    loop {
+        batch.due().await;
+        let batch = Arc::clone(batch);
+        // A panic there is one of the runtime's end.
+        let _ = tokio::task::spawn_blocking(move || batch.commit_aside()).await;
+    }
+}
+
+/// Pieces that have arrived and are not handed on yet.
+#[derive(Default)]
+struct Gathered(Mutex<(layer::Batch, usize)>);
+
+impl Gathered {
+    /// All of them, once they are worth waking a thread.
+    fn add(&self, bytes: Bytes) -> Option<layer::Batch> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.1 += bytes.len();
+        state.0.push(bytes);
+        (state.1 >= BATCH).then(|| std::mem::take(&mut *state).0)
+    }
+
+    fn take(&self) -> layer::Batch {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner)).0
     }
 }

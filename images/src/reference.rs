@@ -65,7 +65,14 @@ impl Reference {
             // `docker.io/library/a/b` would come back as `a/b`, another repository.
             Some(short) if !self.repository["library/".len()..].contains('/') => short.to_owned(),
             _ => match full.strip_prefix("docker.io/") {
-                Some(short) if short.contains('/') && !self.repository.starts_with("library/") => short.to_owned(),
+                // So would one whose first part looks like a host.
+                Some(short)
+                    if short.contains('/')
+                        && !self.repository.starts_with("library/")
+                        && split_registry(short).0 == DEFAULT_REGISTRY =>
+                {
+                    short.to_owned()
+                }
                 _ => full,
             },
         }

@@ -6,6 +6,7 @@
 //! # Source
 //! OCI distribution-spec 1.1, "Pull"; RFC 9110 (ranges, `Retry-After`).
 
+pub(crate) mod blob;
 mod upload;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -15,17 +16,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, RANGE, RETRY_AFTER,
-    WWW_AUTHENTICATE,
+    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, RANGE, RETRY_AFTER, WWW_AUTHENTICATE,
 };
 use reqwest::{Certificate, Client, Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
+use tokio::sync::Semaphore;
 
+use self::blob::{Broken, Pace};
 use crate::auth::{self, Challenge, Credentials};
 use crate::digest::Digest;
 use crate::dns::Resolver;
 use crate::error::{ImageError, Result, at};
-use crate::manifest::{DOCKER_LIST, DOCKER_MANIFEST, LayerSpec, MANIFEST_MAX, OCI_INDEX, OCI_MANIFEST};
+use crate::manifest::{DOCKER_LIST, DOCKER_MANIFEST, MANIFEST_MAX, OCI_INDEX, OCI_MANIFEST};
 use crate::reference;
 use crate::registries::Endpoint;
 
@@ -33,6 +35,9 @@ const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Without a single byte.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+
+/// Without progress, though something comes.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Tries of one request, or of one blob without progress.
 const ATTEMPTS: u32 = 4;
@@ -61,6 +66,9 @@ pub(crate) struct Registry {
     credentials: Option<Credentials>,
     /// The `Authorization` header that last worked.
     authorization: Mutex<Option<String>>,
+    patience: Duration,
+    /// Held by the layer that comes in ranges.
+    ranged: Semaphore,
 }
 
 /// A manifest or index as it came.
@@ -85,7 +93,14 @@ impl Registry {
             request: "the first connection".into(),
             source,
         })?;
-        Ok(Self { client, name, repository, base, plain, credentials, authorization: Mutex::new(None) })
+        let (authorization, ranged) = (Mutex::new(None), Semaphore::new(1));
+        let patience = PATIENCE;
+        Ok(Self { client, name, repository, base, plain, credentials, authorization, patience, ranged })
+    }
+
+    /// How long a connection may go on without progress, if that is not the usual time.
+    pub(crate) fn with_patience(self, patience: Option<Duration>) -> Self {
+        Self { patience: patience.unwrap_or(self.patience), ..self }
     }
 
     /// The digest of a tag, without its content; `None` if the registry does not tell.
@@ -131,81 +146,6 @@ impl Registry {
         })?;
         let got = bytes.len() as u64;
         if got == size { Ok(bytes) } else { Err(ImageError::Truncated { what: what.to_owned(), wanted: size, got }) }
-    }
-
-    /// The bytes of a layer from `offset` on, given to `sink` in order; what breaks off is taken up where it broke.
-    ///
-    /// `sink` answers false when it wants no more.
-    pub(crate) async fn layer<F, W>(&self, spec: &LayerSpec, offset: u64, mut sink: F) -> Result<()>
-    where
-        F: FnMut(Bytes, u64) -> W,
-        W: Future<Output = bool>,
-    {
-        let (mut done, mut failures) = (offset, 0);
-        let what = format!("layer {}", spec.digest);
-        while done < spec.size {
-            let before = done;
-            let broken = match self.some_of_layer(spec, &mut done, &mut sink).await {
-                Ok(true) => None,
-                Ok(false) => return Ok(()),
-                Err(Broken::Fatal(error)) => return Err(error),
-                Err(Broken::Off(source)) => source,
-            };
-            if done >= spec.size {
-                break;
-            }
-            failures = if done > before { 1 } else { failures + 1 };
-            if failures >= ATTEMPTS {
-                return Err(match broken {
-                    Some(source) if done == 0 => self.network(format!("GET {}", spec.digest), source),
-                    _ => ImageError::Truncated { what, wanted: spec.size, got: done },
-                });
-            }
-            tracing::debug!(layer = %spec.digest, done, "broken off, going on");
-            tokio::time::sleep(pause(failures)).await;
-        }
-        Ok(())
-    }
-
-    /// One request for the rest of a layer. `Ok(false)`: the sink wants no more.
-    async fn some_of_layer<F, W>(&self, spec: &LayerSpec, done: &mut u64, sink: &mut F) -> Result<bool, Broken>
-    where
-        F: FnMut(Bytes, u64) -> W,
-        W: Future<Output = bool>,
-    {
-        let path = format!("blobs/{}", spec.digest);
-        let what = format!("layer {}", spec.digest);
-        let range = (*done > 0).then(|| format!("bytes={done}-"));
-        let mut response = self.send(Method::GET, &path, "*/*", range.as_deref()).await?;
-        // A registry without ranges sends all of it again: what we have is skipped.
-        let mut skip = match response.status() {
-            StatusCode::PARTIAL_CONTENT if starts_at(response.headers(), *done) => 0,
-            StatusCode::OK => *done,
-            _ => {
-                return Err(Broken::Fatal(self.refused(Method::GET, &path, response).await));
-            }
-        };
-        self.check_length(&what, response.headers(), spec.size - *done + skip, &path)?;
-        loop {
-            let mut bytes = match response.chunk().await {
-                Ok(Some(bytes)) => bytes,
-                Ok(None) => return Ok(true),
-                Err(source) => return Err(Broken::Off(Some(source))),
-            };
-            let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(bytes.len());
-            let bytes = bytes.split_off(skipped);
-            skip -= skipped as u64;
-            if bytes.is_empty() {
-                continue;
-            }
-            *done += bytes.len() as u64;
-            if *done > spec.size {
-                return Err(Broken::Fatal(ImageError::WrongSize { what, wanted: spec.size, got: *done }));
-            }
-            if !sink(bytes, *done).await {
-                return Ok(false);
-            }
-        }
     }
 
     fn url(&self, path: &str) -> Url {
@@ -265,17 +205,20 @@ impl Registry {
     async fn attempts(&self, what: &str, request: impl Fn() -> RequestBuilder) -> Result<Response> {
         let mut failures = 0;
         loop {
-            let done = request().send().await;
+            // Headers that come a byte at a time would be waited for without end.
+            let done = tokio::time::timeout(self.patience, request().send()).await;
             failures += 1;
             let wait = match &done {
-                Ok(response) if may_pass(response.status()) => {
+                Ok(Ok(response)) if may_pass(response.status()) => {
                     retry_after(response.headers()).unwrap_or_else(|| pause(failures))
                 }
-                Err(error) if !error.is_builder() && !error.is_redirect() => pause(failures),
+                Ok(Err(error)) if !error.is_builder() && !error.is_redirect() => pause(failures),
+                Err(_) => pause(failures),
                 _ => Duration::MAX,
             };
             if failures >= ATTEMPTS || wait > PAUSE_MAX {
-                return done.map_err(|source| self.network(what.to_owned(), source));
+                let answered = done.map_err(|_| self.slow(what.to_owned()))?;
+                return answered.map_err(|source| self.network(what.to_owned(), source));
             }
             tracing::debug!(registry = self.name, what, failures, "trying again");
             tokio::time::sleep(wait).await;
@@ -365,6 +308,10 @@ impl Registry {
         ImageError::Unauthorized { registry: self.name.clone(), repository: self.repository.clone(), detail }
     }
 
+    fn slow(&self, what: String) -> ImageError {
+        ImageError::TooSlow { registry: self.name.clone(), what, seconds: self.patience.as_secs() }
+    }
+
     fn network(&self, request: String, source: reqwest::Error) -> ImageError {
         ImageError::Network { registry: self.name.clone(), request, source: source.without_url() }
     }
@@ -383,6 +330,7 @@ impl Registry {
                 ImageError::NotInRegistry {
                     registry: self.name.clone(),
                     reference: format!("{}{joint}{object}", self.repository),
+                    part_of: None,
                 }
             }
             _ => ImageError::Registry {
@@ -422,7 +370,13 @@ impl Registry {
     /// A whole body of at most `limit` bytes.
     async fn body(&self, path: &str, mut response: Response, limit: u64) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|source| self.network(path.to_owned(), source))? {
+        let mut pace = Pace::new(self.patience);
+        let failed = |broken| match broken {
+            Broken::Off(Some(source)) => self.network(path.to_owned(), source),
+            Broken::Fatal(error) => error,
+            Broken::Off(None) | Broken::Slow | Broken::NoRanges => self.slow(path.to_owned()),
+        };
+        while let Some(chunk) = pace.chunk(&mut response).await.map_err(failed)? {
             bytes.extend_from_slice(&chunk);
             if bytes.len() as u64 > limit {
                 return Err(ImageError::TooBig {
@@ -450,19 +404,6 @@ impl Ask {
         let path = self.url.path();
         let short = ["/manifests/", "/blobs/"].into_iter().find_map(|part| path.rfind(part));
         format!("{} {}", self.method, short.map_or(path, |at| &path[at + 1..]))
-    }
-}
-
-/// Why a layer did not come whole.
-enum Broken {
-    /// The connection ended; another may go on.
-    Off(Option<reqwest::Error>),
-    Fatal(ImageError),
-}
-
-impl From<ImageError> for Broken {
-    fn from(error: ImageError) -> Self {
-        Self::Fatal(error)
     }
 }
 
@@ -522,13 +463,6 @@ fn manifest_types() -> String {
 fn content_type(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(CONTENT_TYPE)?.to_str().ok()?;
     Some(value.split(';').next().unwrap_or(value).trim().to_ascii_lowercase())
-}
-
-/// `Content-Range: bytes START-END/SIZE`.
-fn starts_at(headers: &HeaderMap, offset: u64) -> bool {
-    let range = headers.get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
-    let start = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse::<u64>().ok());
-    start == Some(offset)
 }
 
 fn may_pass(status: StatusCode) -> bool {

@@ -180,7 +180,7 @@ impl Store {
         self.root().join("layers").join(diff_id.hex())
     }
 
-    fn stack_dir(&self, manifest: Digest) -> PathBuf {
+    pub(crate) fn stack_dir(&self, manifest: Digest) -> PathBuf {
         self.root().join("images").join(manifest.hex())
     }
 
@@ -297,6 +297,7 @@ impl Store {
         if let Some(bytes) = files::read_limited(&dir.join("stack.json"), META_MAX)? {
             let parsed = serde_json::from_slice(&bytes)
                 .map_err(|e| ImageError::BadImage { what: dir.display().to_string(), why: e.to_string() });
+            self.note_use(manifest);
             return Ok((dir, parsed?));
         }
         let tree = |spec: &LayerSpec| {

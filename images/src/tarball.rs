@@ -8,7 +8,7 @@
 //! POSIX.1-2017 `pax`, "ustar Interchange Format" and "pax Extended Header"; GNU tar manual, "Basic Tar Format" and
 //! "Storing Sparse Files".
 
-use std::io::{self, Read};
+use std::io::{self, BufRead};
 
 const BLOCK: usize = 512;
 
@@ -80,7 +80,7 @@ fn malformed(why: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why.into())
 }
 
-impl<R: Read> TarReader<R> {
+impl<R: BufRead> TarReader<R> {
     pub(crate) fn new(inner: R) -> Self {
         Self { inner, left: 0, padding: 0, global: Extended::default() }
     }
@@ -150,6 +150,25 @@ impl<R: Read> TarReader<R> {
         Ok(member)
     }
 
+    /// Data of the current member as it lies in the reader, at most `want` bytes; nothing at its end. To be followed by
+    /// `consume_data`.
+    pub(crate) fn data(&mut self, want: u64) -> io::Result<&[u8]> {
+        let want = usize::try_from(self.left.min(want)).unwrap_or(usize::MAX);
+        if want == 0 {
+            return Ok(&[]);
+        }
+        match self.inner.fill_buf()? {
+            [] => Err(cut_off()),
+            ready => Ok(&ready[..want.min(ready.len())]),
+        }
+    }
+
+    /// So many bytes of what `data` gave have been used.
+    pub(crate) fn consume_data(&mut self, count: usize) {
+        self.inner.consume(count);
+        self.left -= count as u64;
+    }
+
     /// Read the data of the current member; 0 at its end.
     pub(crate) fn read_data(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let want = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
@@ -170,10 +189,18 @@ impl<R: Read> TarReader<R> {
     }
 
     fn skip_data(&mut self) -> io::Result<()> {
-        let rest = self.left.saturating_add(self.padding);
+        let mut rest = self.left.saturating_add(self.padding);
         (self.left, self.padding) = (0, 0);
-        let skipped = io::copy(&mut (&mut self.inner).take(rest), &mut io::sink())?;
-        if skipped == rest { Ok(()) } else { Err(cut_off()) }
+        while rest > 0 {
+            let ready = self.inner.fill_buf()?.len();
+            if ready == 0 {
+                return Err(cut_off());
+            }
+            let count = usize::try_from(rest).unwrap_or(usize::MAX).min(ready);
+            self.inner.consume(count);
+            rest -= count as u64;
+        }
+        Ok(())
     }
 
     /// A header with a valid checksum; `None` for a block of zeros or the end of the data.

@@ -7,9 +7,10 @@
 //! # Source
 //! OCI image-spec `layer.md`; kernel `Documentation/filesystems/overlayfs.rst`, "whiteouts and opaque directories".
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
@@ -38,9 +39,6 @@ const NAME_MAX: usize = 255;
 
 /// Names of directories are remembered until the end: real layers have a few MiB of them.
 const REMEMBERED_MAX: u64 = 256 << 20;
-
-/// Read and written at once.
-const CHUNK: usize = 256 << 10;
 
 /// What one layer may use.
 #[derive(Debug, Clone, Copy)]
@@ -110,12 +108,21 @@ type Result<T, E = UnpackError> = std::result::Result<T, E>;
 
 /// A path as text: bytes that are not printable ASCII, and `%`, as `%` and two digits.
 pub(crate) fn escape(path: &[u8]) -> String {
-    let one = |byte: &u8| match byte {
-        b'%' => "%25".to_owned(),
-        b' '..=b'~' => char::from(*byte).to_string(),
-        other => format!("%{other:02x}"),
-    };
-    path.iter().map(one).collect()
+    let mut text = String::with_capacity(path.len());
+    escape_to(&mut text, path);
+    text
+}
+
+/// As `escape`, at the end of `text`.
+pub(crate) fn escape_to(text: &mut String, path: &[u8]) {
+    for byte in path {
+        match byte {
+            b'%' => text.push_str("%25"),
+            b' '..=b'~' => text.push(char::from(*byte)),
+            // Writing to a string does not fail.
+            other => drop(write!(text, "%{other:02x}")),
+        }
+    }
 }
 
 /// The inverse of `escape`.
@@ -145,14 +152,14 @@ pub(crate) fn unescape_bytes(text: &str) -> Vec<u8> {
 /// Unpack the archive into the empty directory `root`; what is replaced on the way goes to `scratch`, and a list of what
 /// is there to `list`.
 ///
-/// The reader is not read beyond the end mark of the archive by more than a buffer; it is handed back.
-pub(crate) fn unpack<R: Read>(
+/// The reader is not read beyond the end mark of the archive; it is handed back.
+pub(crate) fn unpack<R: BufRead>(
     reader: R,
     root: &Path,
     scratch: &Path,
     list: &Path,
     limits: Limits,
-) -> Result<(LayerMeta, BufReader<R>)> {
+) -> Result<(LayerMeta, R)> {
     let open = |dir: &Path| {
         sys::open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|e| Write("open", dir.as_os_str().as_bytes()).failed(e))
@@ -164,14 +171,13 @@ pub(crate) fn unpack<R: Read>(
         hasher: blake3::Hasher::new(),
         replaced: 0,
         parent: None,
-        directories: Vec::new(),
+        directories: BTreeMap::new(),
         undeclared: BTreeSet::from([Vec::new()]),
         remembered: 0,
         meta: LayerMeta::default(),
         limits,
-        buffer: vec![0; CHUNK],
     };
-    let mut tar = TarReader::new(BufReader::with_capacity(CHUNK, reader));
+    let mut tar = TarReader::new(reader);
     while let Some(member) = tar.next_member().map_err(read_error)? {
         unpacker.member(&member, &mut tar)?;
     }
@@ -220,13 +226,12 @@ struct Unpacker {
     /// The last parent directory used: archives are in order, so it nearly always serves again.
     parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
     /// Times are set last, when nothing more is made inside.
-    directories: Vec<(Vec<u8>, Timestamps)>,
+    directories: BTreeMap<Vec<u8>, Timestamps>,
     undeclared: BTreeSet<Vec<u8>>,
     /// Bytes of names in the two.
     remembered: u64,
     meta: LayerMeta,
     limits: Limits,
-    buffer: Vec<u8>,
 }
 
 /// What a member's last name asks for.
@@ -286,7 +291,7 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
 }
 
 impl Unpacker {
-    fn member<R: Read>(&mut self, member: &Member, tar: &mut TarReader<R>) -> Result<()> {
+    fn member<R: BufRead>(&mut self, member: &Member, tar: &mut TarReader<R>) -> Result<()> {
         self.count(member)?;
         let path = clean(&member.path)?;
         if path.is_empty() {
@@ -330,7 +335,7 @@ impl Unpacker {
     fn declare_directory(&mut self, path: Vec<u8>, member: &Member) {
         self.undeclared.remove(&path);
         self.remembered += path.len() as u64;
-        self.directories.push((path, times(member)));
+        self.directories.insert(path, times(member));
     }
 
     /// Note what is at `path` now.
@@ -363,7 +368,7 @@ impl Unpacker {
         self.recorder.attribute(dir, OPAQUE.as_bytes(), b"y").map_err(unlisted)
     }
 
-    fn make<R: Read>(&mut self, member: &Member, path: &[u8], tar: &mut TarReader<R>) -> Result<()> {
+    fn make<R: BufRead>(&mut self, member: &Member, path: &[u8], tar: &mut TarReader<R>) -> Result<()> {
         let (dir, name) = split(path);
         let parent = self.parent(dir)?;
         let parent = parent.as_fd();
@@ -443,8 +448,18 @@ impl Unpacker {
         let inside =
             |other: &[u8]| other == path || other.strip_prefix(path).is_some_and(|rest| rest.starts_with(b"/"));
         self.parent = self.parent.take().filter(|(dir, _)| !inside(dir));
-        self.directories.retain(|(dir, _)| !inside(dir));
-        self.undeclared.retain(|dir| !inside(dir));
+        self.directories.remove(path);
+        self.undeclared.remove(path);
+        // What lies inside is sorted between `path/` and `path0`; only that is looked at, whatever else is remembered.
+        let bounds = [path, b"/"].concat()..[path, b"0"].concat();
+        let gone: Vec<Vec<u8>> = self.directories.range(bounds.clone()).map(|(dir, _)| dir.clone()).collect();
+        for dir in gone {
+            self.directories.remove(&dir);
+        }
+        let gone: Vec<Vec<u8>> = self.undeclared.range(bounds).cloned().collect();
+        for dir in gone {
+            self.undeclared.remove(&dir);
+        }
         Ok(())
     }
 
@@ -462,7 +477,7 @@ impl Unpacker {
         Ok(())
     }
 
-    fn file<R: Read>(
+    fn file<R: BufRead>(
         &mut self,
         parent: BorrowedFd<'_>,
         name: &[u8],
@@ -494,7 +509,7 @@ impl Unpacker {
         sys::futimens(&file, &times(member)).map_err(|e| failed(e.into()))
     }
 
-    fn copy<R: Read>(
+    fn copy<R: BufRead>(
         &mut self,
         tar: &mut TarReader<R>,
         file: &File,
@@ -502,10 +517,14 @@ impl Unpacker {
         mut left: u64,
     ) -> Result<(), CopyError> {
         while left > 0 {
-            let want = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
-            let count = tar.read_data(&mut self.buffer[..want]).map_err(CopyError::Read)?;
-            file.write_all_at(&self.buffer[..count], offset).map_err(CopyError::Write)?;
-            self.hasher.update(&self.buffer[..count]);
+            let data = tar.data(left).map_err(CopyError::Read)?;
+            if data.is_empty() {
+                return Err(CopyError::Read(io::ErrorKind::UnexpectedEof.into())); // less than the map of pieces says
+            }
+            file.write_all_at(data, offset).map_err(CopyError::Write)?;
+            self.hasher.update(data);
+            let count = data.len();
+            tar.consume_data(count);
             offset += count as u64;
             left -= count as u64;
         }
@@ -568,9 +587,9 @@ impl Unpacker {
         sys::chmodat(parent, name, mode, AtFlags::empty()).map_err(|e| Write("set the mode of", path).failed(e))
     }
 
-    /// Deepest last in the archive, so from the end: setting a time inside does not change the time of the parent.
+    /// In any order: setting a time inside does not change the time of the parent.
     fn finish_directories(&mut self) -> Result<()> {
-        for (path, times) in self.directories.iter().rev() {
+        for (path, times) in &self.directories {
             let target: &[u8] = if path.is_empty() { b"." } else { path };
             sys::utimensat(self.root.as_fd(), target, times, AtFlags::SYMLINK_NOFOLLOW)
                 .map_err(|e| Write("set the time of", path).failed(e))?;

@@ -1,13 +1,11 @@
 //! What takes how much room, and giving it back.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use crate::copies;
 use crate::digest::Digest;
-use crate::error::{ImageError, Result};
+use crate::error::Result;
 use crate::image::Image;
 use crate::store::{Removed, Store};
 
@@ -71,7 +69,7 @@ impl Store {
         for snapshot in self.snapshots()? {
             containers.count += 1;
             containers.active += 1;
-            containers.bytes += disk_bytes(&self.containers().join(&snapshot.id).join("upper"))?;
+            containers.bytes += self.snapshot_usage(&snapshot.id)?.bytes;
         }
         Ok(Usage {
             images: Space {
@@ -116,25 +114,7 @@ impl Store {
     }
 }
 
-/// Room that a file, or a tree, takes. What vanishes while it is counted counts as nothing; hard links count once each,
-/// as no image has enough of them to matter.
+/// Room that a file, or a tree, takes. What vanishes while it is counted counts as nothing.
 fn disk_bytes(path: &Path) -> Result<u64> {
-    let meta = match path.symlink_metadata() {
-        Ok(meta) => meta,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        Err(error) => return Err(ImageError::io("read", path, error)),
-    };
-    if !meta.is_dir() {
-        return Ok(meta.blocks() * 512);
-    }
-    let mut bytes = 0;
-    let entries = match fs::read_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        other => other.map_err(|error| ImageError::io("list", path, error))?,
-    };
-    for entry in entries {
-        let entry = entry.map_err(|error| ImageError::io("list", path, error))?;
-        bytes += disk_bytes(&entry.path())?;
-    }
-    Ok(bytes)
+    copies::measure(path).map(|(bytes, _)| bytes)
 }

@@ -2,7 +2,7 @@
 
 use crate::error::NetError;
 use gantry_api::http::ApiError;
-use gantry_api::network::{AttachRequest, Attachment, Status, Table};
+use gantry_api::network::{AttachRequest, Attachment, Live, Loads, Status, Table};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::{Method, Request};
@@ -69,6 +69,24 @@ impl Client {
     pub async fn status(&self) -> Result<Status, NetError> {
         let answer = self.call(Method::GET, "/v1/status", None::<&()>).await?;
         self.decode(&answer, "/v1/status")
+    }
+
+    /// What this node's containers have open to each replica; empty where connections are not balanced when they are
+    /// made.
+    ///
+    /// # Errors
+    /// netd is away.
+    pub async fn live(&self) -> Result<Vec<Live>, NetError> {
+        let answer = self.call(Method::GET, "/v1/loads", None::<&()>).await?;
+        self.decode(&answer, "/v1/loads")
+    }
+
+    /// Tell what the whole cluster has open, about ten times a second; forgotten after two seconds of silence.
+    ///
+    /// # Errors
+    /// netd is away.
+    pub async fn set_loads(&self, loads: &Loads) -> Result<(), NetError> {
+        self.call(Method::PUT, "/v1/loads", Some(loads)).await.map(|_| ())
     }
 
     fn failed(&self, operation: impl Into<String>) -> impl Fn(Box<dyn Error + Send + Sync>) -> NetError {

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use gantry_api::http::ApiError;
-use gantry_api::network::{AttachRequest, Attachment, Status, Table};
+use gantry_api::network::{AttachRequest, Attachment, Live, Loads, Status, Table};
 use serde::de::DeserializeOwned;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -38,6 +38,9 @@ pub struct Config {
     pub mtu: Option<u32>,
     /// Where the host's name servers are listed.
     pub resolv_conf: PathBuf,
+    /// The cgroup that all containers of the node are in, as `/gantry`: their connections are balanced when they are
+    /// made. `None`: per packet only.
+    pub cgroup_parent: Option<String>,
 }
 
 impl Config {
@@ -51,6 +54,7 @@ impl Config {
             bridge: "gantry0".into(),
             mtu: None,
             resolv_conf: "/etc/resolv.conf".into(),
+            cgroup_parent: None,
         }
     }
 
@@ -130,6 +134,7 @@ fn router(node: Arc<Node>) -> Router {
         .route("/v1/table", put(put_table))
         .route("/v1/attachments", get(attachments))
         .route("/v1/attachments/{id}", put(attach).delete(detach))
+        .route("/v1/loads", get(live).put(put_loads))
         .route("/v1/status", get(status))
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .with_state(node)
@@ -192,6 +197,16 @@ async fn detach(State(node): State<Arc<Node>>, Path(id): Path<String>) -> Result
 
 async fn attachments(State(node): State<Arc<Node>>) -> axum::Json<Vec<Attachment>> {
     axum::Json(blocking(move || node.attachments()).await)
+}
+
+async fn live(State(node): State<Arc<Node>>) -> axum::Json<Vec<Live>> {
+    axum::Json(blocking(move || node.live()).await)
+}
+
+async fn put_loads(State(node): State<Arc<Node>>, body: axum::body::Bytes) -> Result<StatusCode, Refusal> {
+    let loads: Loads = parse(&body)?;
+    blocking(move || node.report(&loads)).await;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn status(State(node): State<Arc<Node>>) -> axum::Json<Status> {

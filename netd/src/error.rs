@@ -21,6 +21,18 @@ pub enum NetError {
         /// The error number.
         source: io::Error,
     },
+    /// The kernel refused a map or a program of the balancer.
+    #[error("cannot {operation} {object}{}", detail.as_ref().map(|d| format!(" ({d})")).unwrap_or_default())]
+    Bpf {
+        /// `load`, `attach`.
+        operation: &'static str,
+        /// Which.
+        object: String,
+        /// The verifier's words, when it gave some.
+        detail: Option<String>,
+        /// The error number.
+        source: io::Error,
+    },
     /// A system call or a file.
     #[error("cannot {operation} {object}")]
     Io {
@@ -106,7 +118,7 @@ impl NetError {
     /// The error number, when the kernel gave one.
     pub fn errno(&self) -> Option<i32> {
         match self {
-            Self::Netlink { source, .. } | Self::Io { source, .. } => source.raw_os_error(),
+            Self::Netlink { source, .. } | Self::Bpf { source, .. } | Self::Io { source, .. } => source.raw_os_error(),
             _ => None,
         }
     }
@@ -122,6 +134,10 @@ impl NetError {
             Self::Netlink { operation, .. } if self.errno() == Some(EOPNOTSUPP) => Some(format!(
                 "this kernel lacks what `{operation}` needs: bridge, veth, vxlan, nf_tables with nat, fib, numgen, reject and masquerade"
             )),
+            Self::Bpf { .. } if self.errno() == Some(EPERM) => {
+                Some("run as root, or with CAP_BPF and CAP_NET_ADMIN; a cgroup above may forbid more programs".into())
+            }
+            Self::Bpf { .. } => Some("Linux 5.9 with CONFIG_CGROUP_BPF and a mounted cgroup2 has what it needs".into()),
             Self::Netlink { .. } | Self::Io { .. } | Self::Table { .. } | Self::Id(_) => None,
             Self::Overlap { what, .. } => Some(match *what {
                 "local network" => "remove the route, or run the container on a node".into(),

@@ -37,6 +37,8 @@ pub(crate) const ENOENT: i32 = 2;
 pub(crate) const ESRCH: i32 = 3;
 pub(crate) const EEXIST: i32 = 17;
 pub(crate) const ENODEV: i32 = 19;
+pub(crate) const EOPNOTSUPP: i32 = 95;
+pub(crate) const EAFNOSUPPORT: i32 = 97;
 pub(crate) const EADDRNOTAVAIL: i32 = 99;
 
 /// Unique within the process, so that an answer left over from a failed batch is never taken for a new one's.
@@ -49,6 +51,8 @@ pub(crate) enum Family {
     Route,
     /// nf_tables and conntrack.
     Netfilter,
+    /// Open sockets of programs.
+    Sockets,
 }
 
 /// One message's place in a batch and its words.
@@ -222,10 +226,15 @@ impl Netlink {
     /// The kernel lacks the family, or too many open files.
     pub(crate) fn open(family: Family) -> Result<Self, NetError> {
         const NETLINK_ROUTE: isize = 0;
+        const NETLINK_SOCK_DIAG: isize = 4;
         const NETLINK_NETFILTER: isize = 12;
         // A batch of 16,000 map elements is about 1 MB and must fit into one write.
         const SEND_BUFFER: usize = 8 << 20;
-        let protocol = if family == Family::Route { NETLINK_ROUTE } else { NETLINK_NETFILTER };
+        let protocol = match family {
+            Family::Route => NETLINK_ROUTE,
+            Family::Netfilter => NETLINK_NETFILTER,
+            Family::Sockets => NETLINK_SOCK_DIAG,
+        };
         let error = |e: io::Error| NetError::io("open", format!("netlink socket ({family:?})"), e);
         let mut socket = netlink_sys::Socket::new(protocol).map_err(error)?;
         socket.bind_auto().map_err(error)?;

@@ -70,6 +70,14 @@ fn inside() -> Result<Namespace, NetError> {
 
 /// The namespace kept under `path`; `None` when there is none (the file is absent, or only a file is left of it).
 pub(crate) fn open(path: &Path) -> Result<Option<Namespace>, NetError> {
+    run(path, inside)
+}
+
+/// Run `work` in the namespace kept under `path`; `None` when there is none.
+pub(crate) fn run<T: Send>(
+    path: &Path,
+    work: impl FnOnce() -> Result<T, NetError> + Send,
+) -> Result<Option<T>, NetError> {
     const NSFS: i64 = 0x6e73_6673;
     let file = match File::open(path) {
         Ok(file) => file,
@@ -83,7 +91,7 @@ pub(crate) fn open(path: &Path) -> Result<Option<Namespace>, NetError> {
     on_a_thread(|| {
         rustix::thread::move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
             .map_err(|e| NetError::file("enter network namespace", path, e))?;
-        inside().map(Some)
+        work().map(Some)
     })
 }
 

@@ -11,22 +11,26 @@
 
 use crate::Config;
 use crate::attach::{self, Place};
+use crate::balance::{self, Balancer};
 use crate::conntrack::{self, Which};
 use crate::dns::{self, zone};
 use crate::error::NetError;
 use crate::link::{self, Address, Link, Mac, Vxlan};
-use crate::netlink::{Batch, Family, Netlink};
+use crate::netlink::{Batch, EAFNOSUPPORT, ENOENT, EOPNOTSUPP, Family, Netlink};
 use crate::netns::set_sysctl;
-use crate::nft::{Elements, Nft, Sets, ruleset};
-use crate::plan::{self, Peer, Port, VXLAN_OVERHEAD};
+use crate::nft::{self, Nft, Pages, Sets, ruleset};
+use crate::plan::{self, Isolation, Peer, Port, VXLAN_OVERHEAD};
 use crate::ports::Holders;
+use crate::sockets;
 use crate::state::{self, Attachments, Durability, Record, check_id, netns_path};
-use gantry_api::network::{AttachRequest, Attachment, NodeRoute, Status, Table};
+use gantry_api::network::{AttachRequest, Attachment, Live, Loads, NodeRoute, Status, Table};
 use netlink_packet_route::link::LinkAttribute;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// The tunnel device.
 pub(crate) const VXLAN_LINK: &str = "gantry-vx0";
@@ -52,6 +56,7 @@ struct Inner {
     attachments: Attachments,
     route: Netlink,
     nft: Nft,
+    balancer: Balancer,
     holders: Holders,
     dns: dns::Server,
     /// Ports held at the last converge.
@@ -62,6 +67,8 @@ struct Inner {
     problems: Vec<String>,
     /// Bridge and MTU of the last converge, for attaches.
     bridge: Option<(u32, u32)>,
+    /// Numbers of the links of attachments, by the links' names.
+    links: BTreeMap<String, u32>,
 }
 
 /// A table that was checked, and what follows from it alone.
@@ -69,16 +76,29 @@ struct Inner {
 struct Wanted {
     table: Arc<Table>,
     local: NodeRoute,
-    services: Arc<Elements>,
+    /// The services' maps.
+    services: Sets,
+    /// Who reaches whom.
+    isolation: Arc<Isolation>,
+    apart: Sets,
     /// Whether the table is on disk.
     stored: bool,
 }
 
 impl Wanted {
-    fn new(table: Table) -> Result<Self, NetError> {
+    /// - `before`: the one in force, of which is taken over what is the same.
+    fn new(table: Table, before: Option<&Self>) -> Result<Self, NetError> {
         let local = plan::check(&table)?;
-        let services = Arc::new(plan::service_elements(&table));
-        Ok(Self { table: Arc::new(table), local, services, stored: false })
+        let services = plan::service_sets(before.map(|before| (&*before.table, &before.services)), &table);
+        let isolation = plan::isolation(&table);
+        let (isolation, apart) = match before.filter(|before| *before.isolation == isolation) {
+            Some(before) => (Arc::clone(&before.isolation), before.apart.clone()),
+            None => {
+                let sets = isolation.sets();
+                (Arc::new(isolation), sets)
+            }
+        };
+        Ok(Self { table: Arc::new(table), local, services, isolation, apart, stored: false })
     }
 }
 
@@ -111,13 +131,14 @@ impl Node {
         std::fs::create_dir_all(&netns).map_err(|e| NetError::file("create directory", &netns, e))?;
         let lock = state::try_lock(&directory.join("lock"))?.ok_or_else(|| NetError::Running(directory.clone()))?;
         let files = Files { table: directory.join("table.json"), attachments: directory.join("attachments.json") };
-        let wanted = state::load::<Table>(&files.table)?.and_then(|table| Wanted::new(table).ok());
+        let wanted = state::load::<Table>(&files.table)?.and_then(|table| Wanted::new(table, None).ok());
         let wanted = wanted.map(|wanted| Wanted { stored: true, ..wanted });
         let mut inner = Inner {
             wanted,
             attachments: state::load(&files.attachments)?.unwrap_or_default(),
             route: Netlink::open(Family::Route)?,
             nft: Nft::open()?,
+            balancer: Balancer::new(&config.run_dir, config.cgroup_parent.clone()),
             holders: Holders::new(runtime.clone()),
             dns: dns::Server::new(runtime, config.resolv_conf.clone()),
             held: BTreeSet::new(),
@@ -125,6 +146,7 @@ impl Node {
             peers: Vec::new(),
             problems: Vec::new(),
             bridge: None,
+            links: BTreeMap::new(),
         };
         inner.drop_dead(&config, &files)?;
         inner.names();
@@ -151,16 +173,13 @@ impl Node {
         if self.in_force(&table) {
             return locked(&self.inner).converge(&self.config).map(|_| ());
         }
-        let mut wanted = Wanted::new(table)?;
+        let before = locked(&self.inner).wanted.clone();
+        let wanted = Wanted::new(table, before.as_ref())?;
         let mut inner = locked(&self.inner);
-        let before = inner.wanted.clone();
         plan::not_older(before.as_ref().map(|before| &*before.table), &wanted.table)?;
         let nets = |w: &Wanted| (w.table.replica_net, w.table.service_net, w.local.subnet);
         if before.as_ref().map(nets) != Some(nets(&wanted)) {
             inner.no_overlap(&wanted.table)?;
-        }
-        if let Some(before) = before.as_ref().filter(|before| before.services == wanted.services) {
-            wanted.services = Arc::clone(&before.services);
         }
         let (revision, nodes, services, endpoints) = plan::summary(&wanted.table);
         tracing::debug!(%revision, nodes, services, endpoints, subnet = %wanted.local.subnet, "table");
@@ -173,7 +192,12 @@ impl Node {
         } else {
             inner.warn_of_firewall(&self.config.bridge);
         }
+        let stale = before.as_ref().map(|before| plan::lost(&before.table, &table)).map(|(gone, unready)| {
+            let lost = gone.union(&unready).copied().collect();
+            inner.balancer.open_to(&lost)
+        });
         drop(inner);
+        self.end_sockets(&stale.unwrap_or_default(), sockets::Which::Datagrams);
         // After the kernel, and without the lock: a slow disk must not keep traffic on a replica that is gone, nor
         // containers from their network.
         state::store(&self.files.table, &*table, Durability::Power)?;
@@ -188,6 +212,35 @@ impl Node {
         locked(&self.inner).wanted.as_ref().is_some_and(|wanted| wanted.stored && *wanted.table == *table)
     }
 
+    /// End sockets of this node's containers to replicas that are no more. Only a courtesy: a failure is logged.
+    fn end_sockets(&self, replicas: &[Ipv4Addr], which: sockets::Which) {
+        if replicas.is_empty() {
+            return;
+        }
+        let ids: Vec<String> = locked(&self.inner).attachments.records.keys().cloned().collect();
+        let mut ended = 0;
+        for id in ids {
+            let path = netns_path(&self.config.run_dir, &id);
+            match crate::netns::run(&path, || sockets::destroy(replicas, which)) {
+                Ok(count) => ended += count.unwrap_or_default(),
+                Err(error) => tracing::warn!(id, error = %error.chain(), "sockets to replicas that are gone stay open"),
+            }
+        }
+        tracing::debug!(ended, ?which, "sockets to replicas that are gone");
+    }
+
+    /// Sockets that outlive their replica: what a program has not noticed by itself.
+    fn end_left_open(&self) {
+        /// A replica that stops answers what it is still sent; only a dead one does not.
+        const UNANSWERED_AFTER: Duration = Duration::from_secs(10);
+        /// Longer than a replica takes to stop.
+        const ALL_AFTER: Duration = Duration::from_secs(300);
+        for (patience, which) in [(ALL_AFTER, sockets::Which::All), (UNANSWERED_AFTER, sockets::Which::Unanswered)] {
+            let open: Vec<_> = locked(&self.inner).balancer.left_open(patience).into_iter().collect();
+            self.end_sockets(&open, which);
+        }
+    }
+
     /// Compare the kernel with what is wanted and mend it; failures are kept for [`Self::status`].
     pub(crate) fn check(&self) {
         let mut inner = locked(&self.inner);
@@ -200,6 +253,7 @@ impl Node {
             let damaged = inner.damaged();
             drop(inner);
             self.repair(damaged);
+            self.end_left_open();
         }
     }
 
@@ -250,12 +304,17 @@ impl Node {
         };
         let mut route = Netlink::open(Family::Route)?;
         let mut made = attach::ensure(&mut route, &place, &record);
+        let found = link::find(&mut route, &record.link);
         let mut inner = locked(&self.inner);
         if made.is_err() && inner.converge(&self.config).is_ok() {
             // Perhaps what it builds on had been damaged since the last check; it is whole now.
             made = inner.place(&self.config).and_then(|place| attach::ensure(&mut route, &place, &record));
         }
-        if let Err(error) = made.and_then(|()| inner.open_ports(&self.config, &record)) {
+        if let Ok(Some(link)) = &found {
+            inner.links.insert(record.link.clone(), link.index);
+        }
+        let guarded = made.and_then(|()| inner.ensure_bridge_rules().map(drop));
+        if let Err(error) = guarded.and_then(|()| inner.open_ports(&self.config, &record)) {
             if new {
                 let _ = attach::remove(&mut route, &self.config.run_dir, &record);
                 inner.forget(&record.request.id);
@@ -283,11 +342,17 @@ impl Node {
         let mut route = Netlink::open(Family::Route)?;
         attach::remove(&mut route, &self.config.run_dir, &record)?;
         forget_connections(record.address, Which::All);
+        // This one is certainly dead.
+        let open = locked(&self.inner).balancer.open_to(&BTreeSet::from([record.address]));
+        self.end_sockets(&open, sockets::Which::All);
         let mut inner = locked(&self.inner);
         inner.forget(id);
         state::store(&self.files.attachments, &inner.attachments, Durability::Process)?;
         inner.dns.set_clients(inner.clients());
-        if !record.request.ports.is_empty() {
+        inner.links.remove(&record.link);
+        if record.request.ports.is_empty() {
+            inner.ensure_bridge_rules()?;
+        } else {
             inner.converge(&self.config)?;
         }
         Ok(())
@@ -308,12 +373,23 @@ impl Node {
             attachments: inner.attachments.records.len() as u32,
             peers: inner.peers.iter().map(|peer| (peer.name.clone(), peer.path())).collect(),
             problems: inner.problems.clone(),
+            balancing: inner.balancer.status(),
         }
+    }
+
+    /// Open connections of this node's containers to each replica.
+    pub(crate) fn live(&self) -> Vec<Live> {
+        locked(&self.inner).balancer.live()
+    }
+
+    /// Open connections of the whole cluster.
+    pub(crate) fn report(&self, loads: &Loads) {
+        locked(&self.inner).balancer.report(loads);
     }
 }
 
 /// A connection that cannot be forgotten ends by its timeout; the change that led here is made all the same.
-fn forget_connections(address: std::net::Ipv4Addr, which: Which) {
+fn forget_connections(address: Ipv4Addr, which: Which) {
     match conntrack::forget(address, which) {
         Ok(0) => {}
         Ok(count) => tracing::debug!(%address, count, "connections forgotten"),
@@ -336,7 +412,7 @@ impl Inner {
 
     fn names(&self) {
         if let Some(wanted) = &self.wanted {
-            self.dns.set_zone(zone::Zone::new(&wanted.table));
+            self.dns.set_zone(zone::Zone::new(&wanted.table, &wanted.isolation));
         }
     }
 
@@ -465,6 +541,10 @@ impl Inner {
         written += self.ensure_routes(&parameters, bridge.index, vxlan)?;
         self.bridge = Some((bridge.index, mtu));
         self.problems.extend(plan::strays(local.subnet, self.attachments.records.values()));
+        // Before the rules: they are many writes, these are two or three for one change.
+        let (count, problem) = self.balancer.ensure(table, plan::offset(table));
+        written += count;
+        self.problems.extend(problem);
         // Names do not wait for rules, nor rules for names.
         let rules = self.ensure_rules(wanted, &parameters);
         if let Err(error) = self.dns.listen(parameters.gateway) {
@@ -482,17 +562,44 @@ impl Inner {
         self.problems.extend(problems);
         let open = targets.iter().filter(|(port, _)| held.contains(port));
         let published = ruleset::published_elements(open, plan::offset(&wanted.table));
-        let ports = held.iter().map(|(protocol, port)| ruleset::held_port(*protocol, *port)).collect();
+        let ports = held.iter().map(|(protocol, port)| ruleset::held_port(*protocol, *port)).collect::<Pages>();
         self.held = held;
         // What is as it was keeps its identity, so that nobody looks inside again.
-        let mut set = |name, elements: Elements| {
+        let mut set = |name, elements: Pages| {
             let before = self.sets.get(name).filter(|before| ***before == elements).cloned();
             self.sets.insert(name, before.unwrap_or_else(|| Arc::new(elements)));
         };
         set(ruleset::PUBLISHED.name, published);
         set(ruleset::HELD.name, ports);
-        self.sets.insert(ruleset::SERVICES.name, Arc::clone(&wanted.services));
-        self.nft.ensure(&ruleset::node(parameters), &self.sets)
+        self.sets.extend(wanted.services.iter().map(|(name, pages)| (*name, Arc::clone(pages))));
+        let mut wanted_sets = self.sets.clone();
+        wanted_sets.extend(wanted.apart.iter().map(|(name, pages)| (*name, Arc::clone(pages))));
+        let written = self.nft.ensure(&ruleset::node(parameters), &wanted_sets)?;
+        let bridge = self.bridge.map(|(bridge, _)| bridge);
+        let ports = link::links(&mut self.route, bridge)?;
+        self.links = ports.into_iter().map(|port| (port.name, port.index)).collect();
+        Ok(written + self.ensure_bridge_rules()?)
+    }
+
+    /// Frames between this node's containers: senders are who they are, and stay among those they may reach.
+    fn ensure_bridge_rules(&mut self) -> Result<usize, NetError> {
+        let Some(wanted) = &self.wanted else { return Ok(0) };
+        let records = self.attachments.records.values();
+        let senders = records.filter_map(|record| Some((*self.links.get(&record.link)?, record.address)));
+        let plain = |key| (key, Default::default());
+        let links: Pages = senders.clone().map(|(link, _)| plain(ruleset::numbers(link, 0))).collect();
+        let senders: Pages = senders.map(|(link, address)| plain(ruleset::sender(link, address))).collect();
+        let mut sets = wanted.apart.clone();
+        sets.extend([(ruleset::LINKS.name, Arc::new(links)), (ruleset::SENDERS.name, Arc::new(senders))]);
+        let apart = !wanted.isolation.services.is_empty();
+        match self.nft.ensure(&ruleset::bridge(apart), &sets) {
+            Err(error) if matches!(error.errno(), Some(EOPNOTSUPP | EAFNOSUPPORT | ENOENT)) => {
+                let words = "containers of this node are not kept apart from each other";
+                self.problems.push(format!("{words}: this kernel has no rules for bridges ({})", error.chain()));
+                Ok(0)
+            }
+            other => other,
+        }
     }
 
     /// Addresses of links that are not ours.
@@ -690,7 +797,11 @@ pub fn remove_all(run_dir: &std::path::Path, data_dir: &std::path::Path) -> Resu
             attempt(crate::netns::remove(&entry.path()));
         }
     }
-    attempt(remove_from_kernel(&[link::GROUP, link::RUN_GROUP], &[ruleset::NODE_TABLE, ruleset::RUN_TABLE]));
+    attempt(balance::remove(run_dir));
+    attempt(remove_from_kernel(
+        &[link::GROUP, link::RUN_GROUP],
+        &[ruleset::NODE_TABLE, ruleset::BRIDGE_TABLE, ruleset::RUN_TABLE],
+    ));
     for directory in [&netns, &directory] {
         match std::fs::remove_dir_all(directory) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => attempt(Err(NetError::file("remove", directory, e))),
@@ -701,10 +812,10 @@ pub fn remove_all(run_dir: &std::path::Path, data_dir: &std::path::Path) -> Resu
 }
 
 /// Links of these groups with all routes of ours, and these tables.
-pub(crate) fn remove_from_kernel(groups: &[u32], tables: &[&str]) -> Result<(), NetError> {
+pub(crate) fn remove_from_kernel(groups: &[u32], tables: &[nft::Table]) -> Result<(), NetError> {
     let mut nft = Nft::open()?;
     for table in tables {
-        nft.remove(table)?;
+        nft.remove(*table)?;
     }
     let mut route = Netlink::open(Family::Route)?;
     let mut batch = Batch::new();

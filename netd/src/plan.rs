@@ -2,14 +2,15 @@
 
 use crate::error::NetError;
 use crate::link::{Address, FoundRoute, Mac, Neighbour, PROTOCOL, Route, Way};
-use crate::nft::Elements;
-use crate::nft::ruleset::{NodeParameters, fill, service_slot};
+use crate::nft::ruleset::{self, NodeParameters, service_slot, service_slots};
+use crate::nft::{Pages, Sets, Value};
 use crate::state::Record;
 use gantry_api::ids::{NodeName, Revision};
-use gantry_api::network::{Ipv4Net, NodeRoute, Path, Published, Table};
+use gantry_api::network::{Ipv4Net, NodeRoute, Path, Published, Service, Table};
 use gantry_api::spec::Protocol;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 /// Headers that the tunnel puts before a packet: outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14.
 pub(crate) const VXLAN_OVERHEAD: u32 = 50;
@@ -85,6 +86,7 @@ pub(crate) fn parameters(table: &Table, local: &NodeRoute, bridge: &str) -> Node
         gateway: gateway(local.subnet),
         replica_net: table.replica_net,
         service_net: table.service_net,
+        apart: table.services.iter().any(|service| !service.networks.is_empty()),
     }
 }
 
@@ -174,16 +176,115 @@ pub(crate) fn route_changes(have: &[FoundRoute], want: &BTreeSet<Route>) -> (Vec
     (stale, add)
 }
 
-/// The ready replicas of every service, in the service map.
-pub(crate) fn service_elements(table: &Table) -> Elements {
-    let mut elements = Elements::new();
-    for service in &table.services {
-        let mut ready: Vec<Ipv4Addr> = service.endpoints.iter().filter(|e| e.ready).map(|e| e.address).collect();
+/// The ready replicas of every service, in the services' maps.
+///
+/// - `before`: an earlier table of this node with its maps: what is the same in both is taken over.
+pub(crate) fn service_sets(before: Option<(&Table, &Sets)>, now: &Table) -> Sets {
+    let before = before.filter(|(table, _)| table.local == now.local);
+    let names = [ruleset::SERVICES.name, ruleset::MANY.name, ruleset::STICKY.name];
+    let old = |name| before.and_then(|(_, sets)| sets.get(name)).map(|pages| Pages::clone(pages)).unwrap_or_default();
+    let mut sets = names.map(|name| (name, old(name)));
+    for (address, service) in changes(before.map(|(table, _)| table), now) {
+        let endpoints = service.map(|service| service.endpoints.as_slice()).unwrap_or_default();
+        let mut ready: Vec<Ipv4Addr> = endpoints.iter().filter(|e| e.ready).map(|e| e.address).collect();
         ready.sort_unstable();
-        let slots = fill(&ready, offset(table));
-        elements.extend(slots.map(|(slot, replica)| service_slot(service.address, slot, replica)));
+        let (set, slots) = service_slots(&ready, service.is_some_and(|service| service.sticky), offset(now));
+        for (name, pages) in &mut sets {
+            let slots = slots.iter().filter(|_| *name == set.name);
+            let page = slots.map(|(slot, replica)| service_slot(address, *slot, *replica)).collect();
+            pages.set(address.octets(), page);
+        }
     }
-    elements
+    sets.into_iter().map(|(name, pages)| (name, Arc::new(pages))).collect()
+}
+
+/// Who reaches whom, in the maps of both tables.
+///
+/// Replicas on the same networks are one group. Groups that share a network reach each other; a replica of a service
+/// without networks is in no group.
+pub(crate) fn isolation(table: &Table) -> Isolation {
+    let mut found = Isolation::default();
+    let mut numbers: BTreeMap<BTreeSet<&str>, u32> = BTreeMap::new();
+    let mut taken = BTreeSet::new();
+    for service in table.services.iter().filter(|service| !service.networks.is_empty()) {
+        let networks: BTreeSet<&str> = service.networks.iter().map(|network| network.name.as_str()).collect();
+        let group = *numbers.entry(networks).or_insert_with_key(|networks| {
+            let text = networks.iter().copied().collect::<Vec<_>>().join(" ");
+            // A number that other groups do not change: then their coming and going changes no element of ours.
+            let hash = crate::hash::fnv1a(text.as_bytes()) as u32;
+            let number = (0..).map(|next| hash.wrapping_add(next)).find(|number| taken.insert(*number));
+            number.unwrap_or_else(|| unreachable!("2^32 numbers are not all taken"))
+        });
+        let closed = service.networks.iter().all(|network| network.internal);
+        for endpoint in &service.endpoints {
+            found.groups.insert(endpoint.address, group);
+            if closed {
+                found.internal.insert(endpoint.address);
+            }
+        }
+        found.services.insert(service.address, group);
+    }
+    for (one, first) in &numbers {
+        for (_, second) in numbers.iter().filter(|(other, _)| !one.is_disjoint(other)) {
+            found.reach.insert((*first, *second));
+        }
+    }
+    found
+}
+
+/// See [`isolation`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Isolation {
+    /// Each replica's group.
+    pub(crate) groups: BTreeMap<Ipv4Addr, u32>,
+    /// Each service address's.
+    pub(crate) services: BTreeMap<Ipv4Addr, u32>,
+    pub(crate) reach: BTreeSet<(u32, u32)>,
+    /// Replicas that must not leave the cluster.
+    pub(crate) internal: BTreeSet<Ipv4Addr>,
+}
+
+impl Isolation {
+    /// Whether a container at `from` may know of the replica or service at `to`.
+    pub(crate) fn allows(&self, from: Ipv4Addr, to: Ipv4Addr) -> bool {
+        let group = |address| self.groups.get(&address).or_else(|| self.services.get(&address));
+        match (group(from), group(to)) {
+            (Some(one), Some(other)) => self.reach.contains(&(*one, *other)),
+            _ => true,
+        }
+    }
+
+    /// The elements of the maps; empty when no service names a network.
+    pub(crate) fn sets(&self) -> Sets {
+        let groups: Pages = self.groups.iter().map(|(replica, group)| ruleset::member(*replica, *group)).collect();
+        let plain = |key| (key, Value::default());
+        let reach: Pages = self.reach.iter().map(|(one, other)| plain(ruleset::numbers(*one, *other))).collect();
+        let internal: Pages = self.internal.iter().map(|replica| plain(ruleset::in_set(*replica))).collect();
+        let named = [(ruleset::GROUPS.name, groups), (ruleset::REACH.name, reach), (ruleset::INTERNAL.name, internal)];
+        named.into_iter().map(|(name, pages)| (name, Arc::new(pages))).collect()
+    }
+}
+
+/// Services of `now` that differ from `before`, and addresses that are no service's any more.
+pub(crate) fn changes<'a>(before: Option<&Table>, now: &'a Table) -> Vec<(Ipv4Addr, Option<&'a Service>)> {
+    let Some(before) = before else {
+        return now.services.iter().map(|service| (service.address, Some(service))).collect();
+    };
+    // Mostly the same services in the same order: then no index is needed.
+    let aligned = before.services.len() == now.services.len()
+        && before.services.iter().zip(&now.services).all(|(old, new)| old.address == new.address);
+    if aligned {
+        let pairs = before.services.iter().zip(&now.services).filter(|(old, new)| old != new);
+        return pairs.map(|(_, new)| (new.address, Some(new))).collect();
+    }
+    let mut old: HashMap<Ipv4Addr, &Service> = before.services.iter().map(|old| (old.address, old)).collect();
+    let new = now.services.iter().filter(|new| old.remove(&new.address) != Some(*new));
+    let mut changes: Vec<_> = new.map(|new| (new.address, Some(new))).collect();
+    let mut gone: Vec<_> = old.into_keys().map(|address| (address, None)).collect();
+    gone.sort_unstable_by_key(|(address, _)| *address);
+    // Those that go come last: an address is never without a replica because it was taken first.
+    changes.append(&mut gone);
+    changes
 }
 
 /// Every published port with the ready replicas behind it. When two publish one port the first keeps it.
@@ -229,15 +330,22 @@ pub(crate) fn strays<'a>(subnet: Ipv4Net, records: impl IntoIterator<Item = &'a 
 
 /// Replicas that got connections before and must not get them now: gone ones, and ones that are only not ready.
 pub(crate) fn lost(before: &Table, now: &Table) -> (BTreeSet<Ipv4Addr>, BTreeSet<Ipv4Addr>) {
-    let addresses = |table: &Table, ready: bool| -> BTreeSet<Ipv4Addr> {
-        let endpoints = table.services.iter().flat_map(|service| &service.endpoints);
-        endpoints.filter(|e| e.ready || !ready).map(|e| e.address).collect()
-    };
-    let present = addresses(now, false);
-    let gone = addresses(before, false).difference(&present).copied().collect();
-    let (was, is) = (addresses(before, true), addresses(now, true));
-    let unready = was.difference(&is).copied().filter(|address| present.contains(address));
-    (gone, unready.collect())
+    let changed: BTreeSet<Ipv4Addr> = changes(Some(before), now).into_iter().map(|(address, _)| address).collect();
+    let old = before.services.iter().filter(|service| changed.contains(&service.address));
+    let old: BTreeMap<Ipv4Addr, bool> = old.flat_map(|s| &s.endpoints).map(|e| (e.address, e.ready)).collect();
+    // They may be replicas of another service, too.
+    let (mut gone, mut unready): (BTreeSet<_>, BTreeSet<_>) = (old.keys().copied().collect(), BTreeSet::new());
+    unready.extend(old.iter().filter(|(_, ready)| **ready).map(|(address, _)| *address));
+    if !old.is_empty() {
+        for endpoint in now.services.iter().flat_map(|service| &service.endpoints) {
+            gone.remove(&endpoint.address);
+            if endpoint.ready {
+                unready.remove(&endpoint.address);
+            }
+        }
+    }
+    unready.retain(|address| !gone.contains(address));
+    (gone, unready)
 }
 
 /// Refuse networks that this host already reaches another way.
@@ -285,9 +393,9 @@ pub(crate) fn summary(table: &Table) -> (Revision, usize, usize, usize) {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::nft::{self, ruleset::SLOTS};
+    use crate::nft;
     use gantry_api::ids::{ReplicaId, ReplicaName};
-    use gantry_api::network::{Endpoint, Service};
+    use gantry_api::network::Endpoint;
     use proptest::prelude::*;
 
     /// A cluster of nodes 10.0.0.1, 10.0.0.2, ... with subnets 10.210.1.0/24, ...; this node is the first.
@@ -318,6 +426,8 @@ pub(crate) mod tests {
             address: Ipv4Addr::new(10, 211, 0, n),
             aliases: vec![format!("{}-alias", name.service)],
             ports: vec![Published { published: 8000 + u16::from(n), target: 80, protocol: Protocol::Tcp }],
+            sticky: false,
+            networks: vec![],
             endpoints: (1..)
                 .zip(endpoints)
                 .map(|(number, (host, ready))| {
@@ -404,14 +514,86 @@ pub(crate) mod tests {
     #[test]
     fn only_ready_replicas_get_slots() {
         let table = table(1, &[("api", &[(0, true), (1, false), (2, true)]), ("db", &[(3, false)])]);
-        let elements = service_elements(&table);
-        assert_eq!(elements.len(), SLOTS as usize);
-        let replicas: BTreeSet<u8> = elements.values().map(|value| value[3]).collect();
+        let sets = service_sets(None, &table);
+        assert_eq!(sets[ruleset::SERVICES.name].iter().count(), ruleset::FEW as usize);
+        let replicas: BTreeSet<u8> = sets[ruleset::SERVICES.name].iter().map(|(_, value)| value[3]).collect();
         assert_eq!(replicas, BTreeSet::from([2, 4]));
         let (targets, problems) = targets(&table, []);
         assert!(problems.is_empty());
         assert_eq!(targets[&(Protocol::Tcp, 8001)].len(), 2);
         assert_eq!(targets[&(Protocol::Tcp, 8002)].len(), 0);
+    }
+
+    #[test]
+    fn only_what_differs_is_changed() {
+        let before = table(1, &[("api", &[(0, true)]), ("db", &[(1, true)])]);
+        let names = |now: &Table| {
+            let names = changes(Some(&before), now).into_iter().map(|(address, service)| {
+                format!("{}{}", address.octets()[3], service.map_or("-", |service| service.service.as_str()))
+            });
+            names.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(names(&before), "");
+        assert_eq!(names(&table(1, &[("api", &[(0, true)]), ("db", &[(1, false)])])), "2db");
+        assert_eq!(names(&table(1, &[("api", &[(0, true)])])), "2-");
+        assert_eq!(names(&table(1, &[("api", &[(0, true)]), ("db", &[(1, true)]), ("web", &[(5, true)])])), "3web");
+        assert_eq!(changes(None, &before).len(), 2);
+    }
+
+    #[test]
+    fn services_reach_those_on_a_network_of_theirs() {
+        use gantry_api::network::ServiceNetwork;
+        let mut table = table(
+            1,
+            &[
+                ("web", &[(0, true)]),
+                ("api", &[(1, true)]),
+                ("db", &[(2, true)]),
+                ("old", &[(3, true)]),
+                ("web2", &[(4, true)]),
+            ],
+        );
+        let on = |names: &[(&str, bool)]| -> Vec<ServiceNetwork> {
+            names.iter().map(|(name, internal)| ServiceNetwork { name: (*name).into(), internal: *internal }).collect()
+        };
+        let networks = [
+            on(&[("front", false)]),
+            on(&[("back", true), ("front", false)]),
+            on(&[("back", true)]),
+            on(&[]),
+            on(&[("front", false)]),
+        ];
+        for (service, networks) in table.services.iter_mut().zip(networks) {
+            service.networks = networks;
+        }
+        let found = isolation(&table);
+        let replica = |n: u8| Ipv4Addr::new(10, 210, 1, 2 + n);
+        for (from, to, allowed) in [
+            (0, 1, true),
+            (1, 0, true),
+            (0, 2, false),
+            (2, 0, false),
+            (1, 2, true),
+            (0, 0, true),
+            (0, 3, true),
+            (3, 2, true),
+            (0, 4, true),
+            (4, 2, false),
+        ] {
+            assert_eq!(found.allows(replica(from), replica(to)), allowed, "{from} to {to}");
+            assert_eq!(
+                found.allows(replica(from), Ipv4Addr::new(10, 211, 0, 1 + to)),
+                allowed,
+                "{from} to service {to}"
+            );
+        }
+        assert_eq!(found.internal, BTreeSet::from([replica(2)]), "one with another network leaves by that");
+        assert_eq!(found.groups.values().collect::<BTreeSet<_>>().len(), 3, "the same networks, one group");
+        assert_eq!(found.reach.len(), 7);
+        assert_eq!(isolation(&Table { services: vec![], ..table.clone() }), Isolation::default());
+        // The number of a group does not depend on the others.
+        table.services.remove(1);
+        assert_eq!(isolation(&table).groups[&replica(2)], found.groups[&replica(2)]);
     }
 
     #[test]
@@ -480,14 +662,18 @@ pub(crate) mod tests {
     proptest! {
         #[test]
         fn from_any_table_to_any_other(before in some_table(), now in some_table()) {
-            let (mut have, want) = (service_elements(&before), service_elements(&now));
-            let diff = nft::diff(&have, &want);
-            diff.delete.iter().for_each(|(key, _)| { have.remove(key); });
-            have.extend(diff.add);
-            prop_assert_eq!(&have, &want);
+            let (have, want) = (service_sets(None, &before), service_sets(None, &now));
+            prop_assert_eq!(&service_sets(Some((&before, &have)), &now), &want, "a change gives what a new start gives");
+            for (name, want) in &want {
+                let diff = nft::diff(&have[name], want);
+                let mut have: BTreeMap<_, _> = have[name].iter().map(|(key, value)| (*key, *value)).collect();
+                diff.delete.iter().for_each(|(key, _)| { have.remove(key); });
+                have.extend(diff.add);
+                prop_assert_eq!(&have.into_iter().collect::<Pages>(), &**want);
+            }
             let ready: BTreeSet<Ipv4Addr> = now.services.iter().flat_map(|s| &s.endpoints)
                 .filter(|e| e.ready).map(|e| e.address).collect();
-            for value in want.values() {
+            for (_, value) in want.values().flat_map(|pages| pages.iter()) {
                 let replica = Ipv4Addr::new(value[0], value[1], value[2], value[3]);
                 prop_assert!(ready.contains(&replica));
             }

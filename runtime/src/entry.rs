@@ -17,6 +17,7 @@
 
 use core::arch::{asm, global_asm};
 use core::mem::MaybeUninit;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 #[cfg(target_arch = "x86_64")]
 global_asm!(
@@ -137,6 +138,24 @@ unsafe fn is(text: usize, name: &[u8]) -> bool {
     unsafe { byte(text + at) == 0 }
 }
 
+/// Whether this program runs from a view that nobody can write through. Set before the C library has started; it finds
+/// its zeroed memory ready and leaves it alone.
+static SEALED: AtomicBool = AtomicBool::new(false);
+
+/// Write a byte.
+///
+/// # Safety
+/// The address is that of a byte of ours which nothing else uses meanwhile.
+unsafe fn put_byte(address: usize, value: u8) {
+    // SAFETY: one store, to what the caller vouches for.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        asm!("mov byte ptr [{0}], {1}", in(reg) address, in(reg_byte) value, options(nostack, preserves_flags));
+        #[cfg(target_arch = "aarch64")]
+        asm!("strb {1:w}, [{0}]", in(reg) address, in(reg) u32::from(value), options(nostack, preserves_flags));
+    }
+}
+
 /// Execute this program again from a read-only view, if the command will enter a container and does not run from one.
 ///
 /// # Safety
@@ -170,7 +189,11 @@ unsafe extern "C" fn seal(stack: usize) {
         }
         let mut found = const { MaybeUninit::<[u64; 15]>::uninit() };
         let (own, found) = (&raw const OWN as usize, &raw mut found as usize);
-        if call(libc::SYS_statfs, [own, found, 0, 0, 0]) < 0 || word(found + FLAGS_AT * WORD) & READ_ONLY != 0 {
+        if call(libc::SYS_statfs, [own, found, 0, 0, 0]) < 0 {
+            return;
+        }
+        if word(found + FLAGS_AT * WORD) & READ_ONLY != 0 {
+            put_byte(&raw const SEALED as usize, 1);
             return;
         }
         let tree = call(libc::SYS_open_tree, [HERE, own, OPEN, 0, 0]);
@@ -189,11 +212,17 @@ unsafe extern "C" fn seal(stack: usize) {
     }
 }
 
-/// What the C library calls. Arguments are taken from [`std::env`], which has them from the loader.
+/// What the C library calls.
 #[unsafe(no_mangle)]
-extern "C" fn main(_count: i32, _arguments: *const *const i8) -> i32 {
+extern "C" fn main(count: i32, arguments: *const *const core::ffi::c_char) -> i32 {
     gantry_runtime::sys::process::fill_standard_streams();
-    let code = gantry_runtime::run(std::env::args_os().skip(1));
+    // SAFETY: the C library hands over what the kernel has put on the stack: `count` pointers to C strings, which stay
+    // as long as the process.
+    let arguments = unsafe { gantry_runtime::sys::process::arguments(count, arguments) };
+    if SEALED.load(Ordering::Relaxed) {
+        gantry_runtime::sealed::was_seen();
+    }
+    let code = gantry_runtime::run(arguments.into_iter().skip(1));
     let _ = std::io::Write::flush(&mut std::io::stdout());
     gantry_runtime::sys::process::exit_now(i32::from(code))
 }

@@ -264,6 +264,7 @@ pub fn exec(options: &Options) -> Outcome<i32> {
                 open_files: None,
                 ignored,
                 keyring: None,
+                at_root: false,
             };
             if let Some(group) = &resctrl {
                 match group.doors() {
@@ -501,7 +502,7 @@ impl Child<'_> {
             self.open_terminal().in_step("terminal")?;
         }
         let ready = self.program.prepare().in_step("find program")?;
-        self.program.become_it(&ready, self.channel)
+        self.program.become_it(&ready, self.channel, || Ok(()))
     }
 
     fn open_terminal(&self) -> Outcome<()> {

@@ -233,6 +233,8 @@ impl Relay {
         }
     }
 
+    // Not inlined, as the other one that has a buffer: who has no terminal does not pay for pages of stack.
+    #[inline(never)]
     fn read_input(&mut self) {
         let Some(input) = process::inherited(0) else {
             self.input_open = false;
@@ -262,6 +264,7 @@ impl Relay {
     }
 
     /// Copy what is there; false when nothing more will come now.
+    #[inline(never)]
     fn read_output(&mut self) -> bool {
         let mut buffer = [0; CHUNK];
         match rustix::io::read(&self.master, &mut buffer) {

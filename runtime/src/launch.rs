@@ -23,7 +23,7 @@ use crate::foreground::{OomGuard, Signals};
 use crate::pidfd::Receiver;
 use crate::rootless::{self, Rootless};
 use crate::seccomp::{self, Filter};
-use crate::state::{self, Lock, ProcessId, Record, StateDir, Status};
+use crate::state::{self, Held, Lock, ProcessId, Record, StateDir, Status};
 use crate::sys::clone::{self, Side};
 use crate::sys::{file, process, signal};
 use std::fs;
@@ -128,6 +128,20 @@ impl Bundle {
     /// # Errors
     /// No `config.json`, or one that cannot be carried out.
     pub fn load(path: &Path) -> Outcome<Self> {
+        let (path, text) = match crate::files::read_in(path, "config.json", crate::files::CONFIG_BYTES_MAX) {
+            Ok(found) => found,
+            Err(_) => Self::find(path)?,
+        };
+        let file = path.join("config.json");
+        let config = parse_config(&text, &file.display().to_string())?;
+        labels::check_host(&config)?;
+        let filter = compile_filter(&config)?;
+        check_root(&config, &path)?;
+        Ok(Self { path, config, text, filter })
+    }
+
+    /// Where a bundle is and what is in its configuration, one after the other: also what stands in the way.
+    fn find(path: &Path) -> Outcome<(PathBuf, Vec<u8>)> {
         let path = file::resolve(path)
             .because(|| format!("cannot open bundle `{}`", path.display()))
             .or_hint("--bundle names a directory with a config.json and a root filesystem")?;
@@ -135,11 +149,7 @@ impl Bundle {
         let text = crate::files::read(&file, crate::files::CONFIG_BYTES_MAX)
             .because(|| format!("cannot read `{}`", file.display()))
             .or_hint("`gantry-runtime spec` writes one to start from")?;
-        let config = parse_config(&text, &file.display().to_string())?;
-        labels::check_host(&config)?;
-        let filter = compile_filter(&config)?;
-        check_root(&config, &path)?;
-        Ok(Self { path, config, text, filter })
+        Ok((path, text))
     }
 }
 
@@ -163,6 +173,8 @@ fn check_root(config: &Config, bundle: &Path) -> Outcome<()> {
 pub struct Launched {
     /// Its state directory.
     pub dir: StateDir,
+    /// The same, open.
+    pub held: Held,
     /// What is recorded there.
     pub record: Record,
     /// Its cgroup.
@@ -294,6 +306,8 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
                 open_files,
                 ignored,
                 keyring: (!options.no_new_keyring).then_some(keyring.as_str()),
+                // After the pivot.
+                at_root: true,
             };
             if between {
                 go_between(config, process, &namespaces, &theirs);
@@ -371,9 +385,10 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
                 pidfd_receiver.send(pidfd.as_fd())?;
             }
             let pidfd = undo.pidfd.take().ok_or_else(|| Failure::new("the process is lost"))?;
-            drop(undo.lock.take());
+            let lock = undo.lock.take().ok_or_else(|| Failure::new("the state directory is lost"))?;
+            let held = lock.release();
             std::mem::forget(undo);
-            Ok(Launched { dir, record, cgroup, pidfd, terminal, channel: ours })
+            Ok(Launched { dir, held, record, cgroup, pidfd, terminal, channel: ours })
         }
     }
 }
@@ -403,7 +418,7 @@ pub fn intent(options: &Options, bundle: &Bundle, manner: &Manner, unit: Option<
         bundle: bundle.path.clone(),
         rootfs: mounts::root_path(config, &bundle.path),
         created: crate::time::rfc3339(SystemTime::now()),
-        boot_id: state::boot_id(),
+        boot_id: state::boot_id().to_owned(),
         cgroup: match unit {
             Some(unit) => unit.place()?,
             None => cgroup::place(config.linux.cgroups_path.as_deref(), &options.id),

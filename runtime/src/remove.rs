@@ -6,7 +6,7 @@ use crate::container::{hooks, resctrl};
 use crate::error::{Because, Failure, InStep, Outcome};
 use crate::files;
 use crate::rootless;
-use crate::state::{Grip, Lock, ProcessId, Record, StateDir, Status};
+use crate::state::{Grip, Held, Lock, ProcessId, Record, StateDir, Status};
 use crate::sys::clone;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use std::fs;
@@ -137,25 +137,27 @@ fn place_of(dir: &StateDir, record: Option<&Record>, id: &str) -> String {
     cgroup::place(saved.as_ref().and_then(|(_, config)| config.linux.cgroups_path.as_deref()), id)
 }
 
-/// The same for a container whose first process has been reaped, with the cgroup it was made with: most often nothing
-/// is left to look for.
+/// The same for a container whose first process has been reaped, with the directory and the cgroup it was made with:
+/// most often nothing is left to look for.
 ///
 /// # Errors
 /// As [`remove`].
-pub fn remove_ended(dir: &StateDir, record: &Record, cgroup: &Cgroup) -> Outcome<Vec<String>> {
+pub fn remove_ended(dir: &StateDir, held: Held, record: &Record, cgroup: &Cgroup) -> Outcome<Vec<String>> {
     let thoroughly = || remove(dir, Some(record), &record.id).map(Option::unwrap_or_default);
-    // Somebody else may have deleted it, and made another one of its ID.
-    let lock = match dir.try_lock().in_step("state")? {
+    let lock = match dir.lock_again(held).in_step("state")? {
         Grip::Locked(lock) => lock,
         Grip::Busy => return thoroughly(),
+        // Somebody else has deleted it, and perhaps made another one of its ID.
         Grip::Absent => return Ok(Vec::new()),
     };
-    if dir.read().ok().flatten().is_none_or(|now| now.creator != record.creator) || cgroup.remove().is_err() {
+    if cgroup.remove().is_err() {
         drop(lock);
         return thoroughly();
     }
     let warnings = run_hooks(dir, Some(record));
     dir.remove()?;
+    // Of a directory that is gone.
+    lock.keep();
     Ok(warnings)
 }
 

@@ -16,15 +16,27 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// `MOUNT_ATTR_RDONLY`, `MOUNT_ATTR_NOSUID` and `MOUNT_ATTR_NODEV`.
 const LOCKED: u64 = 0x1 | 0x2 | 0x4;
+
+/// Whether the first instructions of this program have seen that nobody can write through its file.
+static SEEN: AtomicBool = AtomicBool::new(false);
+
+/// Nobody can write through the file that this process runs from: no need to look again.
+pub fn was_seen() {
+    SEEN.store(true, Ordering::Relaxed);
+}
 
 /// Go on from a file that nobody can write through; returns at once when this process does so already.
 ///
 /// # Errors
 /// `/proc` is not mounted, or there is neither the right to mount nor memory for a copy.
 pub fn ensure() -> Outcome<()> {
+    if SEEN.load(Ordering::Relaxed) {
+        return Ok(());
+    }
     let own = own_file().or_hint("is /proc mounted?").in_step("self-protection")?;
     if is_sealed(&own) {
         return Ok(());

@@ -289,22 +289,45 @@ impl Record {
 
 /// The right to make or remove a container: one process has it at a time.
 #[derive(Debug)]
-pub struct Lock(Option<OwnedFd>);
+pub struct Lock(Option<Held>);
+
+/// The directory of a container that this process has made or found. As long as it is open, no other directory can be
+/// mistaken for it.
+#[derive(Debug)]
+pub struct Held {
+    directory: OwnedFd,
+    device: u64,
+    inode: u64,
+}
 
 impl Lock {
     /// In a clone of the process that has it: it stays locked, but not by us.
     pub fn leave(mut self) {
         drop(self.0.take());
     }
+
+    /// Let others have it, keeping the directory open.
+    pub fn release(mut self) -> Held {
+        let held = self.0.take().expect("only what consumes a lock takes it");
+        unlock(&held);
+        held
+    }
+
+    /// Keep it until this process ends.
+    pub fn keep(mut self) {
+        std::mem::forget(self.0.take());
+    }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        if let Some(directory) = &self.0 {
-            // Closing would not do as long as a clone of this process has the same open file.
-            let _ = rustix::fs::flock(directory, FlockOperation::Unlock);
-        }
+        self.0.iter().for_each(unlock);
     }
+}
+
+fn unlock(held: &Held) {
+    // Closing would not do as long as a clone of this process has the same open file.
+    let _ = rustix::fs::flock(&held.directory, FlockOperation::Unlock);
 }
 
 /// What an attempt to get a [`Lock`] gives.
@@ -339,10 +362,13 @@ pub fn check_id(id: &str) -> Outcome<()> {
 }
 
 /// Identity of this boot.
-pub fn boot_id() -> String {
-    let mut buffer = [0; 64];
-    let count = file::read_into(Path::new("/proc/sys/kernel/random/boot_id"), &mut buffer).unwrap_or(0);
-    String::from_utf8_lossy(&buffer[..count]).trim().to_owned()
+pub fn boot_id() -> &'static str {
+    static FOUND: OnceLock<String> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let mut buffer = [0; 64];
+        let count = file::read_once(Path::new("/proc/sys/kernel/random/boot_id"), &mut buffer).unwrap_or(0);
+        String::from_utf8_lossy(&buffer[..count]).trim().to_owned()
+    })
 }
 
 /// Refuse to work without a place for states.
@@ -401,14 +427,36 @@ impl StateDir {
                 result => result.because(what)?,
             }
             let ours = rustix::fs::fstat(&directory).because(what)?;
-            let lock = Lock(Some(directory));
-            match rustix::fs::lstat(&self.path) {
-                Ok(now) if (now.st_dev, now.st_ino) == (ours.st_dev, ours.st_ino) => return Ok(Grip::Locked(lock)),
+            let held = Held { directory, device: ours.st_dev, inode: ours.st_ino };
+            match self.still_there(held)? {
                 // Removed, and perhaps made anew, between the two.
-                Ok(_) => {}
-                Err(Errno::NOENT) => return Ok(Grip::Absent),
-                Err(error) => return Err(error).because(what),
+                None => {}
+                Some(grip) => return Ok(grip),
             }
+        }
+    }
+
+    /// Get the lock of a directory that was ours before; `Absent` when it is gone, whatever is in its place by now.
+    ///
+    /// # Errors
+    /// The directory cannot be looked at.
+    pub fn lock_again(&self, held: Held) -> Outcome<Grip> {
+        match rustix::fs::flock(&held.directory, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => return Ok(Grip::Busy),
+            result => result.because(|| format!("cannot lock `{}`", self.path.display()))?,
+        }
+        Ok(self.still_there(held)?.unwrap_or(Grip::Absent))
+    }
+
+    /// What a lock on an open directory is worth; `None` when another one is in its place.
+    fn still_there(&self, held: Held) -> Outcome<Option<Grip>> {
+        let ours = (held.device, held.inode);
+        let lock = Lock(Some(held));
+        match rustix::fs::lstat(&self.path) {
+            Ok(now) if (now.st_dev, now.st_ino) == ours => Ok(Some(Grip::Locked(lock))),
+            Ok(_) => Ok(None),
+            Err(Errno::NOENT) => Ok(Some(Grip::Absent)),
+            Err(error) => Err(error).because(|| format!("cannot lock `{}`", self.path.display())),
         }
     }
 
@@ -699,6 +747,26 @@ mod tests {
         assert!(id.open().is_none(), "a zombie");
         child.wait().expect("its end");
         assert!(id.open().is_none(), "reaped");
+    }
+
+    #[test]
+    fn a_directory_once_held_is_known_again() {
+        let root = tempfile::tempdir().expect("a directory");
+        let dir = StateDir::new(root.path(), "x").expect("a good id");
+        let release = |grip| match grip {
+            Ok(Grip::Locked(lock)) => Lock::release(lock),
+            other => panic!("not locked: {other:?}"),
+        };
+        let mut held = release(dir.claim().map(Grip::Locked));
+        held = release(dir.lock_again(held));
+        let other = dir.try_lock();
+        assert!(matches!(other, Ok(Grip::Locked(_))), "released");
+        let second = Held { directory: held.directory.try_clone().expect("a descriptor"), ..held };
+        assert!(matches!(dir.lock_again(second), Ok(Grip::Busy)), "another has it");
+        drop(other);
+        fs::remove_dir(dir.path()).expect("removed by somebody else");
+        fs::create_dir(dir.path()).expect("and made anew");
+        assert!(matches!(dir.lock_again(held), Ok(Grip::Absent)), "another container of the same ID");
     }
 
     #[test]

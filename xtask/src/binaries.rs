@@ -82,6 +82,15 @@ pub(crate) fn runtime() -> Result<PathBuf> {
     Ok(files::target().join(host_target()?).join("release/gantry-runtime"))
 }
 
+/// An example of a package, for measuring; the one that `GANTRY_EXAMPLE_BIN` names, else a fresh release.
+pub(crate) fn example(package: &str, name: &str) -> Result<PathBuf> {
+    if let Some(built) = std::env::var_os("GANTRY_EXAMPLE_BIN") {
+        return Ok(built.into());
+    }
+    process::run(cargo().args(["build", "--locked", "--release", "-p", package, "--example", name]))?;
+    Ok(files::target().join(host_target()?).join("release/examples").join(name))
+}
+
 /// The programs to show or measure: those that `GANTRY_BIN` and `GANTRY_RUNTIME_BIN` name, else a fresh release.
 pub(crate) fn ready() -> Result<Binaries> {
     match (std::env::var_os("GANTRY_BIN"), std::env::var_os("GANTRY_RUNTIME_BIN")) {

@@ -16,6 +16,41 @@ pub(crate) fn kill(pid: i32) -> io::Result<()> {
     if unsafe { libc::kill(pid, libc::SIGKILL) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// `kill(2)` with SIGTERM: the process is asked to end.
+///
+/// # Errors
+/// `ESRCH` when it is gone already.
+pub(crate) fn terminate(pid: i32) -> io::Result<()> {
+    if pid <= 1 {
+        return Err(io::ErrorKind::InvalidInput.into()); // as for `kill`
+    }
+    // SAFETY: two integers by value; the kernel reads and writes no memory of ours.
+    if unsafe { libc::kill(pid, libc::SIGTERM) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `syncfs(2)`: all that was written to the file system of `path` is on disk.
+///
+/// # Errors
+/// It cannot be opened, or not be written.
+pub(crate) fn sync_file_system(path: &std::path::Path) -> io::Result<()> {
+    let dir = std::fs::File::open(path)?;
+    // SAFETY: a descriptor that is open across the call, and no memory.
+    if unsafe { libc::syncfs(std::os::fd::AsRawFd::as_raw_fd(&dir)) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Give this process and its children a network namespace of their own, in which nothing is up.
+///
+/// # Errors
+/// Not root.
+pub(crate) fn own_network_namespace() -> io::Result<()> {
+    // SAFETY: an integer by value.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// How a child ended and what it used, with the children that it waited for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Used {

@@ -6,11 +6,13 @@ use futures_util::future::{BoxFuture, Shared};
 use gantry_api::spec::PullPolicy;
 use gantry_api::units::Bytes;
 use gantry_images::{
-    Digest, Event, Image, ImageError, Progress, PullOptions, Reference, Registries, Store, default_auth_file,
+    Digest, Event, Image, ImageError, Progress, PullOptions, Reference, Registries, Store, Watermarks,
+    default_auth_file,
 };
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::spawn_blocking;
+use tracing::warn;
 
 type Pulled = Shared<BoxFuture<'static, Result<Arc<Image>, String>>>;
 
@@ -52,14 +54,15 @@ impl Meter {
 pub(crate) struct Images {
     store: Store,
     insecure_registries: Vec<String>,
+    watermarks: Watermarks,
     flights: Mutex<HashMap<String, Flight>>,
     /// Names that were neither here nor could be pulled, as long as replicas wait for them.
     missing: Mutex<HashSet<String>>,
 }
 
 impl Images {
-    pub(crate) fn new(store: Store, insecure_registries: Vec<String>) -> Self {
-        Self { store, insecure_registries, flights: Mutex::default(), missing: Mutex::default() }
+    pub(crate) fn new(store: Store, insecure_registries: Vec<String>, watermarks: Watermarks) -> Self {
+        Self { store, insecure_registries, watermarks, flights: Mutex::default(), missing: Mutex::default() }
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -135,6 +138,7 @@ impl Images {
         let progress = Arc::clone(&meter);
         let pull = tokio::spawn(async move {
             let result = images.pull(&name, policy, &progress).await;
+            images.relieve().await;
             images.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
             result
         });
@@ -172,6 +176,16 @@ impl Images {
         })
     }
 
+    /// Remove images that no replica uses if the disk is too full. What fails is tried again soon.
+    pub(crate) async fn relieve(&self) {
+        let (store, marks) = (self.store.clone(), self.watermarks);
+        match spawn_blocking(move || store.relieve(marks)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => warn!("cannot remove unused images: {}", chain(&error)),
+            Err(error) => warn!("cannot remove unused images: {error}"),
+        }
+    }
+
     async fn present(&self, name: &str) -> Result<Option<Arc<Image>>, String> {
         let (store, name) = (self.store.clone(), name.to_owned());
         let found = spawn_blocking(move || store.image(&name)).await.map_err(|error| error.to_string())?;
@@ -206,7 +220,7 @@ mod tests {
     #[tokio::test]
     async fn an_absent_image_is_not_asked_for_where_that_is_forbidden() {
         let dir = tempfile::tempdir().unwrap();
-        let images = Arc::new(Images::new(Store::open(dir.path()).unwrap(), Vec::new()));
+        let images = Arc::new(Images::new(Store::open(dir.path()).unwrap(), Vec::new(), Watermarks::default()));
         let error = images.ensure("web:1", PullPolicy::Never, None).await.unwrap_err();
         assert!(error.starts_with("image web:1 is not on this node"), "{error}");
     }
@@ -214,7 +228,8 @@ mod tests {
     #[tokio::test]
     async fn an_image_that_was_missing_arrives_once_it_is_loaded() {
         let dir = tempfile::tempdir().unwrap();
-        let images = Arc::new(Images::new(Store::open(dir.path().join("store")).unwrap(), Vec::new()));
+        let images =
+            Arc::new(Images::new(Store::open(dir.path().join("store")).unwrap(), Vec::new(), Watermarks::default()));
         let wanted = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<HashSet<_>>();
         assert!(images.ensure("web:1", PullPolicy::Never, None).await.is_err());
         assert!(images.arrived(&wanted(&["web:1"])).await.is_empty());
@@ -261,7 +276,7 @@ mod tests {
             }
         });
         let dir = tempfile::tempdir().unwrap();
-        let images = Arc::new(Images::new(Store::open(dir.path()).unwrap(), Vec::new()));
+        let images = Arc::new(Images::new(Store::open(dir.path()).unwrap(), Vec::new(), Watermarks::default()));
         let one = images.ensure(&name, PullPolicy::Missing, None);
         let other = images.ensure(&name, PullPolicy::Missing, None);
         let (one, other) = tokio::join!(one, other);

@@ -76,6 +76,12 @@ impl Actor {
         self.images.arrived(wanted).await
     }
 
+    /// Removes images that no replica uses if the disk is too full, beside everything else.
+    pub(crate) fn relieve(&self) {
+        let images = Arc::clone(&self.images);
+        tokio::spawn(async move { images.relieve().await });
+    }
+
     /// Carries out one step. `cancelled` turns true when a preparation need not be finished.
     pub(crate) async fn carry_out(
         &self,
@@ -153,7 +159,7 @@ impl Actor {
     async fn snapshot(&self, replica: &AssignedReplica, image: &Arc<Image>) -> Result<gantry_images::Snapshot, String> {
         let (store, id, image) = (self.images.store().clone(), replica.id.to_string(), Arc::clone(image));
         blocking(move || {
-            let options = SnapshotOptions { volatile: true };
+            let options = SnapshotOptions { volatile: true, ..SnapshotOptions::default() };
             store.snapshot(&image, &id, &options).map_err(|error| images::words(&error))
         })
         .await

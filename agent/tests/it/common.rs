@@ -586,6 +586,7 @@ fn config(dir: &Path) -> Config {
         capacity: None,
         reserved: Capacity::default(),
         insecure_registries: Vec::new(),
+        watermarks: gantry_images::Watermarks::default(),
     }
 }
 

@@ -101,6 +101,7 @@ async fn an_agent_that_has_not_joined_says_so() {
         capacity: None,
         reserved: Default::default(),
         insecure_registries: Vec::new(),
+        watermarks: gantry_images::Watermarks::default(),
     };
     let (_stop, stopped) = tokio::sync::watch::channel(false);
     let error = gantry_agent::run(config, stopped).await.unwrap_err();

@@ -52,6 +52,9 @@ pub enum LocalError {
     /// It must run.
     #[error("container `{0}` is not running")]
     NotRunning(String),
+    /// A volume is only there while its container runs.
+    #[error("`{volume}` is a volume of container `{container}`, which is not running")]
+    VolumeAway { container: String, volume: String },
     /// Its log is somewhere else.
     #[error("container `{0}` ran in the foreground: its output went to the terminal")]
     NoLog(String),
@@ -78,6 +81,7 @@ impl LocalError {
             }
             Self::NoContainer(_) => Some("`gantry ps --local -a` lists them".into()),
             Self::Ambiguous(_) => Some("give more characters".into()),
+            Self::VolumeAway { container, .. } => Some(format!("`gantry start {container}` first")),
             Self::NameTaken { name, .. } => Some(format!("choose another name, or `gantry rm {name}` first")),
             Self::Running(name) => Some(format!("`gantry stop {name}` first, or `gantry rm -f {name}`")),
             Self::File { source, path, .. } if source.raw_os_error() == Some(libc::ENOSPC) => {

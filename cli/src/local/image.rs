@@ -3,12 +3,13 @@
 use super::build::FromRootfs;
 use super::error::LocalError;
 use super::images::{Images, Load, Pull, Rmi, Show, block_on, open, print};
+use super::record::{Phase, Shelf};
 use crate::error::{CliError, Outcome};
 use crate::global::Global;
 use gantry_api::units::Bytes;
 use gantry_images::{
-    History, Image as StoredImage, ImageError, Prune as PruneWhat, PullOptions, Reference, Registries, Removed, Space,
-    Store, default_auth_file,
+    History, Image as StoredImage, ImageError, Prune as PruneWhat, PullOptions, Reference, Registries, Removed,
+    SnapshotUsage, Space, Store, Usage, default_auth_file,
 };
 use std::fs::{self, File};
 use std::io::{self, BufWriter, IsTerminal};
@@ -397,6 +398,17 @@ pub struct Df {
     /// For programs.
     #[arg(long)]
     json: bool,
+    /// Each image and each container too.
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+/// One container and what it has written.
+struct Written {
+    id: String,
+    name: String,
+    runs: bool,
+    usage: SnapshotUsage,
 }
 
 impl Df {
@@ -405,28 +417,91 @@ impl Df {
     /// # Errors
     /// The store cannot be read.
     pub fn run(&self, global: &Global) -> Outcome {
-        let usage = open(global, "system df")?.usage().map_err(LocalError::from)?;
+        let store = open(global, "system df")?;
+        let mut usage = store.usage().map_err(LocalError::from)?;
+        let containers = written(&store, global)?;
+        // Replicas, which others look after, count as running.
+        usage.containers.active = containers.iter().filter(|container| container.runs).count() as u64;
+        let images = store.images().map_err(LocalError::from)?;
         if self.json {
-            let space = |space: Space| {
-                serde_json::json!({ "count": space.count, "active": space.active, "bytes": space.bytes,
-                                    "reclaimable_bytes": space.reclaimable_bytes })
-            };
-            let all = serde_json::json!({ "images": space(usage.images), "containers": space(usage.containers),
-                                          "unfinished_bytes": usage.unfinished_bytes });
+            let mut all = json(&usage);
+            if self.verbose {
+                all["each_image"] = images
+                    .iter()
+                    .map(|image| {
+                        serde_json::json!({
+                            "name": image.display_name(), "id": image.id,
+                            "bytes": image.size, "packed_bytes": image.download_size,
+                        })
+                    })
+                    .collect();
+                all["each_container"] = containers
+                    .iter()
+                    .map(|one| {
+                        serde_json::json!({
+                            "id": one.id, "name": one.name, "running": one.runs, "bytes": one.usage.bytes,
+                            "inodes": one.usage.inodes, "bytes_max": one.usage.size_max,
+                        })
+                    })
+                    .collect();
+            }
             print(&format!("{}\n", serde_json::to_string_pretty(&all).unwrap_or_default()));
             return Ok(0);
         }
-        let line = |what: &str, space: Space| {
-            let (size, free) = (Bytes(space.bytes).to_string(), Bytes(space.reclaimable_bytes).to_string());
-            format!("{what:10}  {:>5}  {:>6}  {size:>10}  {free:>11}\n", space.count, space.active)
-        };
-        let mut text =
-            format!("{:10}  {:>5}  {:>6}  {:>10}  {:>11}\n", "KIND", "TOTAL", "ACTIVE", "SIZE", "RECLAIMABLE");
-        text += &line("images", usage.images);
-        text += &line("containers", usage.containers);
-        let unfinished = Bytes(usage.unfinished_bytes).to_string();
-        text += &format!("{:10}  {:>5}  {:>6}  {unfinished:>10}  {:>11}\n", "unfinished", "-", "-", "-");
+        let mut text = table(&usage);
+        if self.verbose {
+            text += &format!("\n{:32}  {:>10}  {:>10}\n", "IMAGE", "SIZE", "PACKED");
+            for image in &images {
+                let (size, packed) = (Bytes(image.size).to_string(), Bytes(image.download_size).to_string());
+                text += &format!("{:32}  {size:>10}  {packed:>10}\n", image.display_name());
+            }
+            text += &format!("\n{:32}  {:>10}  {:>10}  {:>10}\n", "CONTAINER", "WRITTEN", "FILES", "LIMIT");
+            for one in &containers {
+                let (size, files) = (Bytes(one.usage.bytes).to_string(), one.usage.inodes);
+                let limit = one.usage.size_max.map_or_else(|| "-".to_owned(), |bytes| Bytes(bytes).to_string());
+                text += &format!("{:32}  {size:>10}  {files:>10}  {limit:>10}\n", one.name);
+            }
+        }
         print(&text);
         Ok(0)
     }
+}
+
+/// All containers of the store, by the names that people gave them.
+fn written(store: &Store, global: &Global) -> Result<Vec<Written>, LocalError> {
+    let records = Shelf::new(global).records();
+    let one = |id: String| {
+        let record = records.iter().find(|record| record.id == id);
+        let name = record.map_or_else(|| id.clone(), |record| record.name.clone());
+        let runs = record.is_none_or(|record| record.phase == Phase::Running && record.owned());
+        match store.snapshot_usage(&id) {
+            // Removed meanwhile.
+            Err(ImageError::NotFound(_)) => Ok(None),
+            usage => Ok(Some(Written { usage: usage?, id, name, runs })),
+        }
+    };
+    let ids = store.snapshots()?.into_iter().map(|snapshot| one(snapshot.id));
+    ids.filter_map(Result::transpose).collect()
+}
+
+fn json(usage: &Usage) -> serde_json::Value {
+    let space = |space: Space| {
+        serde_json::json!({ "count": space.count, "active": space.active, "bytes": space.bytes,
+                            "reclaimable_bytes": space.reclaimable_bytes })
+    };
+    serde_json::json!({ "images": space(usage.images), "containers": space(usage.containers),
+                        "unfinished_bytes": usage.unfinished_bytes })
+}
+
+fn table(usage: &Usage) -> String {
+    let line = |what: &str, space: Space| {
+        let (size, free) = (Bytes(space.bytes).to_string(), Bytes(space.reclaimable_bytes).to_string());
+        format!("{what:10}  {:>5}  {:>6}  {size:>10}  {free:>11}\n", space.count, space.active)
+    };
+    let mut text = format!("{:10}  {:>5}  {:>6}  {:>10}  {:>11}\n", "KIND", "TOTAL", "ACTIVE", "SIZE", "RECLAIMABLE");
+    text += &line("images", usage.images);
+    text += &line("containers", usage.containers);
+    let unfinished = Bytes(usage.unfinished_bytes).to_string();
+    text += &format!("{:10}  {:>5}  {:>6}  {unfinished:>10}  {:>11}\n", "unfinished", "-", "-", "-");
+    text
 }

@@ -67,8 +67,9 @@ impl Host {
     /// # Errors
     /// Of any step; what was made is taken away by [`Host::end`] or [`Host::destroy`].
     pub fn prepare(&self, record: &mut Record, place: &Place, image: &Image) -> Result<(), LocalError> {
-        let volatile = SnapshotOptions { volatile: record.remove };
-        let snapshot = self.store.snapshot(image, &record.id, &volatile)?;
+        let options =
+            SnapshotOptions { volatile: record.remove, size_max: record.wish.storage, ..SnapshotOptions::default() };
+        let snapshot = self.store.snapshot(image, &record.id, &options)?;
         let hostname = hostname(record);
         let (network, servers) = self.attach(record, &hostname)?;
         let mut mounts = self.mounts(record, place, image, &snapshot.rootfs)?;

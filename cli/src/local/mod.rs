@@ -8,6 +8,7 @@
 
 mod build;
 mod commands;
+mod cp;
 mod error;
 mod image;
 pub mod images;
@@ -20,6 +21,7 @@ mod volumes;
 
 pub use build::{Commit, Diff};
 pub use commands::{ExecOptions, Kill, LogOptions, Rm, Start, Stop, any, exec, knows, logs, ps};
+pub use cp::Cp;
 pub use image::{Image, Push, Save, System, Tag};
 pub use images::{Images, Load, Pull, Rmi};
 pub use options::Run;
@@ -57,6 +59,7 @@ mod tests {
         check::<super::image::Verify>("image verify");
         check::<super::image::Prune>("image prune");
         check::<super::image::Df>("system df");
+        check::<super::Cp>("cp");
         check::<super::Commit>("commit");
         check::<super::Diff>("diff");
         check::<super::build::FromRootfs>("image from-rootfs");

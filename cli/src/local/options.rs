@@ -66,6 +66,9 @@ pub struct Run {
     /// Network: its own behind a bridge, none, or this host's.
     #[arg(long, value_enum, default_value_t = Network::Bridge)]
     pub network: Network,
+    /// Most that it may write to its root file system; needs quotas of projects on the disk.
+    #[arg(long, value_name = "size=SIZE", value_parser = storage_size)]
+    pub storage_opt: Option<Bytes>,
     /// Root file system that cannot be written to.
     #[arg(long)]
     pub read_only: bool,
@@ -192,6 +195,9 @@ pub struct Wish {
     pub network: Network,
     /// Root file system.
     pub read_only: bool,
+    /// Bytes that it may write there.
+    #[serde(default)]
+    pub storage: Option<u64>,
     /// Capabilities.
     pub cap_add: Vec<String>,
     /// Capabilities.
@@ -276,6 +282,7 @@ impl Run {
             pids: self.pids_limit.filter(|pids| *pids > 0),
             network: self.network,
             read_only: self.read_only,
+            storage: self.storage_opt.map(|bytes| bytes.0),
             cap_add: self.cap_add.clone(),
             cap_drop: self.cap_drop.clone(),
             privileged: self.privileged,
@@ -285,6 +292,12 @@ impl Run {
             tty: self.tty,
         })
     }
+}
+
+/// `size=SIZE`, the only one of docker's storage options that means something here.
+fn storage_size(text: &str) -> Result<Bytes, String> {
+    let size = text.strip_prefix("size=").ok_or("write size=SIZE, such as size=1g")?;
+    size.parse::<Bytes>().ok().filter(|size| size.0 > 0).ok_or_else(|| format!("`{size}` is no size"))
 }
 
 /// A port that is published more than once.
@@ -560,6 +573,9 @@ mod tests {
             ("--name -x busybox", false),
             ("--name a/b busybox", false),
             ("-m lots busybox", false),
+            ("--storage-opt size=64m busybox", true),
+            ("--storage-opt size=0 busybox", false),
+            ("--storage-opt 64m busybox", false),
             ("--network mesh busybox", false),
             ("--env-file /no/such/file busybox", false),
             ("-e =x busybox", false),

@@ -306,6 +306,7 @@ pub(super) mod tests {
             pids: None,
             network: Network::None,
             read_only: false,
+            storage: None,
             cap_add: vec![],
             cap_drop: vec![],
             privileged: false,

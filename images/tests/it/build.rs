@@ -62,7 +62,10 @@ fn a_directory_becomes_an_image_always_the_same() {
         let image = store.from_rootfs(&one, &options).unwrap();
         assert_eq!(store.from_rootfs(&two, &options).unwrap().digest, image.digest, "made later, elsewhere");
         assert_eq!((&image.config, image.created.as_deref()), (&run, Some("2023-11-14T22:13:20Z")));
-        let rootfs = store.snapshot(&image, "c", &SnapshotOptions { volatile: true }).unwrap().rootfs;
+        let rootfs = store
+            .snapshot(&image, "c", &SnapshotOptions { volatile: true, ..SnapshotOptions::default() })
+            .unwrap()
+            .rootfs;
         assert!(!rootfs.join("socket").exists(), "nobody listens there");
         assert_eq!(tree(&rootfs), expected);
         assert_eq!(fs::metadata(&rootfs).unwrap().permissions().mode() & 0o7777, 0o711);
@@ -91,7 +94,8 @@ fn what_a_container_changed_becomes_a_layer() {
     built.write_layout(&work.join("layout"), "base:1");
     let store = Store::open(work.join("store")).unwrap();
     let image = store.load(LoadSource::Path(work.join("layout")), &NoProgress).unwrap().remove(0);
-    let rootfs = store.snapshot(&image, "c", &SnapshotOptions { volatile: true }).unwrap().rootfs;
+    let rootfs =
+        store.snapshot(&image, "c", &SnapshotOptions { volatile: true, ..SnapshotOptions::default() }).unwrap().rootfs;
     fs::write(rootfs.join("etc/changed"), "new").unwrap();
     fs::remove_file(rootfs.join("etc/removed")).unwrap();
     fs::remove_dir_all(rootfs.join("dir")).unwrap();
@@ -121,7 +125,8 @@ fn what_a_container_changed_becomes_a_layer() {
     let made = store.commit_container("c", &options).unwrap();
     assert_eq!((made.layers.len(), &made.config), (2, &image.config));
     assert_eq!(store.history(&made).unwrap()[0].comment, "by hand");
-    let other = store.snapshot(&made, "d", &SnapshotOptions { volatile: true }).unwrap().rootfs;
+    let other =
+        store.snapshot(&made, "d", &SnapshotOptions { volatile: true, ..SnapshotOptions::default() }).unwrap().rootfs;
     assert_eq!(tree(&other), tree(&rootfs));
     assert!(store.changes("d").unwrap().is_empty());
     assert!(matches!(store.commit_container("absent", &options), Err(ImageError::NotFound(_))));

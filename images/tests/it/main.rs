@@ -3,16 +3,23 @@
 //! Every test works on a `tmpfs` of its own in a mount namespace of its own thread: nothing is left behind, however it
 //! ends, and any number can run at once.
 
+mod bad_input;
+mod behaviour;
 mod build;
 mod common;
 mod concurrent;
+mod crash;
 mod hostile;
 mod load;
 mod login;
+mod peers;
 mod pull;
 mod push;
 mod real_registry;
 mod registry;
+mod room;
+mod roots;
 mod scrub;
 mod settings;
 mod snapshot;
+mod transfer;

@@ -138,7 +138,8 @@ fn room_is_counted_once_and_given_back() {
     let shared = noise(1, 1, 1 << 20);
     let one = load(&store, &Built::new(&[shared.clone(), noise(2, 1, 10)]), "one:1");
     load(&store, &Built::new(&[shared, noise(3, 1, 1 << 20)]), "two:1");
-    let rootfs = store.snapshot(&one, "c", &SnapshotOptions { volatile: true }).unwrap().rootfs;
+    let rootfs =
+        store.snapshot(&one, "c", &SnapshotOptions { volatile: true, ..SnapshotOptions::default() }).unwrap().rootfs;
     fs::write(rootfs.join("big"), vec![1; 300_000]).unwrap();
     let usage = store.usage().unwrap();
     let mib = |bytes: u64| bytes >> 20;

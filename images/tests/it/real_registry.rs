@@ -79,7 +79,7 @@ fn what_another_tool_pushed_is_pulled() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let image = runtime.block_on(store.pull(&reference, &PullOptions::default(), &NoProgress)).unwrap();
     assert_eq!((image.digest, image.id), (built.digest(), built.id()));
-    let options = SnapshotOptions { volatile: true };
+    let options = SnapshotOptions { volatile: true, ..SnapshotOptions::default() };
     let rootfs = store.snapshot(&image, "c", &options).unwrap().rootfs;
     assert_eq!(fs::read_to_string(rootfs.join("etc/motd")).unwrap(), "hello");
     let missing = format!("127.0.0.1:{port}/shop/web:2").parse().unwrap();

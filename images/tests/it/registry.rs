@@ -49,6 +49,8 @@ pub(crate) struct State {
     pub(crate) no_ranges: bool,
     /// `METHOD path range`
     pub(crate) log: Vec<String>,
+    /// `METHOD path AUTHORIZATION`, of requests that had one.
+    pub(crate) secrets: Vec<String>,
 }
 
 impl State {
@@ -167,6 +169,9 @@ fn respond(mut stream: &TcpStream, address: SocketAddr, request: &Request, state
     let fault = fault.and_then(|(_, left)| left.pop_front());
     let mut head = String::new();
     let authorization = request.headers.get("authorization").cloned().unwrap_or_default();
+    if !authorization.is_empty() {
+        state.secrets.push(format!("{} {} {authorization}", request.method, request.path));
+    }
     let (mut status, mut kind, mut body) = (200, "application/octet-stream".to_owned(), Vec::new());
     if request.path.starts_with("/token") {
         // An identity token comes in a form, everything else in the address.

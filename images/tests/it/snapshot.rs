@@ -19,8 +19,10 @@ fn unmount(path: &std::path::Path) {
     umount2(path, MntFlags::MNT_DETACH).unwrap();
 }
 
-const KEPT: SnapshotOptions = SnapshotOptions { volatile: false };
-const VOLATILE: SnapshotOptions = SnapshotOptions { volatile: true };
+const KEPT: SnapshotOptions =
+    SnapshotOptions { volatile: false, read_only: false, size_max: None, ids: None, kind: None };
+const VOLATILE: SnapshotOptions =
+    SnapshotOptions { volatile: true, read_only: false, size_max: None, ids: None, kind: None };
 
 #[test]
 fn a_snapshot_is_mounted_once_and_keeps_what_was_written() {

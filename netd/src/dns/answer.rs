@@ -64,7 +64,7 @@ pub(crate) fn prepare(packet: &[u8], transport: Transport, zone: &Zone, clients:
         };
     }
     let app = clients.get(&source).and_then(|client| client.app.as_ref());
-    match zone.find(&name, app) {
+    match zone.find(&name, app, source) {
         Found::Addresses(list) => reply(addresses(&request, query, list), &request, transport),
         Found::Nothing => {
             let mut message = response(&request, ResponseCode::NXDomain);
@@ -194,6 +194,7 @@ pub(crate) fn error_reply(packet: &[u8], code: ResponseCode) -> Option<Vec<u8>> 
 mod tests {
     use super::super::zone::Client;
     use super::*;
+    use crate::plan::Isolation;
     use crate::plan::tests::table;
     use proptest::prelude::*;
 
@@ -207,7 +208,8 @@ mod tests {
     }
 
     fn setting() -> (Zone, Clients, Ipv4Addr) {
-        let zone = Zone::new(&table(1, &[("api", &[(0, true), (1, true)]), ("db", &[(3, false)])]));
+        let zone =
+            Zone::new(&table(1, &[("api", &[(0, true), (1, true)]), ("db", &[(3, false)])]), &Isolation::default());
         let inside = Ipv4Addr::new(10, 210, 1, 50);
         let client = Client { app: Some("shop".parse().unwrap()), hostname: "x".into() };
         (zone, Clients::from([(inside, client)]), inside)
@@ -266,7 +268,7 @@ mod tests {
     #[test]
     fn a_long_answer_is_cut_for_udp_only() {
         let endpoints: Vec<(u8, bool)> = (0..60).map(|n| (n, true)).collect();
-        let zone = Zone::new(&table(1, &[("api", &endpoints)]));
+        let zone = Zone::new(&table(1, &[("api", &endpoints)]), &Isolation::default());
         let mut message = question("tasks.api.shop", RecordType::A);
         for (payload, transport, whole) in [
             (None, Transport::Udp, false),

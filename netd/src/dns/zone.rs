@@ -1,5 +1,6 @@
 //! Which names there are, made from a table; and who may use which short ones, made from the attachments.
 
+use crate::plan::Isolation;
 use gantry_api::ids::AppName;
 use gantry_api::network::{Ipv4Net, Table};
 use std::collections::HashMap;
@@ -27,6 +28,7 @@ pub(crate) struct Zone {
     apps: HashMap<String, Names>,
     reverse: HashMap<Ipv4Addr, String>,
     nets: Vec<Ipv4Net>,
+    isolation: Isolation,
 }
 
 /// What a name is.
@@ -45,8 +47,9 @@ impl Zone {
     ///
     /// In an app: a service, its aliases, `tasks.SERVICE` (its ready replicas), and each replica as `shop-api-2` and
     /// `api-2`. Where two have the same name a service wins over an alias, and an alias over a replica.
-    pub(crate) fn new(table: &Table) -> Self {
-        let mut zone = Self { nets: vec![table.replica_net, table.service_net], ..Self::default() };
+    pub(crate) fn new(table: &Table, isolation: &Isolation) -> Self {
+        let nets = vec![table.replica_net, table.service_net];
+        let mut zone = Self { nets, isolation: isolation.clone(), ..Self::default() };
         for service in &table.services {
             let app = zone.apps.entry(service.app.to_string()).or_default();
             app.insert(service.service.to_string(), vec![service.address]);
@@ -75,8 +78,16 @@ impl Zone {
         zone
     }
 
-    /// Look up a lower-case name without its last dot, as asked by a container of `app`.
-    pub(crate) fn find(&self, name: &str, app: Option<&AppName>) -> Found<'_> {
+    /// Look up a lower-case name without its last dot, as asked by a container of `app` at `source`. What shares no
+    /// network with that one has no name for it.
+    pub(crate) fn find(&self, name: &str, app: Option<&AppName>, source: Ipv4Addr) -> Found<'_> {
+        match self.anybody(name, app) {
+            Found::Addresses([first, ..]) if !self.isolation.allows(source, *first) => Found::Nothing,
+            found => found,
+        }
+    }
+
+    fn anybody(&self, name: &str, app: Option<&AppName>) -> Found<'_> {
         if name == ZONE {
             return Found::Addresses(&[]);
         }
@@ -129,7 +140,7 @@ mod tests {
             ..table.services[0].clone()
         };
         table.services.push(other);
-        let zone = Zone::new(&table);
+        let zone = Zone::new(&table, &Isolation::default());
         let shop = "shop".parse().unwrap();
         let blog = "blog".parse().unwrap();
         for (name, app, expected) in [
@@ -155,7 +166,7 @@ mod tests {
             ("nogantry", None, "elsewhere"),
             ("example.com", Some(&shop), "elsewhere"),
         ] {
-            let found = match zone.find(name, app) {
+            let found = match zone.find(name, app, Ipv4Addr::UNSPECIFIED) {
                 Found::Addresses(list) => list.iter().map(Ipv4Addr::to_string).collect::<Vec<_>>().join(" "),
                 Found::Nothing => "nothing".into(),
                 Found::Elsewhere => "elsewhere".into(),
@@ -166,7 +177,7 @@ mod tests {
 
     #[test]
     fn names_of_addresses() {
-        let zone = Zone::new(&table(1, &[("api", &[(0, true)])]));
+        let zone = Zone::new(&table(1, &[("api", &[(0, true)])]), &Isolation::default());
         let at = |n| Ipv4Addr::new(10, 210, 1, n);
         let clients = Clients::from([(at(9), Client { app: None, hostname: "Box".into() })]);
         for (address, expected) in [
@@ -186,8 +197,14 @@ mod tests {
         table.services[0].endpoints[1].name = table.services[0].endpoints[0].name.clone();
         let shop = "shop".parse().unwrap();
         let expected = [Ipv4Addr::new(10, 210, 1, 3)];
-        assert_eq!(Zone::new(&table).find("api-1", Some(&shop)), Found::Addresses(&expected));
+        assert_eq!(
+            Zone::new(&table, &Isolation::default()).find("api-1", Some(&shop), Ipv4Addr::UNSPECIFIED),
+            Found::Addresses(&expected)
+        );
         table.services[0].endpoints.reverse();
-        assert_eq!(Zone::new(&table).find("api-1", Some(&shop)), Found::Addresses(&expected));
+        assert_eq!(
+            Zone::new(&table, &Isolation::default()).find("api-1", Some(&shop), Ipv4Addr::UNSPECIFIED),
+            Found::Addresses(&expected)
+        );
     }
 }

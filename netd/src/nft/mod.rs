@@ -33,9 +33,30 @@ const NEW_ELEMENT: u16 = SUBSYSTEM | 12;
 const GET_ELEMENT: u16 = SUBSYSTEM | 13;
 const DELETE_ELEMENT: u16 = SUBSYSTEM | 14;
 const GET_GENERATION: u16 = SUBSYSTEM | 16;
-/// `nfgenmsg`: family ip, version 0, resource 0.
-const HEADER: [u8; 4] = [2, 0, 0, 0];
+/// Length of `nfgenmsg`: family, version 0, resource 0.
 const HEADER_LENGTH: usize = 4;
+
+/// Which packets a table sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layer {
+    /// IPv4 packets that this host sends, receives or forwards.
+    Ip = 2,
+    /// Frames in the host's bridges.
+    Bridge = 7,
+}
+
+impl Layer {
+    const fn header(self) -> [u8; HEADER_LENGTH] {
+        [self as u8, 0, 0, 0]
+    }
+}
+
+/// A table's name and layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Table {
+    pub(crate) name: &'static str,
+    pub(crate) layer: Layer,
+}
 
 /// One 32-bit part of a map's key or value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,8 +91,40 @@ pub(crate) struct Set {
 pub(crate) type Key = [u8; 12];
 /// A value, padded likewise.
 pub(crate) type Value = [u8; 8];
-/// What a set holds.
+/// Elements, in the order of their keys.
 pub(crate) type Elements = BTreeMap<Key, Value>;
+
+/// What a set holds, in pages of those whose keys begin with the same 32 bits (one service, say). A page that was not
+/// made anew is shared, and then nobody looks inside: a change of one service costs the same whatever their number.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Pages(BTreeMap<[u8; 4], Arc<Elements>>);
+
+impl Pages {
+    /// Make `elements`, whose keys all begin with `head`, the page of that head.
+    pub(crate) fn set(&mut self, head: [u8; 4], elements: Elements) {
+        if elements.is_empty() {
+            self.0.remove(&head);
+        } else if self.0.get(&head).is_none_or(|page| **page != elements) {
+            self.0.insert(head, Arc::new(elements));
+        }
+    }
+
+    /// All elements.
+    #[cfg(test)]
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Key, &Value)> {
+        self.0.values().flat_map(|page| page.iter())
+    }
+}
+
+impl FromIterator<(Key, Value)> for Pages {
+    fn from_iter<T: IntoIterator<Item = (Key, Value)>>(elements: T) -> Self {
+        let mut pages: BTreeMap<[u8; 4], Elements> = BTreeMap::new();
+        for (key, value) in elements {
+            pages.entry([key[0], key[1], key[2], key[3]]).or_default().insert(key, value);
+        }
+        Self(pages.into_iter().map(|(head, page)| (head, Arc::new(page))).collect())
+    }
+}
 
 /// Where a chain is called from, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +149,7 @@ pub(crate) enum Hook {
 /// A whole table.
 #[derive(Debug)]
 pub(crate) struct Ruleset {
-    pub(crate) table: &'static str,
+    pub(crate) table: Table,
     pub(crate) sets: Vec<Set>,
     pub(crate) chains: Vec<(Chain, Vec<Rule>)>,
 }
@@ -146,9 +199,15 @@ struct Fingerprint {
 }
 
 impl Chain {
-    fn create(&self, batch: &mut Batch, table: &str) {
-        batch.begin(NEW_CHAIN, CREATE, &HEADER, "create nftables chain", format!("{table} {}", self.name));
-        batch.text(1, table);
+    fn create(&self, batch: &mut Batch, table: Table) {
+        batch.begin(
+            NEW_CHAIN,
+            CREATE,
+            &table.layer.header(),
+            "create nftables chain",
+            format!("{} {}", table.name, self.name),
+        );
+        batch.text(1, table.name);
         batch.text(3, self.name);
         batch.nest(4, |b| {
             b.be32(1, self.hook as u32);
@@ -166,12 +225,18 @@ impl Chain {
 }
 
 impl Set {
-    fn create(&self, batch: &mut Batch, table: &str) {
+    fn create(&self, batch: &mut Batch, table: Table) {
         const MAP: u32 = 8;
         let concatenated = |parts: &[Part]| parts.iter().fold(0, |kind, part| kind << 6 | part.kind());
         let length = |parts: &[Part]| 4 * parts.len() as u32;
-        batch.begin(NEW_SET, CREATE, &HEADER, "create nftables map", format!("{table} {}", self.name));
-        batch.text(1, table);
+        batch.begin(
+            NEW_SET,
+            CREATE,
+            &table.layer.header(),
+            "create nftables map",
+            format!("{} {}", table.name, self.name),
+        );
+        batch.text(1, table.name);
         batch.text(2, self.name);
         batch.be32(3, if self.value.is_empty() { 0 } else { MAP });
         batch.be32(4, concatenated(self.key));
@@ -186,15 +251,15 @@ impl Set {
     }
 }
 
-fn new_table(batch: &mut Batch, table: &str) {
-    batch.begin(NEW_TABLE, CREATE, &HEADER, "create nftables table", table.to_owned());
-    batch.text(1, table);
+fn new_table(batch: &mut Batch, table: Table) {
+    batch.begin(NEW_TABLE, CREATE, &table.layer.header(), "create nftables table", table.name);
+    batch.text(1, table.name);
     batch.end();
 }
 
-fn delete_table(batch: &mut Batch, table: &str) {
-    batch.begin(DELETE_TABLE, 0, &HEADER, "delete nftables table", table.to_owned());
-    batch.text(1, table);
+fn delete_table(batch: &mut Batch, table: Table) {
+    batch.begin(DELETE_TABLE, 0, &table.layer.header(), "delete nftables table", table.name);
+    batch.text(1, table.name);
     batch.end();
 }
 
@@ -205,34 +270,51 @@ pub(crate) struct Diff {
     pub(crate) add: Vec<(Key, Value)>,
 }
 
-/// A changed value is a deletion and an addition: nf_tables does not overwrite. One walk over both, side by side.
-pub(crate) fn diff(have: &Elements, want: &Elements) -> Diff {
+/// A changed value is a deletion and an addition: nf_tables does not overwrite.
+pub(crate) fn diff(have: &Pages, want: &Pages) -> Diff {
     let mut diff = Diff::default();
+    let none = Elements::new();
+    side_by_side(&have.0, &want.0, |old, new| {
+        let same = matches!((old, new), (Some((_, old)), Some((_, new))) if Arc::ptr_eq(old, new));
+        if !same {
+            let (old, new) = (old.map_or(&none, |(_, page)| page), new.map_or(&none, |(_, page)| page));
+            side_by_side(old, new, |old, new| {
+                if old != new {
+                    diff.delete.extend(old.map(|(key, value)| (*key, *value)));
+                    diff.add.extend(new.map(|(key, value)| (*key, *value)));
+                }
+            });
+        }
+    });
+    diff
+}
+
+/// One walk over both: what has the same key comes together.
+fn side_by_side<'a, K: Ord, V>(
+    have: &'a BTreeMap<K, V>,
+    want: &'a BTreeMap<K, V>,
+    mut each: impl FnMut(Option<(&'a K, &'a V)>, Option<(&'a K, &'a V)>),
+) {
     let (mut have, mut want) = (have.iter().peekable(), want.iter().peekable());
     loop {
         let order = match (have.peek(), want.peek()) {
-            (None, None) => return diff,
+            (None, None) => return,
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
             (Some((old, _)), Some((new, _))) => old.cmp(new),
         };
-        let old = if order.is_le() { have.next() } else { None };
-        let new = if order.is_ge() { want.next() } else { None };
-        if old != new {
-            diff.delete.extend(old.map(|(key, value)| (*key, *value)));
-            diff.add.extend(new.map(|(key, value)| (*key, *value)));
-        }
+        each(if order.is_le() { have.next() } else { None }, if order.is_ge() { want.next() } else { None });
     }
 }
 
-fn write_elements(batch: &mut Batch, kind: u16, table: &str, set: &Set, elements: &[(Key, Value)]) {
+fn write_elements(batch: &mut Batch, kind: u16, table: Table, set: &Set, elements: &[(Key, Value)]) {
     // An attribute's length has 16 bits; one element takes at most 40 bytes.
     const PER_MESSAGE: usize = 800;
     let adding = kind == NEW_ELEMENT;
     let (flags, operation) = if adding { (CREATE, "add to nftables map") } else { (0, "delete from nftables map") };
     for chunk in elements.chunks(PER_MESSAGE) {
-        batch.begin(kind, flags, &HEADER, operation, format!("{table} {}", set.name));
-        batch.text(1, table);
+        batch.begin(kind, flags, &table.layer.header(), operation, format!("{} {}", table.name, set.name));
+        batch.text(1, table.name);
         batch.text(2, set.name);
         batch.nest(3, |b| {
             for (key, value) in chunk {
@@ -249,7 +331,7 @@ fn write_elements(batch: &mut Batch, kind: u16, table: &str, set: &Set, elements
 }
 
 /// The elements of each set, shared: what was not made anew is recognised without looking inside.
-pub(crate) type Sets = BTreeMap<&'static str, Arc<Elements>>;
+pub(crate) type Sets = BTreeMap<&'static str, Arc<Pages>>;
 
 /// What we know to be in the kernel.
 #[derive(Debug)]
@@ -260,17 +342,18 @@ struct Known {
     listed: Instant,
 }
 
-/// Our table in one network namespace.
+/// Our tables in one network namespace.
 #[derive(Debug)]
 pub(crate) struct Nft {
     socket: Netlink,
-    known: Option<Known>,
+    /// By the tables' names.
+    known: BTreeMap<&'static str, Known>,
 }
 
 impl Nft {
     /// For the calling thread's network namespace.
     pub(crate) fn open() -> Result<Self, NetError> {
-        Ok(Self { socket: Netlink::open(Family::Netfilter)?, known: None })
+        Ok(Self { socket: Netlink::open(Family::Netfilter)?, known: BTreeMap::new() })
     }
 
     /// Make the table equal to `ruleset` and each of its sets to the elements in `wanted` (a set not named is left
@@ -296,6 +379,7 @@ impl Nft {
             Some((sets, listed)) => (Batch::new(), sets, listed, 0),
             None => (ruleset.replace(), Sets::new(), Instant::now(), 1),
         };
+        let mut commits = 0;
         let mut pending = 0;
         for set in &ruleset.sets {
             let want = wanted.get(set.name).cloned().unwrap_or_default();
@@ -310,6 +394,7 @@ impl Nft {
                 for chunk in list.chunks(PER_TRANSACTION) {
                     if pending + chunk.len() > PER_TRANSACTION {
                         self.socket.transaction(std::mem::take(&mut batch))?;
+                        commits += 1;
                         pending = 0;
                     }
                     write_elements(&mut batch, kind, ruleset.table, set, chunk);
@@ -318,13 +403,19 @@ impl Nft {
             }
             written += diff.delete.len() + diff.add.len();
         }
-        let generation = if batch.is_empty() {
-            generation
-        } else {
+        if !batch.is_empty() {
             self.socket.transaction(batch)?;
-            self.generation()?
-        };
-        self.known = Some(Known { generation, fingerprint, sets, listed });
+            commits += 1;
+        }
+        let before = generation;
+        let generation = if commits == 0 { before } else { self.generation()? };
+        // When nobody else has written, our other tables are as they were.
+        if generation == before.wrapping_add(commits) {
+            for known in self.known.values_mut().filter(|known| known.generation == before) {
+                known.generation = generation;
+            }
+        }
+        self.known.insert(ruleset.table.name, Known { generation, fingerprint, sets, listed });
         Ok(written)
     }
 
@@ -339,7 +430,7 @@ impl Nft {
         // Should a change by somebody else fall exactly between our write and our reading of the generation, it is
         // found at the next full list.
         const LIST_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
-        if let Some(known) = self.known.take()
+        if let Some(known) = self.known.remove(ruleset.table.name)
             && known.generation == generation
             && known.fingerprint == *fingerprint
             && known.listed.elapsed() < LIST_AT_LEAST_EVERY
@@ -358,7 +449,7 @@ impl Nft {
 
     fn generation(&mut self) -> Result<u32, NetError> {
         let found = self.socket.get(|batch, flags| {
-            batch.begin(GET_GENERATION, flags, &HEADER, "read", "the generation of nf_tables");
+            batch.begin(GET_GENERATION, flags, &Layer::Ip.header(), "read", "the generation of nf_tables");
             batch.end();
         })?;
         let id = found.and_then(|(_, payload)| {
@@ -368,25 +459,25 @@ impl Nft {
         Ok(id.unwrap_or_default())
     }
 
-    fn listed(&mut self, table: &str) -> Result<Fingerprint, NetError> {
+    fn listed(&mut self, table: Table) -> Result<Fingerprint, NetError> {
         let mut list = |kind: u16, what: &'static str| {
             self.socket.dump(|batch, flags| {
-                batch.begin(kind, flags, &HEADER, "list nftables", format!("{what} of {table}"));
-                batch.text(1, table);
+                batch.begin(kind, flags, &table.layer.header(), "list nftables", format!("{what} of {}", table.name));
+                batch.text(1, table.name);
                 batch.end();
                 batch.tolerate(&[ENOENT]);
             })
         };
         let rules = list(GET_RULE, "rules")?.into_iter().filter_map(|(_, payload)| {
             let attributes = Attributes(payload.get(HEADER_LENGTH..)?);
-            let ours = attributes.value(1).map(text).as_deref() == Some(table);
+            let ours = attributes.value(1).map(text).as_deref() == Some(table.name);
             let comment = attributes.value(7).and_then(rule::comment).unwrap_or_default();
             ours.then(|| Some((attributes.value(2).map(text)?, comment))).flatten()
         });
         let rules = sorted_by_chain(rules.collect());
         let sets = list(GET_SET, "maps")?.into_iter().filter_map(|(_, payload)| {
             let attributes = Attributes(payload.get(HEADER_LENGTH..)?);
-            let ours = attributes.value(1).map(text).as_deref() == Some(table);
+            let ours = attributes.value(1).map(text).as_deref() == Some(table.name);
             ours.then(|| attributes.value(2).map(text)).flatten()
         });
         let mut sets: Vec<_> = sets.collect();
@@ -395,10 +486,16 @@ impl Nft {
     }
 
     /// What one set holds.
-    pub(crate) fn elements(&mut self, table: &str, set: &Set) -> Result<Elements, NetError> {
+    pub(crate) fn elements(&mut self, table: Table, set: &Set) -> Result<Pages, NetError> {
         let found = self.socket.dump(|batch, flags| {
-            batch.begin(GET_ELEMENT, flags, &HEADER, "list nftables map", format!("{table} {}", set.name));
-            batch.text(1, table);
+            batch.begin(
+                GET_ELEMENT,
+                flags,
+                &table.layer.header(),
+                "list nftables map",
+                format!("{} {}", table.name, set.name),
+            );
+            batch.text(1, table.name);
             batch.text(2, set.name);
             batch.end();
             batch.tolerate(&[ENOENT]);
@@ -408,7 +505,7 @@ impl Nft {
             let list = payload.get(HEADER_LENGTH..).and_then(|rest| Attributes(rest).value(3)).unwrap_or_default();
             elements.extend(Attributes(list).filter_map(|(_, element)| parse_element(element)));
         }
-        Ok(elements)
+        Ok(elements.into_iter().collect())
     }
 
     /// Chains of other tables that drop what they do not know of the packets on their way through this host. Only to
@@ -423,8 +520,8 @@ impl Nft {
     }
 
     /// Delete the table; fine when it is absent.
-    pub(crate) fn remove(&mut self, table: &str) -> Result<(), NetError> {
-        self.known = None;
+    pub(crate) fn remove(&mut self, table: Table) -> Result<(), NetError> {
+        self.known.remove(table.name);
         let mut batch = Batch::new();
         new_table(&mut batch, table);
         delete_table(&mut batch, table);
@@ -467,10 +564,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn elements() -> impl Strategy<Value = Elements> {
+    fn elements() -> impl Strategy<Value = Pages> {
         // Few keys and values, so that equal, changed, new and gone ones all occur.
         proptest::collection::btree_map(0u8..20, 0u8..3, 0..20).prop_map(|map| {
-            map.into_iter().map(|(k, v)| ([k, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], [v, 0, 0, 0, 0, 0, 0, 0])).collect()
+            map.into_iter()
+                .map(|(k, v)| ([k / 4, 0, 0, 0, k % 4, 0, 0, 0, 0, 0, 0, 0], [v, 0, 0, 0, 0, 0, 0, 0]))
+                .collect()
         })
     }
 
@@ -478,19 +577,20 @@ mod tests {
         #[test]
         fn a_diff_carried_out_gives_exactly_what_was_wanted(have in elements(), want in elements()) {
             let diff = diff(&have, &want);
-            let mut now = have;
+            let mut now: Elements = have.iter().map(|(key, value)| (*key, *value)).collect();
             for (key, _) in &diff.delete {
                 prop_assert!(now.remove(key).is_some(), "only what is there is deleted");
             }
             for (key, value) in &diff.add {
                 prop_assert!(now.insert(*key, *value).is_none(), "nothing is overwritten");
             }
-            prop_assert_eq!(&now, &want);
+            prop_assert_eq!(&now.into_iter().collect::<Pages>(), &want);
         }
 
         #[test]
         fn nothing_is_written_when_nothing_changed(have in elements()) {
             prop_assert_eq!(diff(&have, &have), Diff::default());
+            prop_assert_eq!(diff(&have, &have.iter().map(|(key, value)| (*key, *value)).collect()), Diff::default());
         }
 
         #[test]
@@ -508,6 +608,7 @@ mod tests {
             gateway: std::net::Ipv4Addr::new(10, 210, 1, 1),
             replica_net: "10.210.0.0/16".parse().unwrap(),
             service_net: "10.211.0.0/16".parse().unwrap(),
+            apart: false,
         });
         let fingerprint = rules.fingerprint();
         let text: Vec<String> =
@@ -521,16 +622,36 @@ mod tests {
                 "local_in: published port without replica 9989ca57",
                 "local_out: service without replica b766d44c",
                 "local_out: service without replica a608022a",
-                "output: service address to a replica c2553fd2",
+                "output: service address to a replica 0e582476",
+                "output: service of many replicas 2b5ffc6d",
+                "output: service whose clients stay 83d69f8f",
                 "output: published port to a replica 92c97722",
                 "postrouting: back through the bridge ccd4d295",
                 "postrouting: back through this node 8f09dfa8",
                 "postrouting: replicas to the outside b5979ba8",
-                "prerouting: service address to a replica a07f6771",
+                "prerouting: service address to a replica 814c38dd",
+                "prerouting: service of many replicas 3541be42",
+                "prerouting: service whose clients stay 63ded9bc",
                 "prerouting: published port to a replica 2085bf39",
             ]
         );
-        assert_eq!(fingerprint.sets, ["held", "published", "services"]);
+        assert_eq!(fingerprint.sets, ["held", "many", "published", "services", "sticky"]);
+    }
+
+    #[test]
+    fn the_rules_of_a_bridge() {
+        let text = |apart| {
+            let fingerprint = ruleset::bridge(apart).fingerprint();
+            let rules = fingerprint.rules.iter().map(|(chain, comment)| format!("{chain}: {comment}"));
+            (rules.collect::<Vec<_>>(), fingerprint.sets.join(" "))
+        };
+        let (rules, sets) = text(false);
+        assert_eq!(sets, "links senders");
+        assert_eq!(rules.len(), 2, "{rules:?}");
+        assert!(rules.iter().all(|rule| rule.starts_with("prerouting: another's ")), "{rules:?}");
+        let (rules, sets) = text(true);
+        assert_eq!(sets, "groups links reach senders");
+        assert_eq!(rules.iter().filter(|rule| rule.starts_with("forward: ")).count(), 2, "{rules:?}");
     }
 
     #[test]
@@ -539,7 +660,7 @@ mod tests {
         let mut batch = Batch::new();
         let key = [10, 211, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0];
         let value = [10, 210, 1, 2, 0, 0, 0, 0];
-        write_elements(&mut batch, NEW_ELEMENT, "t", &set, &[(key, value)]);
+        write_elements(&mut batch, NEW_ELEMENT, Table { name: "t", layer: Layer::Ip }, &set, &[(key, value)]);
         let mut bytes = batch.written().to_vec();
         bytes[8..12].fill(0); // the sequence number
         let hex: Vec<String> = bytes.chunks(4).map(|c| c.iter().map(|b| format!("{b:02x}")).collect()).collect();

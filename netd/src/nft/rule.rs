@@ -3,7 +3,7 @@
 //! Registers are 32 bits wide here; a concatenated key is built in neighbouring ones and a looked-up value comes back
 //! into them, address first, port second.
 
-use super::{HEADER, NEW_RULE, RULE_FLAGS};
+use super::{NEW_RULE, RULE_FLAGS, Table};
 use crate::netlink::Batch;
 use gantry_api::network::Ipv4Net;
 use std::net::Ipv4Addr;
@@ -15,6 +15,11 @@ const R2: u32 = 10;
 /// The first 128-bit register, for interface names. It shares its bytes with `R0` to `R0 + 3`.
 const WIDE: u32 = 1;
 const VERDICT: u32 = 0;
+
+/// `meta` key: number of the link that a packet came in by.
+const INPUT_LINK: u32 = 4;
+/// Any number that all nodes share: a client keeps its slot wherever it comes in. Without one the kernel draws its own.
+const HASH_SEED: u32 = 0x6761_6e74;
 
 const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
@@ -202,13 +207,62 @@ impl Rule {
     }
 
     fn look_up(self, set: &str, into: Option<u32>) -> Self {
+        self.look_up_at(R0, set, into)
+    }
+
+    fn look_up_at(self, register: u32, set: &str, into: Option<u32>) -> Self {
         self.expression("lookup", |b| {
             b.text(1, set);
-            b.be32(2, R0);
+            b.be32(2, register);
             if let Some(register) = into {
                 b.be32(3, register);
             }
         })
+    }
+
+    /// What is in the registers is not in `set`.
+    fn absent_from(self, set: &str) -> Self {
+        const INVERTED: u32 = 1;
+        self.expression("lookup", |b| {
+            b.text(1, set);
+            b.be32(2, R0);
+            b.be32(5, INVERTED);
+        })
+    }
+
+    /// A frame of this kind.
+    pub(crate) fn carries(self, kind: u16) -> Self {
+        const PROTOCOL: u32 = 1;
+        self.meta(R0, PROTOCOL).compare(R0, EQUAL, &kind.to_be_bytes())
+    }
+
+    /// Came in by a link whose number is in `set`.
+    pub(crate) fn comes_in_by_one_of(self, set: &str) -> Self {
+        self.meta(R0, INPUT_LINK).look_up(set, None)
+    }
+
+    /// The pair of the link it came in by and the address at `offset` of its network header is not in `set`.
+    pub(crate) fn sender_not_in(self, set: &str, offset: u32) -> Self {
+        self.meta(R0, INPUT_LINK).network_header(R1, offset, 4).absent_from(set)
+    }
+
+    /// The address at `offset` of the network header is one.
+    pub(crate) fn has_address(self, offset: u32) -> Self {
+        self.network_header(R0, offset, 4).compare(R0, NOT_EQUAL, &[0; 4])
+    }
+
+    /// Both addresses have a group in `groups`, and the pair of groups is not in `reach`.
+    pub(crate) fn apart(self, groups: &str, reach: &str) -> Self {
+        self.network_header(R0, End::Source.offset(), 4)
+            .look_up_at(R0, groups, Some(R0))
+            .network_header(R1, End::Destination.offset(), 4)
+            .look_up_at(R1, groups, Some(R1))
+            .absent_from(reach)
+    }
+
+    /// The source address is in `set`.
+    pub(crate) fn source_in(self, set: &str) -> Self {
+        self.network_header(R0, End::Source.offset(), 4).look_up(set, None)
     }
 
     fn protocol_and_port(self) -> Self {
@@ -236,6 +290,23 @@ impl Rule {
     pub(crate) fn lead_to_slot_of_address(self, map: &str, slots: u32) -> Self {
         self.network_header(R0, End::Destination.offset(), 4)
             .random(R1, slots)
+            .look_up(map, Some(R0))
+            .translate(1, R0, None)
+    }
+
+    /// To the address in `map` under (destination address, slot of the source address); the port stays.
+    pub(crate) fn lead_to_slot_of_client(self, map: &str, slots: u32) -> Self {
+        const JENKINS: u32 = 0;
+        self.network_header(R0, End::Destination.offset(), 4)
+            .network_header(R2, End::Source.offset(), 4)
+            .expression("hash", |b| {
+                b.be32(1, R2);
+                b.be32(2, R1);
+                b.be32(3, 4);
+                b.be32(4, slots);
+                b.be32(5, HASH_SEED);
+                b.be32(7, JENKINS);
+            })
             .look_up(map, Some(R0))
             .translate(1, R0, None)
     }
@@ -280,9 +351,10 @@ impl Rule {
         })
     }
 
-    pub(super) fn create(&self, batch: &mut Batch, table: &str, chain: &str, comment: &str) {
-        batch.begin(NEW_RULE, RULE_FLAGS, &HEADER, "create nftables rule", format!("{table} {chain} `{}`", self.name));
-        batch.text(1, table);
+    pub(super) fn create(&self, batch: &mut Batch, table: Table, chain: &str, comment: &str) {
+        let object = format!("{} {chain} `{}`", table.name, self.name);
+        batch.begin(NEW_RULE, RULE_FLAGS, &table.layer.header(), "create nftables rule", object);
+        batch.text(1, table.name);
         batch.text(2, chain);
         batch.nest(4, |b| b.append(self.code()));
         let mut data = vec![COMMENT, comment.len() as u8 + 1];
@@ -324,7 +396,8 @@ mod tests {
     #[test]
     fn a_comment_survives_the_way_there_and_back() {
         let mut batch = Batch::new();
-        Rule::new("x").masquerade().create(&mut batch, "t", "c", "x 0badcafe");
+        let table = Table { name: "t", layer: super::super::Layer::Ip };
+        Rule::new("x").masquerade().create(&mut batch, table, "c", "x 0badcafe");
         let attributes = Attributes(&batch.written()[20..]);
         assert_eq!(comment(attributes.value(7).unwrap()).as_deref(), Some("x 0badcafe"));
         for damaged in [&[][..], &[0], &[0, 9, b'x'], &[1, 1, 0]] {

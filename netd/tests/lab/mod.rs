@@ -7,6 +7,7 @@
 //! Needs root, `ip` (iproute2) and `nft` (nftables).
 #![allow(unsafe_code)] // unshare only
 #![allow(unreachable_pub)] // a test's module is nobody's interface
+#![allow(dead_code)] // not every test uses all of it
 
 use gantry_api::ids::Revision;
 use gantry_api::network::{AttachRequest, Attachment, Endpoint, NodeRoute, Published, Service, Status, Table};
@@ -16,17 +17,18 @@ use gantry_netd::client::Client;
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// For a machine that has much else to do; reached only when something is wrong.
 pub const DEADLINE: Duration = Duration::from_secs(60);
+const CGROUP_VARIABLE: &str = "GANTRY_NETD_TEST_CGROUP";
 const NODE_VARIABLE: &str = "GANTRY_NETD_TEST_NODE";
 
 /// Run a test apart from everything.
@@ -224,12 +226,260 @@ impl Drop for Server {
     }
 }
 
+/// A directory of the unified hierarchy, gone when dropped.
+pub struct Cgroup {
+    pub name: String,
+    pub path: PathBuf,
+}
+
+impl Cgroup {
+    pub fn new() -> Self {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        const PREFIX: &str = "gantry-netd-test-";
+        let mounts = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
+        let mount = mounts.into_iter().find(|mount| mount.join("cgroup.controllers").exists());
+        let mount = mount.expect("these tests need cgroup2");
+        // What tests that were killed have left.
+        for entry in std::fs::read_dir(mount).unwrap().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+            if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+                let _ = (std::fs::remove_dir(entry.path().join("c")), std::fs::remove_dir(entry.path()));
+            }
+        }
+        let name = format!("{PREFIX}{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let path = mount.join(&name);
+        // A container's own cgroup lies below the node's.
+        std::fs::create_dir_all(path.join("c")).unwrap();
+        Self { name, path }
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let start = Instant::now();
+        while self.path.exists() && start.elapsed() < DEADLINE {
+            let _ = (std::fs::remove_dir(self.path.join("c")), std::fs::remove_dir(&self.path));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// A process in a container's network and cgroup, which does what it is told line by line.
+pub struct Container {
+    process: Child,
+    answers: std::io::BufReader<std::process::ChildStdout>,
+}
+
+const ANSWER: &str = "answer: ";
+
+impl Container {
+    pub fn new(net: &Net, cgroup: &Cgroup) -> Self {
+        Self::start(net, &cgroup.path.join("c"))
+    }
+
+    /// In the cgroup that the test is in.
+    pub fn without_cgroup(net: &Net) -> Self {
+        Self::start(net, Path::new(""))
+    }
+
+    fn start(net: &Net, cgroup: &Path) -> Self {
+        let mut process = net.run(|| {
+            Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "container_process", "--ignored", "--nocapture"])
+                .env(CGROUP_VARIABLE, cgroup)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap()
+        });
+        let answers = std::io::BufReader::new(process.stdout.take().unwrap());
+        Self { process, answers }
+    }
+
+    /// See [`obey`].
+    pub fn tell(&mut self, order: &str) -> String {
+        self.begin(order);
+        self.end()
+    }
+
+    pub fn begin(&mut self, order: &str) {
+        writeln!(self.process.stdin.as_mut().unwrap(), "{order}").unwrap();
+    }
+
+    pub fn end(&mut self) -> String {
+        loop {
+            let mut line = String::new();
+            assert!(self.answers.read_line(&mut line).unwrap() > 0, "the container's process has ended");
+            if let Some((_, answer)) = line.split_once(ANSWER) {
+                return answer.trim_end().to_owned();
+            }
+        }
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The body of the test that is a container's process.
+pub fn container_process() {
+    let cgroup = PathBuf::from(std::env::var(CGROUP_VARIABLE).expect("run by other tests only"));
+    if cgroup != Path::new("") {
+        std::fs::write(cgroup.join("cgroup.procs"), "0").unwrap();
+    }
+    let (mut streams, mut datagrams) = (Vec::new(), None);
+    for order in std::io::stdin().lines() {
+        let answer = obey(&order.unwrap(), &mut streams, &mut datagrams);
+        println!("{ANSWER}{answer}");
+    }
+}
+
+/// - `ask N ADDRESS`: N connections one after the other; who answered how often, as `a=3 b=4`.
+/// - `hold N ADDRESS`: the same, and keep them.
+/// - `peer ADDRESS`: connect; whom the socket believes to speak to, and whom the server has seen.
+/// - `stream ADDRESS`: connect and keep it; `alive`: whether that connection has not ended.
+/// - `serve PORT NETNS`: answer requests in another namespace; `rr N ADDRESS`, `crr N ADDRESS`: N requests by one
+///   connection, by one each; microseconds of processor time per request.
+/// - `drop`: close what is held.
+/// - `udp`, `udp ADDRESS`: open a datagram socket, connected or not.
+/// - `hear`: the error that waiting for a datagram ends with.
+/// - `send ADDRESS`, `send`: a datagram; who answered, and from which address.
+fn obey(order: &str, streams: &mut Vec<TcpStream>, datagrams: &mut Option<UdpSocket>) -> String {
+    let words: Vec<&str> = order.split(' ').collect();
+    let connect = |to: &str| {
+        let to: SocketAddr = to.parse().unwrap();
+        let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(3)).map_err(|e| e.kind())?;
+        stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).map_err(|e| e.kind())?;
+        Ok::<_, std::io::ErrorKind>((stream, text))
+    };
+    match words[..] {
+        ["ask" | "hold", count, to] => {
+            let mut who = std::collections::BTreeMap::<String, u32>::new();
+            for _ in 0..count.parse().unwrap() {
+                let name = match connect(to) {
+                    Ok((stream, text)) => {
+                        if words[0] == "hold" {
+                            streams.push(stream);
+                        }
+                        text.split(' ').next().unwrap_or_default().to_owned()
+                    }
+                    Err(error) => format!("{error:?}"),
+                };
+                *who.entry(name).or_default() += 1;
+            }
+            who.iter().map(|(name, count)| format!("{name}={count}")).collect::<Vec<_>>().join(" ")
+        }
+        ["peer", to] => match connect(to) {
+            Ok((stream, text)) => format!("{} {text}", stream.peer_addr().unwrap()),
+            Err(error) => format!("{error:?}"),
+        },
+        ["stream", to] => {
+            streams.push(TcpStream::connect_timeout(&to.parse().unwrap(), Duration::from_secs(3)).unwrap());
+            String::new()
+        }
+        ["alive"] => {
+            let stream = streams.last_mut().unwrap();
+            stream.set_nonblocking(true).unwrap();
+            match stream.read(&mut [0]) {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => "alive".to_owned(),
+                other => format!("{:?}", other.map_err(|error| error.kind())),
+            }
+        }
+        ["hear"] => format!("{:?}", datagrams.as_ref().unwrap().recv(&mut [0; 64]).map_err(|e| e.kind()).unwrap_err()),
+        ["serve", port, netns] => {
+            let listener = Net::open(netns).run(|| TcpListener::bind(format!("0.0.0.0:{port}")).unwrap());
+            std::thread::spawn(move || {
+                on_one_processor();
+                for stream in listener.incoming() {
+                    let mut stream = stream.unwrap();
+                    stream.set_nodelay(true).unwrap();
+                    let mut buffer = [0; 64];
+                    while stream.read(&mut buffer).is_ok_and(|length| length > 0) {
+                        let _ = stream.write_all(&buffer);
+                    }
+                }
+            });
+            String::new()
+        }
+        ["crr" | "rr", count, to] => {
+            on_one_processor();
+            let (count, to): (u32, SocketAddr) = (count.parse().unwrap(), to.parse().unwrap());
+            let open = || {
+                let stream = TcpStream::connect(to).unwrap();
+                stream.set_nodelay(true).unwrap();
+                stream
+            };
+            let request = |stream: &mut TcpStream| {
+                let mut buffer = [1; 64];
+                stream.write_all(&buffer).unwrap();
+                stream.read_exact(&mut buffer).unwrap();
+            };
+            let mut stream = open();
+            let start = processor_time();
+            for _ in 0..count {
+                if words[0] == "crr" {
+                    stream = open();
+                }
+                request(&mut stream);
+            }
+            let spent = processor_time() - start;
+            format!("{}", spent.as_secs_f64() * 1e6 / f64::from(count))
+        }
+        ["drop"] => {
+            streams.clear();
+            *datagrams = None;
+            String::new()
+        }
+        ["udp"] | ["udp", _] => {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+            if let Some(to) = words.get(1) {
+                socket.connect(to).unwrap();
+            }
+            *datagrams = Some(socket);
+            String::new()
+        }
+        ["send"] | ["send", _] => {
+            let socket = datagrams.as_ref().unwrap();
+            let sent = match words.get(1) {
+                Some(to) => socket.send_to(b"?", to),
+                None => socket.send(b"?"),
+            };
+            let mut buffer = [0; 64];
+            match sent.and_then(|_| socket.recv_from(&mut buffer)) {
+                Ok((length, from)) => format!("{} {from}", String::from_utf8_lossy(&buffer[..length])),
+                Err(error) => format!("{:?}", error.kind()),
+            }
+        }
+        _ => panic!("no such order: {order}"),
+    }
+}
+
+fn on_one_processor() {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(0);
+    rustix::thread::sched_setaffinity(None, &set).unwrap();
+}
+
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
 /// A host with netd.
 pub struct Node {
     pub number: u8,
     pub net: Net,
     pub directory: PathBuf,
     pub client: Client,
+    /// Above its containers, when connections are to be balanced as they are made.
+    pub cgroup: Option<Cgroup>,
     process: Option<Child>,
 }
 
@@ -254,7 +504,7 @@ impl Node {
         let directory = Path::new(scratch()).join(format!("node{number}"));
         std::fs::create_dir_all(directory.join("run")).unwrap();
         let client = Client::new(directory.join("run/netd.sock"));
-        let mut node = Self { number, net, directory, client, process: None };
+        let mut node = Self { number, net, directory, client, cgroup: None, process: None };
         node.start();
         node
     }
@@ -266,6 +516,7 @@ impl Node {
             Command::new(std::env::current_exe().unwrap())
                 .args(["--exact", "node_process", "--ignored", "--nocapture"])
                 .env(NODE_VARIABLE, &self.directory)
+                .envs(self.cgroup.iter().map(|cgroup| (CGROUP_VARIABLE, format!("/{}", cgroup.name))))
                 .stdin(Stdio::piped())
                 .stdout(Stdio::null())
                 .spawn()
@@ -344,6 +595,7 @@ pub fn node_process() {
     });
     let mut config = gantry_netd::Config::new(directory.join("run"), directory.join("data"));
     config.resolv_conf = directory.join("resolv.conf");
+    config.cgroup_parent = std::env::var(CGROUP_VARIABLE).ok();
     block_on(gantry_netd::run(config, stopped)).unwrap();
 }
 
@@ -415,6 +667,8 @@ pub fn service(number: u8, name: &str, published: Option<u16>, endpoints: &[&Att
                 [Protocol::Tcp, Protocol::Udp].map(|protocol| Published { published: port, target: 80, protocol })
             })
             .collect(),
+        sticky: false,
+        networks: vec![],
         endpoints: (1..)
             .zip(endpoints)
             .map(|(number, attachment)| Endpoint {

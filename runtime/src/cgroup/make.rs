@@ -3,6 +3,7 @@
 use super::hierarchy::{read, words};
 use super::{Directory, write_file};
 use crate::error::is_absent;
+use crate::sys::file;
 use rustix::fs::{Mode, OFlags};
 use std::fs;
 use std::io;
@@ -84,7 +85,9 @@ fn make_with_parents(directory: &Directory) -> io::Result<bool> {
 /// An empty set takes no process, and a new v1 directory is empty unless its parent clones. Ours do from the first
 /// container on, which saves the later ones twelve system calls and a wait for the kernel's hotplug work.
 fn fill_cpuset(directory: &Directory) -> io::Result<()> {
-    if !read(directory.path.join("cpuset.cpus"))?.trim().is_empty() {
+    let mut start = [0; 2];
+    let count = file::read_once(&directory.path.join("cpuset.cpus"), &mut start)?;
+    if start[..count].iter().any(|byte| !byte.is_ascii_whitespace()) {
         return Ok(());
     }
     let levels = levels(directory);

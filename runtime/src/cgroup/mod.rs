@@ -32,6 +32,7 @@ use make::{Removed, processes_below};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -411,11 +412,11 @@ impl Cgroup {
 
     fn try_write(&self, write: &table::Write) -> io::Result<()> {
         let directory = self.directory_of(write.controller).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        let mut result = write_file(&directory.join(&write.file), &write.value);
+        let mut result = write_once(&directory.join(&write.file), &write.value);
         if let (Err(error), Some((other, other_value))) = (&result, &write.instead)
             && is_absent(error)
         {
-            result = write_file(&directory.join(other), other_value);
+            result = write_once(&directory.join(other), other_value);
         }
         match result {
             Err(error) if is_absent(&error) && write.optional => Ok(()),
@@ -425,7 +426,7 @@ impl Cgroup {
                     return Err(error);
                 };
                 make::hand_down(mount, &directory);
-                write_file(&directory.join(&write.file), &write.value)
+                write_once(&directory.join(&write.file), &write.value)
             }
             result => result,
         }
@@ -481,14 +482,15 @@ impl Cgroup {
             }
             let directory = hierarchy.mount.join(&self.path);
             let writes = devices::v1_writes(&rules).map_err(|error| Failure::new(error.to_string()))?;
-            let mut open: Option<(&str, OwnedFd)> = None;
+            let mut open: Option<(&str, ManuallyDrop<OwnedFd>)> = None;
             for (name, line) in writes {
                 let what = || format!("cannot write `{line}` to `{}/{name}`", directory.display());
                 let file = match open.take() {
                     Some(file) if file.0 == name => file,
-                    _ => (name, make::door(&directory, name).because(what)?),
+                    // Closed as in `write_once`.
+                    _ => (name, ManuallyDrop::new(make::door(&directory, name).because(what)?)),
                 };
-                rustix::io::write(&file.1, line.as_bytes()).because(what)?;
+                rustix::io::write(&*file.1, line.as_bytes()).because(what)?;
                 open = Some(file);
             }
             return Ok(());
@@ -767,9 +769,19 @@ fn below<'a>(membership: &'a str, path: &str) -> Option<&'a str> {
 
 /// One file of a cgroup: opened, written at once, closed.
 fn write_file(path: &Path, value: &str) -> io::Result<()> {
+    write_open(&rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?, value)
+}
+
+/// The same, once in the life of a process: closing is left to its end, its next program, or the supervisor, which
+/// closes all that it does not need.
+fn write_once(path: &Path, value: &str) -> io::Result<()> {
     let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    write_open(&ManuallyDrop::new(file), value)
+}
+
+fn write_open(file: &OwnedFd, value: &str) -> io::Result<()> {
     loop {
-        match rustix::io::write(&file, value.as_bytes()) {
+        match rustix::io::write(file, value.as_bytes()) {
             Err(Errno::INTR) => {}
             result => return result.map(drop).map_err(io::Error::from),
         }

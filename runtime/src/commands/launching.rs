@@ -13,7 +13,7 @@ use crate::remove::remove_ended;
 use crate::report;
 use crate::rootless::Rootless;
 use crate::seccomp::notify;
-use crate::state::{Record, StateDir, Status};
+use crate::state::{Held, Record, StateDir, Status};
 use crate::supervisor;
 use std::marker::PhantomData;
 use std::os::fd::AsFd;
@@ -174,8 +174,10 @@ pub fn let_go(
     cgroup: &Cgroup,
     profile: impl Fn() -> Outcome<Option<Seccomp>>,
 ) -> Outcome<()> {
-    channel.go()?;
-    attend_start(channel, signals, dir, record, &|| cgroup.waits_for_memory(), profile).map(drop)
+    let sent = channel.go();
+    // It may have failed meanwhile, and says why.
+    attend_start(channel, signals, dir, record, &|| cgroup.waits_for_memory(), profile)?;
+    sent
 }
 
 /// Wait until the program is executed; false when nobody said that it would be.
@@ -228,8 +230,8 @@ pub fn poststart(dir: &StateDir, record: &Record, bundle_hooks: &[Hook]) -> Outc
 }
 
 /// Remove a container after a failure or at its end, reporting what could not be done.
-pub fn clean_up(global: &Global, dir: &StateDir, record: &Record, cgroup: &Cgroup) {
-    match remove_ended(dir, record, cgroup) {
+pub fn clean_up(global: &Global, dir: &StateDir, held: Held, record: &Record, cgroup: &Cgroup) {
+    match remove_ended(dir, held, record, cgroup) {
         Ok(warnings) => warnings.iter().for_each(|text| report::warning(global, text)),
         Err(failure) => report::failure(global, &failure.in_step("clean up")),
     }

@@ -122,13 +122,13 @@ impl Command for Restore {
             state::write_atomically(file, pid.to_string().as_bytes(), false).in_step("pid file")?;
         }
         std::mem::forget(attempt);
-        drop(lock);
+        let held = lock.release();
         if self.detach {
             return Ok(0);
         }
         let exit = foreground::attend(pidfd.as_fd(), &signals, master)?;
         if !self.keep {
-            clean_up(global, &dir, &record, &cgroup);
+            clean_up(global, &dir, held, &record, &cgroup);
         }
         Ok(exit.shell_code())
     }

@@ -69,7 +69,7 @@ fn run_here(global: &Global, options: &launch::Options, detach: bool, keep: bool
     let bundle = load(global, &options.bundle)?;
     let manner = Manner { later: false, keep_terminal: !detach, stdio: None, supervised: false };
     let launched = launch::launch(options, &bundle, manner, &signals)?;
-    let Launched { dir, record, pidfd, terminal, channel, cgroup, .. } = launched;
+    let Launched { dir, held, record, pidfd, terminal, channel, cgroup } = launched;
     if let Some(master) = &terminal {
         foreground::suit_output(master.as_fd());
     }
@@ -78,7 +78,7 @@ fn run_here(global: &Global, options: &launch::Options, detach: bool, keep: bool
     if let Err(failure) = started {
         let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
         let _ = clone::wait(pidfd.as_fd());
-        clean_up(global, &dir, &record, &cgroup);
+        clean_up(global, &dir, held, &record, &cgroup);
         return Err(failure);
     }
     if detach {
@@ -90,9 +90,9 @@ fn run_here(global: &Global, options: &launch::Options, detach: bool, keep: bool
         report::ended(global, "the container was killed because it used more memory than its limit");
     }
     if !keep {
-        clean_up(global, &dir, &record, &cgroup);
+        clean_up(global, &dir, held, &record, &cgroup);
     }
-    // Closed by the end of this process, which comes now.
-    std::mem::forget((channel, pidfd, signals));
+    // Closed and given back by the end of this process, which comes now.
+    std::mem::forget((channel, pidfd, signals, bundle, dir, record, cgroup));
     Ok(exit.shell_code())
 }

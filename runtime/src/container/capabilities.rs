@@ -162,7 +162,10 @@ impl Sets {
     pub fn apply(&self) -> Outcome<()> {
         process::capset(self.effective, self.permitted, self.inheritable)
             .because(|| "cannot set the capabilities".to_owned())?;
-        process::ambient_clear().because(|| "cannot clear the ambient capabilities".to_owned())?;
+        // The kernel takes out of the ambient set what is no longer permitted and inheritable.
+        if self.permitted & self.inheritable != 0 {
+            process::ambient_clear().because(|| "cannot clear the ambient capabilities".to_owned())?;
+        }
         for number in (0..64).filter(|number| self.ambient >> number & 1 == 1) {
             process::ambient_raise(number).because(|| format!("cannot make {} ambient", names(1 << number)))?;
         }

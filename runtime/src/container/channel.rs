@@ -9,7 +9,7 @@
 //!   NeedHooks      ──────────►          runs prestart and createRuntime hooks
 //!                  ◄────────── Go
 //!   Terminal + fd  ──────────►          only when the parent keeps the terminal
-//!   Created        ──────────►
+//!   Created        ──────────►          run: what remains is a few steps of this process alone
 //!                  ◄────────── Go       run: start now; create: from `start`, on a connection of its own
 //!   Executing      ──────────►          create only, to the one `start` that was heard
 //!   Listener + fd  ──────────►          only with a seccomp agent; see `seccomp::notify`
@@ -99,12 +99,18 @@ impl Channel {
     /// # Errors
     /// The socket fails.
     pub fn receive(&self) -> Outcome<Message> {
-        let mut buffer = vec![0; MESSAGE_MAX];
-        let (count, fd) = match socket::receive(self.fd(), &mut buffer) {
-            Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) => (0, None),
+        // Nearly all are one byte, so its pages are left untouched.
+        let mut bytes = Vec::with_capacity(MESSAGE_MAX);
+        let lost = |error: &std::io::Error| error.raw_os_error() == Some(libc::ECONNRESET);
+        let mut result = socket::receive_vec(self.fd(), &mut bytes);
+        if result.as_ref().is_err_and(lost) {
+            // It ended without reading all that it was sent. What it had to say itself comes after this.
+            result = socket::receive_vec(self.fd(), &mut bytes);
+        }
+        let fd = match result {
+            Err(error) if lost(&error) => None,
             result => result.because(|| "cannot read from the container's process".to_owned())?,
         };
-        let bytes = &buffer[..count];
         Ok(match (bytes.first(), fd) {
             (None, _) => Message::End,
             (Some(b'P'), _) => match bytes[1..].try_into() {
@@ -135,9 +141,9 @@ impl Channel {
     /// # Errors
     /// The parent is gone.
     pub fn wait_for_go(&self) -> Outcome<()> {
-        let mut buffer = [0; 1];
-        match socket::receive(self.fd(), &mut buffer) {
-            Ok((1, _)) => Ok(()),
+        let mut bytes = Vec::with_capacity(1);
+        match socket::receive_vec(self.fd(), &mut bytes) {
+            Ok(_) if bytes.len() == 1 => Ok(()),
             Ok(_) => Err(Failure::new("the runtime process has gone")),
             Err(error) => Err(error).because(|| "cannot read from the runtime process".to_owned()),
         }

@@ -111,6 +111,7 @@ const STEPS: &[Step] = &[
     Step { name: "working directory", run: |init| init.make_working_directory() },
     Step { name: "pivot root", run: |init| init.pivot() },
     Step { name: "seal root", run: |init| init.context().seal() },
+    Step { name: "wait for start", run: |init| init.announce() },
     Step { name: "personality", run: |init| init.set_personality() },
     Step {
         name: "memory policy",
@@ -139,7 +140,10 @@ impl Init<'_> {
             (step.run)(self).map_err(|failure| failure.in_step(step.name))?;
         }
         let ready = self.ready.take().ok_or_else(|| Failure::new("no program was found").in_step("exec"))?;
-        self.program.become_it(&ready, &self.channel)
+        self.program.become_it(&ready, &self.channel, || match self.goes_on() {
+            true => self.wait_for_go().map_err(|failure| failure.in_step("wait for start")),
+            false => Ok(()),
+        })
     }
 
     fn context(&self) -> Context<'_> {
@@ -328,9 +332,31 @@ impl Init<'_> {
         Ok(())
     }
 
+    /// Whether the last steps to the program are taken while the creator records that the container is made, and it is
+    /// waited for only then: what remains are changes of this process that no other can see. Hooks can.
+    fn goes_on(&self) -> bool {
+        matches!(self.start, Start::AtOnce) && self.config.hooks.start_container.is_empty()
+    }
+
+    fn announce(&mut self) -> Outcome<()> {
+        if self.goes_on() { self.channel.send(&Message::Created) } else { Ok(()) }
+    }
+
+    fn wait_for_go(&self) -> Outcome<()> {
+        self.channel.wait_for_go()?;
+        self.live_without_creator()
+    }
+
+    /// From here on the container does not depend on its creator.
+    fn live_without_creator(&self) -> Outcome<()> {
+        process::set_parent_death_signal(0).because(|| "cannot take back the death signal".to_owned())
+    }
+
     fn wait_for_start(&mut self) -> Outcome<()> {
-        // From here on the container does not depend on its creator.
-        process::set_parent_death_signal(0).because(|| "cannot take back the death signal".to_owned())?;
+        if self.goes_on() {
+            return Ok(());
+        }
+        self.live_without_creator()?;
         self.channel.send(&Message::Created)?;
         match &self.start {
             Start::AtOnce => self.channel.wait_for_go(),

@@ -46,6 +46,8 @@ pub struct Program<'a> {
     pub ignored: u64,
     /// Session keyring to join, unless the caller keeps its own.
     pub keyring: Option<&'a str>,
+    /// The current directory is the container's root already.
+    pub at_root: bool,
 }
 
 /// When a resource limit is set.
@@ -81,7 +83,7 @@ impl Program<'_> {
     /// # Errors
     /// No such program, not executable.
     pub fn prepare(&self) -> Outcome<Ready> {
-        let in_cwd = match rustix::process::chdir(self.process.cwd.as_str()) {
+        let in_cwd = match self.enter_directory() {
             Ok(()) => true,
             Err(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS) => false,
             Err(error) => {
@@ -106,6 +108,10 @@ impl Program<'_> {
             environment: c_strings(&environment)?,
             in_cwd,
         })
+    }
+
+    fn enter_directory(&self) -> Result<(), rustix::io::Errno> {
+        if self.at_root && self.process.cwd == "/" { Ok(()) } else { rustix::process::chdir(self.process.cwd.as_str()) }
     }
 
     /// The resource limits that are set at a point. Most are set before the start, so that `create` tells which cannot
@@ -139,10 +145,16 @@ impl Program<'_> {
     /// Turn into the program. Returns only on failure.
     ///
     /// - `channel`: to the runtime, for the listener of the filter.
+    /// - `wait`: until it may; what comes after cannot talk to anybody.
     ///
     /// # Errors
     /// A step of isolation fails, or the program cannot be executed.
-    pub fn become_it(&self, ready: &Ready, channel: &Channel) -> Outcome<std::convert::Infallible> {
+    pub fn become_it(
+        &self,
+        ready: &Ready,
+        channel: &Channel,
+        wait: impl FnOnce() -> Outcome<()>,
+    ) -> Outcome<std::convert::Infallible> {
         let process = self.process;
         labels::apply(process)?;
         if let Some(name) = self.keyring {
@@ -156,6 +168,7 @@ impl Program<'_> {
         process::close_on_exec_from(3 + self.preserve_fds)
             .because(|| "cannot close inherited descriptors".to_owned())
             .in_step("descriptors")?;
+        wait()?;
         signal::stop_ignoring(self.ignored);
         signal::set_mask(&signal::SignalSet::empty())
             .because(|| "cannot reset the signal mask".to_owned())

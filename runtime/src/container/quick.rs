@@ -237,6 +237,14 @@ pub enum Attempt {
 #[derive(Debug, Default)]
 pub struct Cover(Option<OwnedFd>);
 
+impl Drop for Cover {
+    fn drop(&mut self) {
+        if let Some(view) = self.0.take() {
+            leave_open(view);
+        }
+    }
+}
+
 impl Cover {
     /// Put a view of `thing` on a path.
     ///

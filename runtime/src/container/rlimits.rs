@@ -2,10 +2,10 @@
 
 use crate::config::Rlimit;
 use crate::error::{Because, Outcome};
-use crate::sys::process;
+use crate::sys::process::{self, Resource};
 
 /// All limits of Linux.
-const LIMITS: &[(&str, u32)] = &[
+const LIMITS: &[(&str, Resource)] = &[
     ("RLIMIT_AS", libc::RLIMIT_AS),
     ("RLIMIT_CORE", libc::RLIMIT_CORE),
     ("RLIMIT_CPU", libc::RLIMIT_CPU),
@@ -25,7 +25,7 @@ const LIMITS: &[(&str, u32)] = &[
 ];
 
 /// The number of a `RLIMIT_*` name.
-pub fn resource(name: &str) -> Option<u32> {
+pub fn resource(name: &str) -> Option<Resource> {
     LIMITS.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
 }
 

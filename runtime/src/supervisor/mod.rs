@@ -116,7 +116,8 @@ pub fn supervise(
     signals: Signals,
 ) -> Outcome<()> {
     sink();
-    let Launched { record, cgroup, pidfd, channel, .. } = launched;
+    let Launched { record, cgroup, pidfd, channel, held, .. } = launched;
+    drop(held);
     let (id, pid) = (record.id.clone(), record.init.map_or(0, |init| init.pid));
     drop(record);
     let mut started_at = SystemTime::now();

@@ -13,9 +13,22 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// It is not there or cannot be read.
 pub fn read_into(path: &Path, buffer: &mut [u8]) -> io::Result<usize> {
+    read_start(&rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?, buffer)
+}
+
+/// The same for a file that a process reads once: left to its end to close it.
+///
+/// # Errors
+/// As [`read_into`].
+pub fn read_once(path: &Path, buffer: &mut [u8]) -> io::Result<usize> {
     let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let fd = std::mem::ManuallyDrop::new(fd);
+    read_start(&fd, buffer)
+}
+
+fn read_start(fd: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
-        match rustix::io::read(&fd, &mut *buffer) {
+        match rustix::io::read(fd, &mut *buffer) {
             Err(Errno::INTR) => {}
             result => return Ok(result?),
         }

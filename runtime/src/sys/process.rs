@@ -2,9 +2,20 @@
 #![allow(unsafe_code)] // raw prctl, capset, set*id, execve
 
 use super::{check, check_int};
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+
+/// The arguments that C's `main` is given. Not every C library lets the standard library find them by itself.
+///
+/// # Safety
+/// There are `count` pointers to C strings at `list`, valid from now on.
+pub unsafe fn arguments(count: i32, list: *const *const libc::c_char) -> Vec<OsString> {
+    // SAFETY: what the caller vouches for.
+    let one = |at| unsafe { CStr::from_ptr(*list.add(at)) };
+    (0..usize::try_from(count).unwrap_or(0)).map(|at| OsStr::from_bytes(one(at).to_bytes()).to_owned()).collect()
+}
 
 /// One `prctl(2)` of integers.
 fn prctl(option: libc::c_int, a: libc::c_ulong, b: libc::c_ulong) -> io::Result<libc::c_int> {
@@ -177,24 +188,31 @@ pub fn set_personality(domain: u64) -> io::Result<()> {
     check_int(unsafe { libc::personality(domain as libc::c_ulong) }).map(drop)
 }
 
+/// What the C library takes for the number of a resource limit.
+#[cfg(target_env = "gnu")]
+pub type Resource = libc::__rlimit_resource_t;
+/// What the C library takes for the number of a resource limit.
+#[cfg(not(target_env = "gnu"))]
+pub type Resource = libc::c_int;
+
 /// `setrlimit(2)`.
 ///
 /// # Errors
 /// `EPERM` when the hard limit would rise without `CAP_SYS_RESOURCE`.
-pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
+pub fn set_rlimit(resource: Resource, soft: u64, hard: u64) -> io::Result<()> {
     let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
     // SAFETY: `limit` is readable and of the type the call wants.
-    check_int(unsafe { libc::setrlimit(resource as _, &raw const limit) }).map(drop)
+    check_int(unsafe { libc::setrlimit(resource, &raw const limit) }).map(drop)
 }
 
 /// `getrlimit(2)`: soft and hard limit.
 ///
 /// # Errors
 /// `EINVAL` for an unknown resource.
-pub fn get_rlimit(resource: u32) -> io::Result<(u64, u64)> {
+pub fn get_rlimit(resource: Resource) -> io::Result<(u64, u64)> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is writable and of the type the call wants.
-    check_int(unsafe { libc::getrlimit(resource as _, &raw mut limit) })?;
+    check_int(unsafe { libc::getrlimit(resource, &raw mut limit) })?;
     Ok((limit.rlim_cur, limit.rlim_max))
 }
 
@@ -202,17 +220,17 @@ pub fn get_rlimit(resource: u32) -> io::Result<(u64, u64)> {
 ///
 /// # Errors
 /// `EPERM` without `CAP_SYS_RESOURCE`, `ESRCH` when it is gone.
-pub fn raise_hard_limit_of(pid: i32, resource: u32, hard: u64) -> io::Result<()> {
+pub fn raise_hard_limit_of(pid: i32, resource: Resource, hard: u64) -> io::Result<()> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     let none = std::ptr::null();
     // SAFETY: the new limit is absent and `limit` is writable and of the type the call wants.
-    check_int(unsafe { libc::prlimit(pid, resource as _, none, &raw mut limit) })?;
+    check_int(unsafe { libc::prlimit(pid, resource, none, &raw mut limit) })?;
     if limit.rlim_max >= hard {
         return Ok(());
     }
     limit.rlim_max = hard;
     // SAFETY: `limit` is readable and of the type the call wants; the old one is not asked for.
-    check_int(unsafe { libc::prlimit(pid, resource as _, &raw const limit, std::ptr::null_mut()) }).map(drop)
+    check_int(unsafe { libc::prlimit(pid, resource, &raw const limit, std::ptr::null_mut()) }).map(drop)
 }
 
 /// Mark every descriptor from `first` on as close-on-exec, Linux 5.11.
@@ -316,16 +334,6 @@ pub fn set_session() -> io::Result<()> {
 pub fn dup_to(fd: BorrowedFd<'_>, target: i32) -> io::Result<()> {
     // SAFETY: integers by value; only descriptors 0 to 2, which no Rust object owns, are targets.
     check_int(unsafe { libc::dup2(fd.as_raw_fd(), target) }).map(drop)
-}
-
-/// Let the heap grow in one large step: what is not touched costs nothing, each small step a system call.
-pub fn widen_heap() {
-    // SAFETY: integers by value; glibc's allocator keeps its own state consistent.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::mallopt(libc::M_TOP_PAD, 1024 * 1024);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 2 * 1024 * 1024);
-    }
 }
 
 /// Give free heap pages back to the kernel; for the supervisor, which stays for long and needs little.

@@ -85,7 +85,7 @@ pub fn next(fd: BorrowedFd<'_>) -> io::Result<Option<i32>> {
 pub fn ignored() -> Outcome<u64> {
     let what = || "cannot read `/proc/self/status`".to_owned();
     let mut buffer = [0; 4096];
-    let count = file::read_into(Path::new("/proc/self/status"), &mut buffer).because(what)?;
+    let count = file::read_once(Path::new("/proc/self/status"), &mut buffer).because(what)?;
     let line = buffer[..count].split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(b"SigIgn:"));
     let digits = line.and_then(|line| std::str::from_utf8(line).ok()).unwrap_or("").trim();
     u64::from_str_radix(digits, 16).because(what)

@@ -80,7 +80,24 @@ fn send_some(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -
 /// # Errors
 /// Those of `recvmsg(2)` other than `EINTR`.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
-    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    receive_in(socket, libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() })
+}
+
+/// The same, in place of what `bytes` holds, as far as it has room: memory that no message fills is not touched.
+///
+/// # Errors
+/// As [`receive`].
+pub fn receive_vec(socket: BorrowedFd<'_>, bytes: &mut Vec<u8>) -> io::Result<Option<OwnedFd>> {
+    bytes.clear();
+    let room = bytes.spare_capacity_mut();
+    let (count, fd) = receive_in(socket, libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() })?;
+    // SAFETY: the kernel has written so many bytes from the start of the room, and never more than there is.
+    unsafe { bytes.set_len(count) };
+    Ok(fd)
+}
+
+/// Receive into memory of ours that nothing else uses meanwhile.
+fn receive_in(socket: BorrowedFd<'_>, mut part: libc::iovec) -> io::Result<(usize, Option<OwnedFd>)> {
     let mut control = Control([0; 64]);
     // SAFETY: an all-zero msghdr is a valid value of a plain C structure.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };

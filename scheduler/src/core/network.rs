@@ -161,6 +161,8 @@ fn service(app: &AppRecord, name: &ServiceName, spec: &spec::Service, endpoints:
         address: app.services.get(name)?.address,
         aliases: aliases.into_iter().cloned().collect(),
         ports,
+        sticky: false,
+        networks: Vec::new(),
         endpoints,
     })
 }

@@ -2,6 +2,8 @@
 //!
 //! A figure is one line: `NAME: VALUE UNIT; PEER VALUE; ratio R; aim A; met|short`.
 
+mod images;
+mod net;
 mod runtime;
 mod shop;
 
@@ -17,6 +19,13 @@ type Bench = fn(&Options) -> Result<Report>;
 /// Benches: name, what it measures, how many rounds it takes by itself, and how.
 const BENCHES: &[(&str, &str, usize, Bench)] = &[
     ("shop", "the example app on a lab: deploy, a replica's death, a worker's death", 5, shop::run),
+    (
+        "images",
+        "pulls of a real image beside containerd, podman, docker, skopeo with umoci; root file systems",
+        3,
+        images::run,
+    ),
+    ("net", "the node's network: a connection to a service, one changed endpoint, thousands of services", 15, net::run),
     ("runtime", "gantry-runtime beside crun, runc and the least that any runtime does", 60, runtime::run),
 ];
 

@@ -10,7 +10,7 @@
 
 mod debian;
 mod digest;
-mod recipe;
+pub(crate) mod recipe;
 mod tree;
 
 use crate::error::{Error, Result};
@@ -67,6 +67,11 @@ const DROP: &[&str] = &[
     "var/lib/apt",
     "var/run",
 ];
+
+/// What an image lacks of every package.
+fn dropped_always(recipe: &Recipe) -> &'static [&'static str] {
+    if recipe.whole { &[] } else { DROP }
+}
 
 /// An image that was made or found unchanged.
 #[derive(Debug, Clone)]
@@ -265,7 +270,7 @@ impl Builder {
         self.archives.fetch(&step.packages)?;
         for package in &step.packages {
             let dropped = |path: &str| {
-                let patterns = DROP.iter().copied().chain(recipe.drop.iter().map(String::as_str));
+                let patterns = dropped_always(recipe).iter().copied().chain(recipe.drop.iter().map(String::as_str));
                 patterns.into_iter().any(|pattern| tree::under(pattern, path))
             };
             tree::extend_from_package(&mut tree, &self.archives.path(package), dropped)?;
@@ -331,7 +336,8 @@ struct Step<'a> {
 impl<'a> Step<'a> {
     fn packages(recipe: &'a Recipe, packages: Vec<Package>, lowest: bool) -> Self {
         let content: Vec<&str> = packages.iter().map(|package| package.sha256.as_str()).collect();
-        let made_of = json!([BUILDER, content, DROP, recipe.drop, recipe.commands, recipe.applets, lowest]);
+        let made_of =
+            json!([BUILDER, content, dropped_always(recipe), recipe.drop, recipe.commands, recipe.applets, lowest]);
         Self { recipe, packages, files: false, lowest, key: digest::of(made_of.to_string().as_bytes()) }
     }
 
@@ -512,6 +518,7 @@ mod tests {
                 })
                 .collect(),
             applets: false,
+            whole: false,
             config: serde_json::Map::from_iter([("Env".to_owned(), json!(["A=1"]))]),
         }
     }

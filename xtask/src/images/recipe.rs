@@ -38,6 +38,8 @@ pub(crate) struct Recipe {
     pub(crate) files: BTreeMap<String, Content>,
     /// Links for every applet of the busybox in it.
     pub(crate) applets: bool,
+    /// With all files of its packages, as images of the world have them.
+    pub(crate) whole: bool,
     pub(crate) config: Map<String, Value>,
 }
 
@@ -54,6 +56,25 @@ const BUILT_IN: &[(&str, Option<&str>, &[&str], bool)] = &[
     // glibc for programs of the distribution, above busybox as shell and tools.
     ("base", Some("busybox"), &["libc6", "libgcc-s1", "zlib1g", "libssl3"], false),
 ];
+
+/// What `bench images` pulls: a layer for each group of packages, as a long list of build steps makes it.
+const BENCH: &[&[&str]] = &[
+    &["base-files", "bash", "coreutils", "findutils", "grep", "gzip", "libssl3", "ncurses-base", "sed", "tar"],
+    &["python3"],
+    &["nginx"],
+    &["postgresql-15"],
+    &["git"],
+    &["redis-server"],
+    &["php8.2-cli", "ruby"],
+    &["python3-numpy"],
+    &["openjdk-17-jre-headless"],
+    &["gcc-12"],
+    &["vim"],
+    &["python3-botocore"],
+];
+
+/// The name of the image that has all of them.
+pub(crate) const BENCH_IMAGE: &str = "bench";
 
 /// Folders with an `image.json`, below the root of the repository.
 const FOLDERS: &[&str] = &["examples/shop/web", "examples/shop/api", "examples/shop/db"];
@@ -74,9 +95,11 @@ pub(crate) fn all() -> Result<Vec<Recipe>> {
         directories: BTreeMap::new(),
         files: BTreeMap::new(),
         applets: *applets,
+        whole: false,
         config: Map::from_iter([("Cmd".to_owned(), json!(["sh"]))]),
     });
     let mut recipes: Vec<Recipe> = built_in.collect();
+    recipes.extend(bench());
     for folder in FOLDERS {
         recipes.push(read(&files::root().join(folder))?);
     }
@@ -88,6 +111,32 @@ pub(crate) fn all() -> Result<Vec<Recipe>> {
         }
     }
     Ok(recipes)
+}
+
+/// One recipe for each layer of the benchmark's image; the last has files and deletions of its own too.
+fn bench() -> impl Iterator<Item = Recipe> {
+    let name = |layers: usize| {
+        if layers == BENCH.len() { BENCH_IMAGE.to_owned() } else { format!("{BENCH_IMAGE}-{layers}") }
+    };
+    BENCH.iter().enumerate().map(move |(below, packages)| {
+        let last = below + 1 == BENCH.len();
+        let content = |text: &str| Content { bytes: text.as_bytes().to_vec(), executable: false };
+        let own = [("srv/app/main.py", "print(1)\n"), ("usr/share/doc/.wh.git", ""), ("etc/nginx/.wh..wh..opq", "")];
+        Recipe {
+            name: name(below + 1),
+            reference: format!("{}:latest", name(below + 1)),
+            from: (below > 0).then(|| name(below)),
+            packages: packages.iter().map(|name| (*name).to_owned()).collect(),
+            drop: Vec::new(),
+            commands: Vec::new(),
+            users: BTreeMap::new(),
+            directories: BTreeMap::new(),
+            files: own.iter().filter(|_| last).map(|(path, text)| ((*path).to_owned(), content(text))).collect(),
+            applets: false,
+            whole: true,
+            config: Map::from_iter([("Cmd".to_owned(), json!(["bash"]))]),
+        }
+    })
 }
 
 /// The recipe in a folder.
@@ -135,6 +184,7 @@ fn parse(document: &Value, file: impl Fn(&str) -> Result<Content>) -> Result<Rec
         directories,
         files,
         applets: false,
+        whole: false,
         config: document["config"].as_object().cloned().unwrap_or_default(),
         reference,
     })

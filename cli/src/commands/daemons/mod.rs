@@ -40,6 +40,9 @@ pub struct Worker {
     /// Registry to speak to without TLS; those on loopback always are. May be repeated.
     #[arg(long, value_name = "HOST[:PORT]")]
     insecure_registry: Vec<String>,
+    /// Percent of the disk in use from which on images that no replica uses are removed, and until which.
+    #[arg(long, value_name = "HIGH:LOW", default_value = "85:75")]
+    image_watermarks: gantry_images::Watermarks,
 }
 
 impl Membership {
@@ -62,7 +65,9 @@ macro_rules! failed {
 use failed;
 
 fn netd_config(global: &Global) -> gantry_netd::Config {
-    gantry_netd::Config::new(global.run_dir.clone(), global.data_dir.clone())
+    let mut config = gantry_netd::Config::new(global.run_dir.clone(), global.data_dir.clone());
+    config.cgroup_parent = Some(global.cgroup_parent.clone());
+    config
 }
 
 fn agent_config(global: &Global, worker: &Worker, advertise: Ipv4Addr) -> Result<gantry_agent::Config, CliError> {
@@ -80,5 +85,6 @@ fn agent_config(global: &Global, worker: &Worker, advertise: Ipv4Addr) -> Result
         capacity: None,
         reserved: gantry_api::wire::Capacity::default(),
         insecure_registries: worker.insecure_registry.clone(),
+        watermarks: worker.image_watermarks,
     })
 }

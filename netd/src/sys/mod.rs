@@ -1,5 +1,7 @@
-//! The one system call that no library wraps as safe.
-#![allow(unsafe_code)] // this module only
+//! The system calls that no library wraps as safe.
+#![allow(unsafe_code)] // this module and those below it only
+
+pub(crate) mod bpf;
 
 use rustix::thread::UnshareFlags;
 use std::io;
