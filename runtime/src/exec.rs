@@ -265,10 +265,11 @@ pub fn exec(options: &Options) -> Outcome<i32> {
                 ignored,
                 keyring: None,
                 at_root: false,
+                same_rights: false,
             };
             if let Some(group) = &resctrl {
                 match group.doors() {
-                    Ok(more) => doors.add(more),
+                    Ok(more) => doors.add(more.into()),
                     Err(failure) => {
                         let _ = theirs.send(&Message::Failed(failure.in_step("resctrl")));
                         process::exit_now(1)

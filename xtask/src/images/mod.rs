@@ -517,8 +517,8 @@ mod tests {
                     ((*path).to_owned(), Content { bytes: text.as_bytes().to_vec(), executable: false })
                 })
                 .collect(),
-            applets: false,
             whole: false,
+            applets: false,
             config: serde_json::Map::from_iter([("Env".to_owned(), json!(["A=1"]))]),
         }
     }
