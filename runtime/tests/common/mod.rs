@@ -252,7 +252,17 @@ const APPLETS: &[&str] = &[
 pub(crate) fn finish(command: &mut Command) -> Ran {
     let (mut out, mut err) = (tempfile::tempfile().expect("a file"), tempfile::tempfile().expect("a file"));
     command.stdout(out.try_clone().expect("a file")).stderr(err.try_clone().expect("a file"));
-    let code = wait(command.spawn().expect("the runtime"));
+    let deadline = Instant::now() + patience();
+    let child = loop {
+        match command.spawn() {
+            // A program that was just written is open in whatever another thread forks, until that executes its own.
+            Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            result => break result.expect("the runtime"),
+        }
+    };
+    let code = wait(child);
     let read = |file: &mut fs::File| {
         let mut bytes = Vec::new();
         file.seek(SeekFrom::Start(0)).expect("the start");
@@ -305,6 +315,13 @@ pub(crate) fn cgroups(id: &str) -> Vec<PathBuf> {
     let mut mounts: Vec<PathBuf> = vec![PathBuf::from("/sys/fs/cgroup")];
     mounts.extend(fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path()));
     mounts.into_iter().map(|mount| mount.join("gantry-runtime").join(id)).filter(|path| path.exists()).collect()
+}
+
+/// Whether this kernel is at least of a version.
+pub(crate) fn has_kernel(major: u32, minor: u32) -> bool {
+    let version = fs::read_to_string("/proc/sys/kernel/osrelease").expect("a version");
+    let numbers: Vec<u32> = version.split(['.', '-']).map_while(|part| part.parse().ok()).collect();
+    numbers >= vec![major, minor]
 }
 
 /// Whether a process runs: there and no zombie.
