@@ -407,16 +407,20 @@ fn inflate(
     emptied: &Receiver<Vec<u8>>,
 ) {
     let mut packed = Packed { batches, batch: Vec::new().into_iter(), piece: Bytes::new() };
-    // Held until the decoder is gone. A failure comes again when the decoder reads.
-    let _room = match compression {
-        Compression::Zstd => Some(window::room(packed.fill_buf().unwrap_or_default())),
-        Compression::Gzip | Compression::Plain => None,
-    };
-    let mut decoder = match decoder(compression, packed) {
-        Ok(decoder) => decoder,
+    if compression == Compression::Zstd {
+        // A failure comes again when the decoder reads.
+        let mut room = window::room(packed.fill_buf().unwrap_or_default());
+        return hand_on(&mut zstd::stream::read::Decoder::with_context(packed, room.context()), plain, emptied);
+    }
+    match decoder(compression, packed) {
+        Ok(mut decoder) => hand_on(&mut *decoder, plain, emptied),
         // Who does not listen has failed already, and tells why.
-        Err(error) => return drop(plain.send(Err(error))),
-    };
+        Err(error) => drop(plain.send(Err(error))),
+    }
+}
+
+/// All that `decoder` gives, in chunks.
+fn hand_on(decoder: &mut dyn Read, plain: &SyncSender<io::Result<Chunk>>, emptied: &Receiver<Vec<u8>>) {
     let mut failure = None;
     while failure.is_none() {
         let mut buffer = emptied.try_recv().unwrap_or_else(|_| vec![0; CHUNK]);
@@ -435,6 +439,7 @@ fn inflate(
         }
     }
     if let Some(error) = failure {
+        // Who does not listen has failed already, and tells why.
         drop(plain.send(Err(error)));
     }
 }

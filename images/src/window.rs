@@ -1,10 +1,13 @@
 //! Memory for zstd: a decoder keeps a window of what it has decoded, as large as the one who packed it liked; 8 MiB is
-//! common. So that many layers at once do not take many of them, all decoders of the process share a budget.
+//! common. So that many layers at once do not take many of them, all decoders of the process share a budget; and so that
+//! each thread's heap does not keep what one decoder has had, the next one gets the memory of the last.
 //!
 //! # Source
 //! RFC 8878, sections 3.1.1.1 (frame header) and 3.1.1.1.2 (window descriptor).
 
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use zstd::zstd_safe::{DCtx, ResetDirective};
 
 /// For all windows together; a larger one gets all of it.
 const BUDGET: u64 = 16 << 20;
@@ -13,14 +16,24 @@ const BUDGET: u64 = 16 << 20;
 const USUAL: u64 = 8 << 20;
 
 struct Budget {
-    free: Mutex<u64>,
+    state: Mutex<State>,
     freed: Condvar,
+}
+
+struct State {
+    free: u64,
+    /// Contexts that nobody uses now; gone when nobody uses any.
+    idle: Vec<DCtx<'static>>,
 }
 
 static SHARED: Budget = Budget::new();
 
-/// A part of the budget; goes back when dropped.
-pub(crate) struct Room(&'static Budget, u64);
+/// A part of the budget, and what a decoder needs; goes back when dropped.
+pub(crate) struct Room {
+    budget: &'static Budget,
+    bytes: u64,
+    context: Option<DCtx<'static>>,
+}
 
 /// Wait until there is room for decoding the stream that starts like this.
 pub(crate) fn room(start: &[u8]) -> Room {
@@ -29,22 +42,43 @@ pub(crate) fn room(start: &[u8]) -> Room {
 
 impl Budget {
     const fn new() -> Self {
-        Self { free: Mutex::new(BUDGET), freed: Condvar::new() }
+        Self { state: Mutex::new(State { free: BUDGET, idle: Vec::new() }), freed: Condvar::new() }
+    }
+
+    fn locked(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn room(&'static self, wanted: u64) -> Room {
-        let wanted = wanted.min(BUDGET);
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut free = self.freed.wait_while(free, |free| *free < wanted).unwrap_or_else(PoisonError::into_inner);
-        *free -= wanted;
-        Room(self, wanted)
+        // Nobody takes nothing, so that the last one out is known.
+        let bytes = wanted.clamp(1, BUDGET);
+        let state = self.freed.wait_while(self.locked(), |state| state.free < bytes);
+        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        state.free -= bytes;
+        Room { budget: self, bytes, context: state.idle.pop() }
+    }
+}
+
+impl Room {
+    /// Ready for a new stream.
+    pub(crate) fn context(&mut self) -> &mut DCtx<'static> {
+        let context = self.context.get_or_insert_with(DCtx::create);
+        // Fails only for a directive that is not known.
+        let _ = context.reset(ResetDirective::SessionOnly);
+        context
     }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += self.1;
-        self.0.freed.notify_all();
+        let mut state = self.budget.locked();
+        state.free += self.bytes;
+        state.idle.extend(self.context.take());
+        if state.free == BUDGET {
+            state.idle = Vec::new();
+        }
+        drop(state);
+        self.budget.freed.notify_all();
     }
 }
 
@@ -98,12 +132,19 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
-                    let room = OWN.room(u64::MAX);
-                    assert_eq!(room.1, BUDGET);
-                    assert_eq!(*OWN.free.lock().unwrap(), 0, "nobody else has any");
+                    let mut room = OWN.room(u64::MAX);
+                    let _ = room.context();
+                    assert_eq!(OWN.locked().free, 0, "nobody else has any");
                 });
             }
         });
-        assert_eq!(*OWN.free.lock().unwrap(), BUDGET);
+        assert_eq!((OWN.locked().free, OWN.locked().idle.len()), (BUDGET, 0));
+        let (mut small, large) = (OWN.room(0), OWN.room(BUDGET / 2));
+        let _ = small.context();
+        drop(small);
+        assert_eq!(OWN.locked().idle.len(), 1, "kept for the next");
+        assert!(OWN.room(5).context.is_some(), "which gets it");
+        drop(large);
+        assert_eq!((OWN.locked().free, OWN.locked().idle.len()), (BUDGET, 0));
     }
 }
