@@ -9,6 +9,7 @@ mod build;
 mod common;
 mod concurrent;
 mod crash;
+mod flights;
 mod hostile;
 mod load;
 mod login;

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use gantry_images::{Digest, Reference};
 
@@ -25,6 +26,8 @@ pub(crate) enum Fault {
     Html,
     /// Hang up without an answer.
     HangUp,
+    /// The body comes a byte at a time, and never to an end.
+    Trickle,
 }
 
 #[derive(Clone, Default)]
@@ -47,6 +50,10 @@ pub(crate) struct State {
     pub(crate) uploads: Vec<Vec<u8>>,
     /// Answer ranges with all of it.
     pub(crate) no_ranges: bool,
+    /// Say of a range that it begins a byte later.
+    pub(crate) wrong_ranges: bool,
+    /// Connections that are open.
+    pub(crate) open: usize,
     /// `METHOD path range`
     pub(crate) log: Vec<String>,
     /// `METHOD path AUTHORIZATION`, of requests that had one.
@@ -60,10 +67,12 @@ impl State {
             let digest = digest.to_string();
             self.log.iter().filter(move |line| line.contains(&digest))
         };
-        let left = |line: &String, size: u64| {
-            let range = line.split_once("bytes=").and_then(|(_, range)| range.strip_suffix('-'));
-            size - range.and_then(|start| start.parse::<u64>().ok()).unwrap_or(0)
-        };
+        let left =
+            |line: &String, size: u64| match line.split_once("bytes=").and_then(|(_, range)| range.split_once('-')) {
+                Some((start, "")) => size - start.parse::<u64>().unwrap(),
+                Some((start, last)) => last.parse::<u64>().unwrap() + 1 - start.parse::<u64>().unwrap(),
+                None => size,
+            };
         let layers = built.layers.iter();
         layers.flat_map(|layer| asked(layer.digest).map(move |line| left(line, layer.size))).sum()
     }
@@ -84,8 +93,12 @@ impl Registry {
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let shared = Arc::clone(&shared);
+                shared.lock().unwrap().open += 1;
                 // A peer that hangs up is not a failure of the double.
-                thread::spawn(move || serve(&stream, address, &shared));
+                thread::spawn(move || {
+                    serve(&stream, address, &shared);
+                    shared.lock().unwrap().open -= 1;
+                });
             }
         });
         Self { address, state }
@@ -114,6 +127,15 @@ impl Registry {
         let mut state = self.state.lock().unwrap();
         state.faults.clear();
         state.log.clear();
+    }
+
+    /// Wait until nobody is connected, so that what comes into the log is new.
+    pub(crate) fn wait_quiet(&self) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.state.lock().unwrap().open > 0 {
+            assert!(Instant::now() < deadline, "connections stay open");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     pub(crate) fn log(&self) -> Vec<String> {
@@ -204,15 +226,19 @@ fn respond(mut stream: &TcpStream, address: SocketAddr, request: &Request, state
             Some(bytes) => body = bytes.clone(),
             None => status = 404,
         }
-        let start = range.strip_prefix("bytes=").and_then(|r| r.strip_suffix('-')?.parse::<usize>().ok());
-        if let Some(start) = start.filter(|_| status == 200 && !state.no_ranges) {
-            head = format!("Content-Range: bytes {start}-{}/{}\r\n", body.len() - 1, body.len());
-            (status, body) = (206, body.split_off(start));
+        let asked = range.strip_prefix("bytes=").and_then(|range| range.split_once('-'));
+        if let Some((start, last)) = asked.filter(|_| status == 200 && !state.no_ranges) {
+            let (start, size) = (start.parse::<usize>().unwrap(), body.len());
+            let end = if last.is_empty() { size } else { last.parse::<usize>().unwrap() + 1 };
+            let said = start + usize::from(state.wrong_ranges);
+            head = format!("Content-Range: bytes {said}-{}/{size}\r\n", end - 1);
+            (status, body) = (206, body[start..end].to_vec());
         }
     } else {
         status = 404;
     }
     let (mut length, mut sent) = (body.len(), body.len());
+    let trickle = matches!(fault, Some(Fault::Trickle));
     match fault {
         None => {}
         Some(Fault::Status(code, extra, text)) => {
@@ -230,9 +256,23 @@ fn respond(mut stream: &TcpStream, address: SocketAddr, request: &Request, state
             (length, sent) = (body.len(), body.len());
         }
         Some(Fault::HangUp) => return None,
+        Some(Fault::Trickle) => {}
     }
     let start = format!("HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n{head}\r\n");
     stream.write_all(start.as_bytes()).ok()?;
+    if trickle {
+        let mut stream = stream.try_clone().ok()?;
+        // Until the other side has had enough; this connection goes on there.
+        thread::spawn(move || {
+            for byte in body.chunks(1) {
+                if stream.write_all(byte).is_err() {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(10));
+            }
+        });
+        return None;
+    }
     if request.method != "HEAD" {
         stream.write_all(&body[..sent]).ok()?;
         (sent == length).then_some(())?;
