@@ -37,14 +37,15 @@ use crate::registry::{Fetched, Registry};
 use crate::store::Store;
 use crate::trust::{self, Require, Rule};
 
-/// Layers fetched and unpacked at once: as many as a registry gladly serves to one client.
-const LAYERS_AT_ONCE: usize = 4;
+/// Layers fetched and unpacked at once. Each has three threads, so this keeps eight processors busy; and each has a few
+/// MiB under way.
+const LAYERS_AT_ONCE: usize = 3;
 
 /// Bytes that the network hands on at once, so that no thread is woken for every packet.
-const BATCH: usize = 128 << 10;
+const BATCH: usize = 64 << 10;
 
-/// Batches of a layer between the network and the disk.
-const BATCHES_WAITING: usize = 2;
+/// Batches of a layer between the network and the disk; more wait behind that.
+const BATCHES_WAITING: usize = 1;
 
 /// How often a layer that another one fetches is looked at: the first pause, doubled up to the second.
 const LOOK: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));

@@ -570,8 +570,13 @@ impl Store {
             }
             drop(lock);
             self.empty_trash();
+            // The list of names alone is read: the image itself is many files.
             if let Some(record) = record
-                && self.by_digest(record.image).is_ok_and(|image| image.names.is_empty())
+                && !self
+                    .index()?
+                    .manifests
+                    .iter()
+                    .any(|entry| entry.digest == record.image && entry.reference().is_some())
             {
                 self.collect()?;
             }
