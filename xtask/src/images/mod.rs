@@ -517,6 +517,7 @@ mod tests {
                     ((*path).to_owned(), Content { bytes: text.as_bytes().to_vec(), executable: false })
                 })
                 .collect(),
+            whole: false,
             applets: false,
             whole: false,
             config: serde_json::Map::from_iter([("Env".to_owned(), json!(["A=1"]))]),

@@ -44,7 +44,7 @@ pub(super) fn run(options: &Options) -> Result<Report> {
     let mut report = Report::default();
     let _ = writeln!(report.raw, "{}; {}", stage.versions()?, load());
 
-    let tools = tool::all(&stage);
+    let tools = tool::all();
     let mut samples: Vec<Samples> = tools.iter().map(|tool| Samples { name: tool.name, runs: Vec::new() }).collect();
     let mut zstd = Samples { name: "gantry, zstd", runs: Vec::new() };
     for round in 1..=options.rounds {

@@ -23,24 +23,29 @@ pub(super) struct Run {
 /// Makes commands.
 type Make = fn(&Stage, &str) -> Vec<Command>;
 
-/// Starts a daemon, and asks it whether it answers.
-type Daemon = (fn(&Stage) -> Result<Command>, fn(&Stage) -> Command);
+/// A program that must run before, and the question that it answers once it does.
+#[derive(Clone, Copy)]
+struct Daemon {
+    start: fn(&Stage) -> Result<Command>,
+    answers: fn(&Stage) -> Command,
+}
 
 /// A way to get an image from a registry to where a container could be made of it.
 pub(super) struct Tool {
     pub(super) name: &'static str,
-    /// What must run before, and whether it answers.
     daemon: Option<Daemon>,
     pull: Make,
 }
 
 /// Ours first.
-pub(super) fn all(_: &Stage) -> [Tool; 5] {
+pub(super) fn all() -> [Tool; 5] {
+    let containerd = Daemon { start: containerd, answers: containerd_answers };
+    let dockerd = Daemon { start: dockerd, answers: docker_answers };
     [
         Tool { name: "gantry", daemon: None, pull: gantry },
-        Tool { name: "containerd", daemon: Some((containerd, containerd_answers)), pull: ctr },
+        Tool { name: "containerd", daemon: Some(containerd), pull: ctr },
         Tool { name: "podman", daemon: None, pull: podman },
-        Tool { name: "docker", daemon: Some((dockerd, docker_answers)), pull: docker },
+        Tool { name: "docker", daemon: Some(dockerd), pull: docker },
         Tool { name: "skopeo+umoci", daemon: None, pull: skopeo_umoci },
     ]
 }
@@ -142,8 +147,8 @@ impl Tool {
     pub(super) fn run(&self, stage: &Stage, tag: &str) -> Result<Run> {
         let daemon = match self.daemon {
             None => None,
-            Some((daemon, answers)) => {
-                let command = daemon(stage)?;
+            Some(Daemon { start, answers }) => {
+                let command = start(stage)?;
                 let child = stage.counted(&command).stdin(Stdio::null()).stdout(Stdio::null()).spawn();
                 let child = child.map_err(|source| Error::Spawn { program: self.name.into(), source })?;
                 stage.wait(&format!("{} to answer", self.name), || {
