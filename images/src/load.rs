@@ -26,6 +26,7 @@ use crate::progress::{Event, Progress};
 use crate::reference::Reference;
 use crate::store::Store;
 use crate::tarball::{Kind, TarReader};
+use crate::window;
 
 /// Largest `index.json` or `manifest.json` of an archive.
 const JSON_MAX: u64 = 16 << 20;
@@ -359,7 +360,9 @@ impl Loader<'_> {
         let mut specs: Vec<&LayerSpec> = specs.collect::<BTreeMap<_, _>>().into_values().collect();
         // Taken from the end: largest first, because it decides when all are done.
         specs.sort_by_key(|spec| spec.size);
+        let decoders = window::keep();
         let mut failed = self.layers(specs);
+        drop(decoders);
         self.batch.commit()?;
         let mut images = Vec::new();
         for plan in plans {

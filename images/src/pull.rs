@@ -36,6 +36,7 @@ use crate::registries::{Endpoint, Registries};
 use crate::registry::{Fetched, Registry};
 use crate::store::Store;
 use crate::trust::{self, Require, Rule};
+use crate::window;
 
 /// Layers fetched and unpacked at once. Each has three threads, so this keeps eight processors busy; and each has a few
 /// MiB under way.
@@ -410,6 +411,7 @@ impl<'a> Pull<'a> {
 
     /// Largest first: it decides when all are done. What `batch` has is committed with them.
     async fn layers(&self, layers: &[LayerSpec], lease: &Arc<Lease>, batch: &Arc<Batch>) -> Result<()> {
+        let _decoders = window::keep();
         let failure = tokio::select! {
             failure = self.each_layer(layers, lease, batch) => failure,
             never = commit_when_due(batch) => match never {},

@@ -22,8 +22,18 @@ struct Budget {
 
 struct State {
     free: u64,
-    /// Contexts that nobody uses now; gone when nobody uses any.
+    /// Contexts that nobody uses now.
     idle: Vec<DCtx<'static>>,
+    /// Those for whom they are kept.
+    keepers: usize,
+}
+
+/// While one of these lives, contexts are kept for the next decoder.
+pub(crate) struct Keep(&'static Budget);
+
+/// For work that decodes several layers, one after the other.
+pub(crate) fn keep() -> Keep {
+    SHARED.keep()
 }
 
 static SHARED: Budget = Budget::new();
@@ -42,7 +52,12 @@ pub(crate) fn room(start: &[u8]) -> Room {
 
 impl Budget {
     const fn new() -> Self {
-        Self { state: Mutex::new(State { free: BUDGET, idle: Vec::new() }), freed: Condvar::new() }
+        Self { state: Mutex::new(State { free: BUDGET, idle: Vec::new(), keepers: 0 }), freed: Condvar::new() }
+    }
+
+    fn keep(&'static self) -> Keep {
+        self.locked().keepers += 1;
+        Keep(self)
     }
 
     fn locked(&self) -> MutexGuard<'_, State> {
@@ -50,8 +65,7 @@ impl Budget {
     }
 
     fn room(&'static self, wanted: u64) -> Room {
-        // Nobody takes nothing, so that the last one out is known.
-        let bytes = wanted.clamp(1, BUDGET);
+        let bytes = wanted.min(BUDGET);
         let state = self.freed.wait_while(self.locked(), |state| state.free < bytes);
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
         state.free -= bytes;
@@ -74,11 +88,21 @@ impl Drop for Room {
         let mut state = self.budget.locked();
         state.free += self.bytes;
         state.idle.extend(self.context.take());
-        if state.free == BUDGET {
+        if state.keepers == 0 {
             state.idle = Vec::new();
         }
         drop(state);
         self.budget.freed.notify_all();
+    }
+}
+
+impl Drop for Keep {
+    fn drop(&mut self) {
+        let mut state = self.0.locked();
+        state.keepers -= 1;
+        if state.keepers == 0 {
+            state.idle = Vec::new();
+        }
     }
 }
 
@@ -129,22 +153,27 @@ mod tests {
     #[test]
     fn the_budget_is_shared_and_given_back() {
         static OWN: Budget = Budget::new();
+        let state = || {
+            let state = OWN.locked();
+            (state.free, state.idle.len())
+        };
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
                     let mut room = OWN.room(u64::MAX);
                     let _ = room.context();
-                    assert_eq!(OWN.locked().free, 0, "nobody else has any");
+                    assert_eq!(state().0, 0, "nobody else has any");
                 });
             }
         });
-        assert_eq!((OWN.locked().free, OWN.locked().idle.len()), (BUDGET, 0));
-        let (mut small, large) = (OWN.room(0), OWN.room(BUDGET / 2));
-        let _ = small.context();
-        drop(small);
-        assert_eq!(OWN.locked().idle.len(), 1, "kept for the next");
-        assert!(OWN.room(5).context.is_some(), "which gets it");
-        drop(large);
-        assert_eq!((OWN.locked().free, OWN.locked().idle.len()), (BUDGET, 0));
+        assert_eq!(state(), (BUDGET, 0));
+        let keep = OWN.keep();
+        let mut room = OWN.room(5);
+        let _ = room.context();
+        drop(room);
+        assert_eq!(state(), (BUDGET, 1), "kept for the next");
+        assert!(OWN.room(7).context.is_some(), "which gets it");
+        drop(keep);
+        assert_eq!(state(), (BUDGET, 0));
     }
 }
