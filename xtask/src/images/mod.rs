@@ -519,7 +519,6 @@ mod tests {
                 .collect(),
             whole: false,
             applets: false,
-            whole: false,
             config: serde_json::Map::from_iter([("Env".to_owned(), json!(["A=1"]))]),
         }
     }
