@@ -14,17 +14,19 @@ use crate::observe::exits::{self, ExitFile};
 use crate::observe::watch::Watch;
 use crate::observe::{cri, node};
 use crate::paths::Paths;
+use crate::share::{fetch, inventory, serve};
 use crate::stream::{self, Stream};
 use crate::{dial::Dialer, plan, tls};
 use gantry_api::ids::{NodeId, ReplicaId};
+use gantry_api::images::{BLOBS_PORT, Sources};
 use gantry_api::network::Table;
 use gantry_api::units::{Bytes, MilliCpu};
 use gantry_api::wire::{Assignment, Capacity, Hello, ReplicaStatus, Report};
-use gantry_images::{Store, Watermarks};
+use gantry_images::{Peers, Store, Watermarks};
 use gantry_netd::client::Client;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -87,12 +89,27 @@ pub async fn run(config: Config, mut shutdown: watch::Receiver<bool>) -> Result<
     let paths = Paths::new(&config.data_dir, &config.run_dir);
     let _lock = lock(&paths).await?;
     let dialer = Dialer::new(member.server, tls::member(&member.certificate_pem, &identity.key_pem, &member.ca_pem)?);
-    let (mut daemon, events) = Daemon::begin(&config, paths, &identity).await?;
+    let (server, client) = tls::among_nodes(&member.certificate_pem, &identity.key_pem, &member.ca_pem)?;
+    let (sources, named) = watch::channel(Sources::default());
+    let peers = Arc::new(fetch::Nodes::new(client, named));
+    let (mut daemon, events) = Daemon::begin(&config, paths, &identity, peers).await?;
+    let (inventory, images) = watch::channel(Arc::default());
+    let door = serve::Door {
+        address: SocketAddr::from((config.advertise, BLOBS_PORT)),
+        tls: Arc::new(server),
+        store: daemon.actor.store().clone(),
+        tables: daemon.tables.subscribe(),
+        problem: events.sharing_in.clone(),
+    };
+    daemon.tasks.spawn(inventory::keep(door.store.clone(), inventory));
+    daemon.tasks.spawn(serve::run(door));
     let stream = Stream {
         dialer,
         hello: hello(&config, &identity),
         reports: daemon.reports.subscribe(),
         assignments: events.assignments_in.clone(),
+        images,
+        sources,
         runtime: Arc::clone(&daemon.runtime),
         paths: daemon.paths.clone(),
     };
@@ -192,6 +209,9 @@ struct Events {
     /// `None` when the kernel tells no more, and looking again is all there is.
     exits: Option<Watch>,
     network: watch::Receiver<network::State>,
+    /// Why images are not served to other nodes.
+    sharing: watch::Receiver<Option<String>>,
+    sharing_in: watch::Sender<Option<String>>,
 }
 
 struct Daemon {
@@ -222,7 +242,12 @@ struct Daemon {
 }
 
 impl Daemon {
-    async fn begin(config: &Config, paths: Paths, identity: &Identity) -> Result<(Self, Events), AgentError> {
+    async fn begin(
+        config: &Config,
+        paths: Paths,
+        identity: &Identity,
+        peers: Arc<dyn Peers>,
+    ) -> Result<(Self, Events), AgentError> {
         let scratch = paths.consoles();
         fsx::ensure_dir(&scratch, 0o700)?;
         fsx::ensure_dir(&paths.runtime_root(), 0o700)?;
@@ -250,7 +275,7 @@ impl Daemon {
             config.cgroup_parent.clone(),
             config.init.clone(),
             Arc::clone(&runtime),
-            Images::new(store, config.insecure_registries.clone(), config.watermarks),
+            Images::new(store, config.insecure_registries.clone(), config.watermarks, Some(peers)),
             Network::new(client, network.clone()),
         ));
         let (told, ended) = mpsc::unbounded_channel();
@@ -287,7 +312,9 @@ impl Daemon {
             }
         }
         daemon.step().await;
-        Ok((daemon, Events { ended, assignments, assignments_in, exits: Some(exits), network }))
+        let (sharing_in, sharing) = watch::channel(None);
+        let exits = Some(exits);
+        Ok((daemon, Events { ended, assignments, assignments_in, exits, network, sharing, sharing_in }))
     }
 
     /// Sockets and files of commands that a killed agent left.
@@ -333,6 +360,10 @@ impl Daemon {
                 }
                 Some(assignment) = events.assignments.recv() => self.assign(*assignment).await,
                 Ok(()) = events.network.changed() => self.network = events.network.borrow_and_update().clone(),
+                Ok(()) = events.sharing.changed() => {
+                    let problem = events.sharing.borrow_and_update().clone();
+                    self.problem("sharing", problem);
+                }
                 _ = rescan.tick() => self.exits(),
                 _ = audit.tick() => self.audit(),
                 _ = measure.tick() => self.measure(),

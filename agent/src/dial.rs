@@ -1,4 +1,4 @@
-//! Connections to the scheduler. The agent dials; nothing dials a node.
+//! Connections to the scheduler. The agent dials; only other nodes dial a node, for images.
 
 use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper::body::Bytes;

@@ -22,6 +22,7 @@ pub mod model;
 mod observe;
 pub mod paths;
 pub mod plan;
+mod share;
 mod stream;
 mod sys;
 mod tls;

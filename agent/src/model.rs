@@ -54,6 +54,8 @@ pub struct Facts {
     pub address: Option<Ipv4Addr>,
     /// Signal that the image wants as its stop signal.
     pub stop_signal: Option<String>,
+    /// Check that the image brings along.
+    pub health_check: Option<HealthCheck>,
     /// Its process.
     pub process: Process,
     /// Times it was started again.
@@ -234,6 +236,8 @@ pub struct Prepared {
     pub stop_signal: Option<String>,
     /// The replica's address.
     pub address: Option<Ipv4Addr>,
+    /// The image's health check.
+    pub health_check: Option<HealthCheck>,
 }
 
 /// One result of a health check.
@@ -275,6 +279,13 @@ pub enum Refused {
 }
 
 impl Facts {
+    /// How the replica is checked: as its manifest says, else as its image does.
+    pub fn check<'a>(&'a self, replica: &'a AssignedReplica) -> Option<&'a HealthCheck> {
+        let template = &replica.template;
+        let of_image = self.health_check.as_ref().filter(|_| !template.health_off);
+        template.health.as_ref().or(of_image)
+    }
+
     /// A step was begun: from now on it counts as under way.
     ///
     /// `grace_ms` is the time a stopping replica has before SIGKILL.
@@ -323,6 +334,7 @@ impl Facts {
                         self.image = Some(made.image);
                         self.stop_signal = made.stop_signal;
                         self.address = made.address;
+                        self.health_check = made.health_check;
                     }
                     Done::Started if self.process == Process::Absent => {
                         self.process = Process::Running { started_ms: now_ms };
@@ -576,7 +588,8 @@ impl Node {
         if action.step == Step::Remove && outcome.is_ok() {
             self.observed.remove(&action.replica);
         } else if let Some(Seen { replica, facts }) = self.observed.get_mut(&action.replica) {
-            facts.end(&action.step, outcome, replica.template.health.as_ref(), now_ms);
+            let check = facts.check(replica).cloned();
+            facts.end(&action.step, outcome, check.as_ref(), now_ms);
         }
     }
 

@@ -3,13 +3,15 @@
 //! What makes a certificate a scheduler's is the CA's signature together with the purpose "server": the CA gives
 //! nodes certificates for the purpose "client" only.
 
+use gantry_api::ids::NodeId;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::ParsedCertificate;
-use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier};
+use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig, SignatureScheme};
 use sha2::{Digest, Sha256};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -22,6 +24,9 @@ pub enum TlsError {
     /// Certificate and key do not fit.
     #[error("cannot set up TLS")]
     Setup(#[from] Error),
+    /// The CA certificate cannot be one.
+    #[error("cannot use the CA certificate")]
+    Ca(#[from] VerifierBuilderError),
 }
 
 /// SHA-256 of a certificate, as tokens carry it.
@@ -40,6 +45,74 @@ pub(crate) fn member(certificate_pem: &str, key_pem: &str, ca_pem: &str) -> Resu
     let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|error| TlsError::Pem("node's key", error))?;
     let verifier = Verifier::new(fingerprint(&chain[1]), Some(chain[1].clone()));
     Ok(http1(builder(&verifier)?.with_client_auth_cert(chain, key)?))
+}
+
+/// For nodes among each other, who hold certificates for the purpose "client" on both sides: whoever the CA has signed
+/// as a node is let in, and is talked to. Nobody else is, the scheduler neither.
+pub(crate) fn among_nodes(
+    certificate_pem: &str,
+    key_pem: &str,
+    ca_pem: &str,
+) -> Result<(ServerConfig, ClientConfig), TlsError> {
+    let chain = vec![certificate(certificate_pem, "node's certificate")?, certificate(ca_pem, "CA certificate")?];
+    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|error| TlsError::Pem("node's key", error))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut roots = RootCertStore::empty();
+    roots.add(chain[1].clone())?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build()?;
+    let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(Arc::clone(&verifier))
+        .with_single_cert(chain.clone(), key.clone_key())?;
+    server.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let client = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let client = client.dangerous().with_custom_certificate_verifier(Arc::new(NodeVerifier(verifier)));
+    Ok((server, http1(client.with_client_auth_cert(chain, key)?)))
+}
+
+/// Whose certificate this is; `None` when it is not a node's. The chain was checked by TLS already.
+pub(crate) fn node_of(certificate: &CertificateDer<'_>) -> Option<NodeId> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    parsed.subject().iter_common_name().next()?.as_str().ok()?.parse().ok()
+}
+
+/// Accepts a server that holds a node's certificate: what is wanted of it is what a server wants of a node.
+#[derive(Debug)]
+struct NodeVerifier(Arc<dyn ClientCertVerifier>);
+
+impl ServerCertVerifier for NodeVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.0.verify_client_cert(end_entity, intermediates, now).map(|_| ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
 }
 
 /// For a host that joins: the CA comes with the handshake and must be the token's.

@@ -101,6 +101,9 @@ pub struct Template {
     /// How to tell that a replica works.
     #[serde(default)]
     pub health: Option<HealthCheck>,
+    /// Without `health`: the check that the image may bring along is not run either.
+    #[serde(default)]
+    pub health_off: bool,
     /// What to do when it ends.
     #[serde(default)]
     pub restart: Restart,
@@ -251,7 +254,7 @@ pub struct Resources {
 }
 
 /// A check that runs inside the replica.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthCheck {
     /// Program and arguments (`CMD-SHELL` is already `/bin/sh -c …`).
     pub command: Vec<String>,

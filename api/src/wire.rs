@@ -5,6 +5,7 @@
 //! connections of their own that the agent dials back when told by [`ToAgent::OpenTunnel`].
 
 use crate::ids::{NodeId, NodeName, ReplicaId, ReplicaName, Revision};
+use crate::images::{ImageNews, Sources};
 use crate::network;
 use crate::spec::Template;
 use crate::units::{Bytes, MilliCpu};
@@ -87,6 +88,8 @@ pub enum ToScheduler {
     Hello(Hello),
     /// The whole state of the node; replaces the report before.
     Report(Report),
+    /// What changed of the images that the node holds; all of them first.
+    Images(ImageNews),
     /// A tunnel that cannot be opened, and why.
     TunnelRefused {
         /// As in [`ToAgent::OpenTunnel`].
@@ -102,6 +105,8 @@ pub enum ToScheduler {
 pub enum ToAgent {
     /// What the node must run; replaces the assignment before.
     Assignment(Box<Assignment>),
+    /// Where to fetch the images that the node lacks; comes before the assignment that needs them.
+    Sources(Sources),
     /// Dial back `POST /v1/agent/tunnel/<tunnel>` and serve this.
     OpenTunnel {
         /// Names the tunnel; an unguessable number.

@@ -29,6 +29,7 @@ use crate::lease::Lease;
 use crate::manifest::{
     self, CONFIG_MAX, ConfigFile, Descriptor, Document, LayerSpec, MANIFEST_MAX, Manifest, OCI_MANIFEST,
 };
+use crate::peers::{FromPeers, Got, Peers, SIGNATURE_KEPT, Signed};
 use crate::platform::Platform;
 use crate::progress::{Event, Progress};
 use crate::reference::Reference;
@@ -50,6 +51,9 @@ const BATCHES_WAITING: usize = 1;
 
 /// How often a layer that another one fetches is looked at: the first pause, doubled up to the second.
 const LOOK: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
+
+/// A registry that does not tell a digest in this time counts as unreachable, if another node knows it.
+const RESOLVE_TIME_MAX: Duration = Duration::from_secs(15);
 
 /// All layers of an image together, packed.
 const IMAGE_MAX: u64 = 256 << 30;
@@ -92,6 +96,8 @@ pub struct PullOptions {
     pub auth_file: Option<PathBuf>,
     /// A connection that does not bring 64 KiB in this time is given up; a minute if not given.
     pub patience: Option<Duration>,
+    /// Other nodes that may have the content: asked for blobs before any registry.
+    pub peers: Option<Arc<dyn Peers>>,
 }
 
 impl PullOptions {
@@ -115,8 +121,14 @@ struct Plan {
     config: Vec<u8>,
     platform: Platform,
     layers: Vec<LayerSpec>,
-    /// The digest that the tag had, if that is of an index.
-    source: Option<Digest>,
+    /// The index that it was chosen from, and its digest.
+    index: Option<(Digest, Vec<u8>)>,
+}
+
+/// Who has signed an image, and by what.
+struct Signer {
+    key: Digest,
+    signed: Signed,
 }
 
 impl Store {
@@ -197,6 +209,8 @@ struct Pull<'a> {
     platform: Platform,
     /// What the operator wants of the image.
     rule: Option<&'a Rule>,
+    /// Other nodes of the cluster.
+    peers: Option<FromPeers<'a>>,
     progress: &'a dyn Progress,
     /// Set when one layer has failed: the others need not go on.
     stop: watch::Sender<bool>,
@@ -218,25 +232,27 @@ impl<'a> Pull<'a> {
             registries.push(Registry::new(endpoint, credentials)?.with_patience(options.patience));
         }
         let rule = options.registries.rule(reference);
-        Ok(Self { store, registries, reference, platform, rule, progress, stop: watch::Sender::new(false) })
+        let peers = options.peers.as_deref().map(|peers| FromPeers::new(peers, reference));
+        Ok(Self { store, registries, reference, platform, rule, peers, progress, stop: watch::Sender::new(false) })
     }
 
     async fn run(&self) -> Result<Image> {
         let wanted = match (self.reference.digest(), self.reference.tag()) {
             (Some(digest), _) => Some(digest),
-            (None, Some(tag)) => self.resolve(tag).await?,
+            (None, Some(tag)) => self.resolve_or_known(tag).await?,
             (None, None) => None,
         };
         if let Some(image) = self.known(wanted)? {
             return Ok(image);
         }
         let plan = self.plan(wanted).await?;
-        let signer =
-            self.check_trust(&[plan.source.unwrap_or(Digest::of(&plan.manifest)), Digest::of(&plan.manifest)]).await?;
+        let manifest = Digest::of(&plan.manifest);
+        let source = plan.index.as_ref().map_or(manifest, |(digest, _)| *digest);
+        let signer = self.check_trust(&[source, manifest]).await?;
         self.check_room(&plan.layers)?;
         let lease = Arc::new(self.store.lease()?);
         let parts = plan.layers.iter().flat_map(|spec| [spec.digest, spec.diff_id]);
-        let own = [Digest::of(&plan.manifest), Digest::of(&plan.config)];
+        let own = [source, manifest, Digest::of(&plan.config)];
         self.store.protect(&lease, parts.chain(own))?;
         let batch = Arc::new(Batch::new(self.store));
         for bytes in [&plan.config, &plan.manifest] {
@@ -261,6 +277,20 @@ impl<'a> Pull<'a> {
         Ok(self.store.find(self.reference)?.filter(same).filter(trusted))
     }
 
+    /// The digest of a tag; the one that other nodes know while the registry does not answer.
+    async fn resolve_or_known(&self, tag: &str) -> Result<Option<Digest>> {
+        let Some(known) = self.peers.as_ref().and_then(FromPeers::digest) else {
+            return self.resolve(tag).await;
+        };
+        let why = match tokio::time::timeout(RESOLVE_TIME_MAX, self.resolve(tag)).await {
+            Ok(Err(error)) if is_outage(&error) => error.to_string(),
+            Ok(resolved) => return resolved,
+            Err(_) => "no answer in time".to_owned(),
+        };
+        tracing::warn!(reference = %self.reference, digest = %known, why, "taken as other nodes know it");
+        Ok(Some(known))
+    }
+
     /// The digest of a tag, if the registry tells.
     async fn resolve(&self, tag: &str) -> Result<Option<Digest>> {
         for registry in &self.registries {
@@ -274,6 +304,11 @@ impl<'a> Pull<'a> {
 
     /// A manifest, verified if its digest is known.
     async fn manifest(&self, what: &str, asked: &str, wanted: Option<Digest>) -> Result<Fetched> {
+        if let (Some(peers), Some(wanted)) = (&self.peers, wanted)
+            && let Some(bytes) = peers.small(wanted, MANIFEST_MAX).await
+        {
+            return Ok(Fetched { content_type: None, bytes });
+        }
         for registry in &self.registries {
             let fetched = registry.manifest(asked).await;
             match fetched.and_then(|fetched| verify(what, &fetched.bytes, wanted).map(|_| fetched)) {
@@ -286,6 +321,11 @@ impl<'a> Pull<'a> {
 
     /// A small blob, verified.
     async fn small_blob(&self, what: &str, digest: Digest, size: u64) -> Result<Vec<u8>> {
+        if let Some(peers) = &self.peers
+            && let Some(bytes) = peers.small(digest, size).await.filter(|bytes| bytes.len() as u64 == size)
+        {
+            return Ok(bytes);
+        }
         for registry in &self.registries {
             let bytes = registry.small_blob(what, digest, size).await;
             match bytes.and_then(|bytes| verify(what, &bytes, Some(digest)).map(|_| bytes)) {
@@ -309,7 +349,7 @@ impl<'a> Pull<'a> {
     /// Refuse what the operator does not trust. Returns the key that has signed it, if one is needed.
     ///
     /// - `digests`: of the index that the image was chosen from, and of the image.
-    async fn check_trust(&self, digests: &[Digest]) -> Result<Option<Digest>> {
+    async fn check_trust(&self, digests: &[Digest]) -> Result<Option<Signer>> {
         let Some(rule) = self.rule else {
             return Ok(None);
         };
@@ -318,14 +358,29 @@ impl<'a> Pull<'a> {
             return Ok(None);
         }
         for digest in digests {
-            if let Some(key) = self.signer(rule, *digest, digests).await? {
-                return Ok(Some(key));
+            match self.signer(rule, *digest, digests).await {
+                Ok(None) => {}
+                // What other nodes have kept is as good: the signature says it all.
+                Err(error) if is_outage(&error) => match self.signer_known(rule, *digest, digests).await {
+                    Some(signer) => return Ok(Some(signer)),
+                    None => return Err(error),
+                },
+                other => return other,
             }
         }
         Err(untrusted(self.reference, "none of the keys has signed it"))
     }
 
-    async fn signer(&self, rule: &Rule, digest: Digest, digests: &[Digest]) -> Result<Option<Digest>> {
+    async fn signer_known(&self, rule: &Rule, digest: Digest, digests: &[Digest]) -> Option<Signer> {
+        for signed in self.peers.as_ref()?.signatures(digest).await {
+            if let Some(key) = rule.signer(&signed.payload, &signed.signature, digests) {
+                return Some(Signer { key: key.fingerprint, signed });
+            }
+        }
+        None
+    }
+
+    async fn signer(&self, rule: &Rule, digest: Digest, digests: &[Digest]) -> Result<Option<Signer>> {
         let what = format!("signatures of {}", self.reference.familiar());
         let fetched = match self.manifest(&what, &trust::tag(digest), None).await {
             Err(ImageError::NotInRegistry { .. }) => return Ok(None),
@@ -340,7 +395,8 @@ impl<'a> Pull<'a> {
             };
             let payload = self.small_blob(&what, layer.digest, layer.size).await?;
             if let Some(key) = rule.signer(&payload, signature, digests) {
-                return Ok(Some(key.fingerprint));
+                let signed = Signed { signature: signature.clone(), payload };
+                return Ok(Some(Signer { key: key.fingerprint, signed }));
             }
         }
         Ok(None)
@@ -352,10 +408,12 @@ impl<'a> Pull<'a> {
         let asked = asked.or_else(|| self.reference.tag().map(str::to_owned)).unwrap_or_default();
         let what = format!("manifest of {title}");
         let first = self.manifest(&what, &asked, wanted).await?;
-        let top = Digest::of(&first.bytes);
-        let (fetched, manifest) = match manifest::parse(&what, first.content_type.as_deref(), &first.bytes)? {
-            Document::Manifest(manifest) => (first, *manifest),
-            Document::Index(parts) => self.chosen(&title, &parts).await?,
+        let (fetched, manifest, index) = match manifest::parse(&what, first.content_type.as_deref(), &first.bytes)? {
+            Document::Manifest(manifest) => (first, *manifest, None),
+            Document::Index(parts) => {
+                let (fetched, manifest) = self.chosen(&title, &parts).await?;
+                (fetched, manifest, Some((Digest::of(&first.bytes), first.bytes)))
+            }
         };
         let what = format!("configuration of {title}");
         let descriptor = &manifest.config;
@@ -366,9 +424,8 @@ impl<'a> Pull<'a> {
         let file = ConfigFile::parse(&title, &config)?;
         file.check_platform(&title, &self.platform)?;
         let layers = manifest.layer_specs(&format!("manifest of {title}"), &file)?;
-        let source = (top != Digest::of(&fetched.bytes)).then_some(top);
         let media_type = manifest.media_type.or(fetched.content_type).unwrap_or_else(|| OCI_MANIFEST.to_owned());
-        Ok(Plan { manifest: fetched.bytes, media_type, config, platform: file.platform(), layers, source })
+        Ok(Plan { manifest: fetched.bytes, media_type, config, platform: file.platform(), layers, index })
     }
 
     async fn chosen(&self, title: &str, parts: &[manifest::Descriptor]) -> Result<(Fetched, Manifest)> {
@@ -473,7 +530,19 @@ impl<'a> Pull<'a> {
         if resumed > spec.size {
             part.clear()?;
         }
-        let fetched = match self.fetch(spec, lease, part, &self.registries).await {
+        let mut fetched = self.fetch(spec, lease, part, &self.registries).await;
+        // Nodes that gave wrong bytes are dropped, so each time there are fewer of them.
+        while let (Err(ImageError::Damaged { .. } | ImageError::BadArchive { .. }), Some(peers)) =
+            (&fetched, &self.peers)
+            && peers.blame(spec.digest)
+        {
+            let Some(mut part) = self.lock_part(spec, batch).await? else {
+                return Ok(true);
+            };
+            part.clear()?;
+            fetched = self.fetch(spec, lease, part, &self.registries).await;
+        }
+        let fetched = match fetched {
             // What an earlier attempt left, or a mirror, may be what is damaged: begin again, once.
             Err(ImageError::Damaged { .. } | ImageError::BadArchive { .. })
                 if resumed > 0 || self.registries.len() > 1 =>
@@ -591,6 +660,11 @@ impl<'a> Pull<'a> {
         F: FnMut(Bytes, u64) -> W,
         W: Future<Output = bool>,
     {
+        if let Some(peers) = &self.peers
+            && peers.layer(spec, arrived, &mut sink).await == Got::Enough
+        {
+            return Ok(());
+        }
         for registry in registries {
             match registry.layer(spec, arrived.load(Ordering::Relaxed), &mut sink).await {
                 Err(error) if self.goes_on_without(registry, &error) => {}
@@ -600,7 +674,7 @@ impl<'a> Pull<'a> {
         Ok(())
     }
 
-    async fn commit(&self, plan: Plan, lease: Arc<Lease>, signer: Option<Digest>) -> Result<Image> {
+    async fn commit(&self, plan: Plan, lease: Arc<Lease>, signer: Option<Signer>) -> Result<Image> {
         let name = match self.reference.digest() {
             Some(digest) => self.reference.with_digest(digest),
             None => self.reference.clone(),
@@ -609,17 +683,34 @@ impl<'a> Pull<'a> {
         blocking(move || {
             store.write_blob(&lease, &plan.config)?;
             let digest = store.write_blob(&lease, &plan.manifest)?;
+            let source = plan.index.as_ref().map(|(digest, _)| *digest);
+            if let Some((_, index)) = &plan.index {
+                store.write_blob(&lease, index)?;
+            }
+            let kept = signer.as_ref().and_then(|signer| signer.signed.to_text());
+            let signer = signer.map(|signer| (SIGNED_BY.to_owned(), signer.key.to_string()));
             let entry = Entry {
                 media_type: plan.media_type,
                 digest,
                 size: plan.manifest.len() as u64,
-                annotations: signer.map(|key| (SIGNED_BY.to_owned(), key.to_string())).into_iter().collect(),
+                annotations: signer.into_iter().chain(kept.map(|signed| (SIGNATURE_KEPT.to_owned(), signed))).collect(),
                 rest: serde_json::Map::from_iter([("platform".to_owned(), serde_json::json!(plan.platform))]),
             };
-            store.commit(&lease, &entry, &[name], plan.source)
+            store.commit(&lease, &entry, &[name], source)
         })
         .await
     }
+}
+
+/// The registry does not answer as one: it may be away, and what it would say is not known.
+fn is_outage(error: &ImageError) -> bool {
+    matches!(
+        error,
+        ImageError::Network { .. }
+            | ImageError::NotARegistry { .. }
+            | ImageError::Registry { status: 429 | 500.., .. }
+            | ImageError::Truncated { .. }
+    )
 }
 
 /// Another endpoint may do better.

@@ -600,7 +600,10 @@ impl Store {
     fn needed(&self) -> Result<BTreeSet<Digest>> {
         let (leased, _) = lease::survey(&self.ingest())?;
         let mut keep: BTreeSet<Digest> = leased.into_iter().collect();
-        let mut roots: Vec<Digest> = self.index()?.manifests.iter().map(|entry| entry.digest).collect();
+        let index = self.index()?;
+        // The index that an image was chosen from is kept for other nodes.
+        keep.extend(index.manifests.iter().filter_map(Entry::source_digest));
+        let mut roots: Vec<Digest> = index.manifests.iter().map(|entry| entry.digest).collect();
         roots.extend(self.snapshots()?.iter().map(|snapshot| snapshot.image));
         let mut seen = BTreeSet::new();
         while let Some(digest) = roots.pop() {

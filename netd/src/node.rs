@@ -187,17 +187,15 @@ impl Node {
         inner.wanted = Some(wanted);
         inner.names();
         let done = inner.converge(&self.config);
+        let mut stale = Vec::new();
         if let Some(before) = &before {
-            forget_lost(&before.table, &table);
+            let lost = forget_lost(&before.table, &table);
+            stale = inner.balancer.open_to(&lost);
         } else {
             inner.warn_of_firewall(&self.config.bridge);
         }
-        let stale = before.as_ref().map(|before| plan::lost(&before.table, &table)).map(|(gone, unready)| {
-            let lost = gone.union(&unready).copied().collect();
-            inner.balancer.open_to(&lost)
-        });
         drop(inner);
-        self.end_sockets(&stale.unwrap_or_default(), sockets::Which::Datagrams);
+        self.end_sockets(&stale, sockets::Which::Datagrams);
         // After the kernel, and without the lock: a slow disk must not keep traffic on a replica that is gone, nor
         // containers from their network.
         state::store(&self.files.table, &*table, Durability::Power)?;
@@ -397,10 +395,13 @@ fn forget_connections(address: Ipv4Addr, which: Which) {
     }
 }
 
-fn forget_lost(before: &Table, now: &Table) {
-    let (gone, unready) = plan::lost(before, now);
-    gone.into_iter().for_each(|address| forget_connections(address, Which::Served));
-    unready.into_iter().for_each(|address| forget_connections(address, Which::ServedUdp));
+/// Answers the replicas that must not get anything more.
+fn forget_lost(before: &Table, now: &Table) -> BTreeSet<Ipv4Addr> {
+    let (gone, mut unready) = plan::lost(before, now);
+    gone.iter().for_each(|address| forget_connections(*address, Which::Served));
+    unready.iter().for_each(|address| forget_connections(*address, Which::ServedUdp));
+    unready.extend(gone);
+    unready
 }
 
 impl Inner {

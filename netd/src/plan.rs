@@ -6,7 +6,7 @@ use crate::nft::ruleset::{self, NodeParameters, service_slot, service_slots};
 use crate::nft::{Pages, Sets, Value};
 use crate::state::Record;
 use gantry_api::ids::{NodeName, Revision};
-use gantry_api::network::{Ipv4Net, NodeRoute, Path, Published, Service, Table};
+use gantry_api::network::{Endpoint, Ipv4Net, NodeRoute, Path, Published, Service, Table};
 use gantry_api::spec::Protocol;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
@@ -265,7 +265,16 @@ impl Isolation {
     }
 }
 
-/// Services of `now` that differ from `before`, and addresses that are no service's any more.
+/// Whether two states of one service lead to the same replicas. Compares what decides that and nothing else: of many
+/// services nearly all are the same.
+fn same_replicas(old: &Service, new: &Service) -> bool {
+    let same = |(old, new): (&Endpoint, &Endpoint)| old.address == new.address && old.ready == new.ready;
+    old.sticky == new.sticky
+        && old.endpoints.len() == new.endpoints.len()
+        && old.endpoints.iter().zip(&new.endpoints).all(same)
+}
+
+/// Services of `now` whose replicas are not those of `before`, and addresses that are no service's any more.
 pub(crate) fn changes<'a>(before: Option<&Table>, now: &'a Table) -> Vec<(Ipv4Addr, Option<&'a Service>)> {
     let Some(before) = before else {
         return now.services.iter().map(|service| (service.address, Some(service))).collect();
@@ -274,11 +283,12 @@ pub(crate) fn changes<'a>(before: Option<&Table>, now: &'a Table) -> Vec<(Ipv4Ad
     let aligned = before.services.len() == now.services.len()
         && before.services.iter().zip(&now.services).all(|(old, new)| old.address == new.address);
     if aligned {
-        let pairs = before.services.iter().zip(&now.services).filter(|(old, new)| old != new);
+        let pairs = before.services.iter().zip(&now.services).filter(|(old, new)| !same_replicas(old, new));
         return pairs.map(|(_, new)| (new.address, Some(new))).collect();
     }
     let mut old: HashMap<Ipv4Addr, &Service> = before.services.iter().map(|old| (old.address, old)).collect();
-    let new = now.services.iter().filter(|new| old.remove(&new.address) != Some(*new));
+    let known = |old: Option<&Service>, new| old.is_some_and(|old| same_replicas(old, new));
+    let new = now.services.iter().filter(|new| !known(old.remove(&new.address), new));
     let mut changes: Vec<_> = new.map(|new| (new.address, Some(new))).collect();
     let mut gone: Vec<_> = old.into_keys().map(|address| (address, None)).collect();
     gone.sort_unstable_by_key(|(address, _)| *address);
@@ -395,7 +405,6 @@ pub(crate) mod tests {
     use super::*;
     use crate::nft;
     use gantry_api::ids::{ReplicaId, ReplicaName};
-    use gantry_api::network::Endpoint;
     use proptest::prelude::*;
 
     /// A cluster of nodes 10.0.0.1, 10.0.0.2, ... with subnets 10.210.1.0/24, ...; this node is the first.

@@ -82,8 +82,11 @@ fn a_connection_is_led_once_and_counted() {
             nodes: 2,
             endpoints: vec![Load { service: api.address, address: a.address, connections }],
         };
-        block_on(one.client.set_loads(&loads(1000))).unwrap();
-        assert_eq!(container.tell("ask 40 10.211.0.1:80"), "b=40");
+        // A report is forgotten when no other follows: on a machine that stands still for seconds, say it again.
+        wait_for("a busy replica gets nothing", || {
+            block_on(one.client.set_loads(&loads(1000))).unwrap();
+            (container.tell("ask 40 10.211.0.1:80") == "b=40").then_some(())
+        });
         for _ in 0..40 {
             block_on(one.client.set_loads(&loads(0))).unwrap();
         }
@@ -263,7 +266,7 @@ fn there_is_never_an_empty_window() {
         let node = &nodes[0];
         let (client, a, b) = (node.attach("client"), node.attach("shop-api-1-a"), node.attach("shop-api-2-b"));
         let _servers = [Net::open(&a.netns).serve(80, "a"), Net::open(&b.netns).serve(80, "b")];
-        node.set_table(&now(node, 1, 2, vec![service(1, "api", None, &[&a])]));
+        node.set_table(&now(node, 1, 2, vec![service(1, "api", None, &[&a, &b])]));
         let mut container = inside(node, &client);
         container.begin("ask 3000 10.211.0.1:80");
         for round in 0..60u64 {

@@ -114,7 +114,7 @@ fn nobody_sends_as_another() {
         let (a, b, c) = (node.attach("a"), node.attach("b"), node.attach("c"));
         let (net, victim) = (Net::open(&a.netns), Net::open(&b.netns));
         let listener = victim.run(|| UdpSocket::bind("0.0.0.0:7").unwrap());
-        listener.set_read_timeout(Some(std::time::Duration::from_millis(300))).unwrap();
+        listener.set_read_timeout(Some(std::time::Duration::from_secs(1))).unwrap();
         let heard = |from: Ipv4Addr| {
             net.run(|| UdpSocket::bind((from, 0)).unwrap().send_to(b"x", (b.address, 7)).unwrap());
             listener.recv_from(&mut [0; 8]).map(|(_, from)| from.ip()).ok()

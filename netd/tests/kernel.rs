@@ -522,6 +522,7 @@ fn damage_is_mended() {
             "nft flush table ip gantry",
             "nft delete table ip gantry",
             "nft flush map ip gantry services",
+            "nft delete table bridge gantry_bridge",
             "ip link delete gantry0",
             "ip link set gantry0 down",
             "ip address flush dev gantry0",
@@ -532,7 +533,8 @@ fn damage_is_mended() {
                 "nft" => node.net.nft(arguments),
                 _ => node.net.ip(arguments),
             };
-            wait_for(damage, || (works() && node.net.ip("route").contains("10.210.2.0/24")).then_some(()));
+            let tables = || node.net.nft("list tables").contains("bridge gantry_bridge");
+            wait_for(damage, || (works() && tables() && node.net.ip("route").contains("10.210.2.0/24")).then_some(()));
         }
         node.net.ip("link delete gantry0");
         node.attach("an-attach-mends-what-it-needs");

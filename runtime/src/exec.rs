@@ -26,6 +26,7 @@ use crate::seccomp::notify;
 use crate::state::{self, StateDir, Status};
 use crate::sys::clone::{self, Side};
 use crate::sys::{process, signal};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -259,14 +260,16 @@ pub fn exec(options: &Options) -> Outcome<i32> {
                 process: &process,
                 filter: filter.as_ref(),
                 preserve_fds: options.preserve_fds,
+                listen_fds: 0,
                 open_files: None,
                 ignored,
                 keyring: None,
                 at_root: false,
+                same_rights: false,
             };
             if let Some(group) = &resctrl {
                 match group.doors() {
-                    Ok(more) => doors.add(more),
+                    Ok(more) => doors.add(more.into()),
                     Err(failure) => {
                         let _ = theirs.send(&Message::Failed(failure.in_step("resctrl")));
                         process::exit_now(1)
@@ -292,7 +295,7 @@ pub fn exec(options: &Options) -> Outcome<i32> {
             let profile = config.linux.seccomp.as_ref();
             let terminal = await_exec(&ours, &signals, profile, process).inspect_err(|_| {
                 let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
-                let _ = clone::wait(pidfd.as_fd());
+                reap(pidfd.as_fd());
             })?;
             if let Some(file) = &options.pid_file {
                 state::write_atomically(file, pid.to_string().as_bytes(), false).in_step("pid file")?;
@@ -303,6 +306,18 @@ pub fn exec(options: &Options) -> Outcome<i32> {
             }
             foreground::attend(pidfd.as_fd(), &signals, terminal).map(clone::Exit::shell_code)
         }
+    }
+}
+
+/// How long a killed process may take to end.
+const END_WITHIN: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
+
+/// See a killed process end, but not wait for it: in a container that is paused (v1) it ends only when that goes on.
+fn reap(pidfd: BorrowedFd<'_>) {
+    let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+    // Signals are blocked, so nothing interrupts this.
+    if rustix::event::poll(&mut fds, Some(&END_WITHIN)).is_ok_and(|ended| ended > 0) {
+        let _ = clone::wait(pidfd);
     }
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //! claim ROOT/ID → record the intent → cgroup → open host trees → clone3 → record the process → messages → created
 //! ```
+//! With cgroups of v1 only, and a cgroup namespace, the process comes first: it mounts while the cgroup is made.
 //! Whatever fails, an [`Undo`] takes back what was made. A crash leaves the record, from which `delete --force` works.
 
 use crate::cgroup::owner;
@@ -251,26 +252,19 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     dir.write_first(&record).in_step("record intent")?;
 
     let mut cgroup = Cgroup::at(record.cgroup.clone()).in_step("cgroup")?.with_unit(unit);
-    let made = make_cgroup(options, config, &mut cgroup).in_step("cgroup")?;
-    if !cgroup.left_out().is_empty() || cgroup.path() != record.cgroup {
-        record.cgroup = cgroup.path().to_owned();
-        record.cgroup_left_out = cgroup.left_out().to_vec();
-        dir.write(&record).in_step("record intent")?;
+    let namespaces = Namespaces::plan(config).in_step("namespaces")?;
+    let cgroup_comes = may_come_later(config, &cgroup, &namespaces);
+    let (mut doors, mut aside) = (Doors::default(), None);
+    if !cgroup_comes {
+        doors = set_up_cgroup(options, config, &mut cgroup, &mut record, &mut undo)?;
+        aside = cgroup.aside(&config.linux.resources);
     }
-    undo.cgroup = Some(cgroup.clone());
-    undo.placeholder = made.placeholder;
-    cgroup.apply(&config.linux.resources).in_step("limits")?;
-    if let Some(user) = owner::of(config) {
-        cgroup.give_to(user).in_step("cgroup")?;
-    }
-    let aside = cgroup.aside(&config.linux.resources);
 
     undo.resctrl = resctrl::prepare(config, &options.id).in_step("resctrl")?;
 
     // One descriptor per bind mount is held.
     let open_files = if config.mounts.len() > MOUNTS_MANY { rlimits::raise_open_files() } else { None };
     let prepared = Prepared::open_early(config, &bundle.path, &cgroup).in_step("open mounts")?;
-    let namespaces = Namespaces::plan(config).in_step("namespaces")?;
     let (ours, theirs) = Channel::pair().in_step("clone")?;
     let start = match manner.later {
         true => Start::Later(listen(&dir).in_step("clone")?),
@@ -280,6 +274,7 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     let process = config.process.as_ref().ok_or_else(|| Failure::new("there is nothing to run"))?;
     let state = record.state(Status::Creating, None);
     let ignored = signal::ignored().in_step("clone")?;
+    let listen_fds = listen_fds();
     let between = namespaces.needs_go_between();
     if namespaces.makes_user() {
         give_streams(process, &config.linux.uid_mappings, manner.stdio.as_ref());
@@ -287,8 +282,8 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     let more_doors = undo.resctrl.as_ref().map_or(Ok(Vec::new()), resctrl::Group::doors).in_step("resctrl")?;
     let back = if between { None } else { namespaces.join_pid_for_children().in_step("join namespaces")? };
     let born_into = if between { 0 } else { namespaces.born_into };
-    let (side, mut doors) = clone_into(&cgroup, made.doors, born_into).in_step("clone")?;
-    doors.add(more_doors);
+    let (side, mut doors) = clone_into(&cgroup, doors, born_into).in_step("clone")?;
+    doors.add(Doors::from(more_doors));
     match side {
         Side::Child => {
             // The death of the creator must free the container for others.
@@ -300,12 +295,14 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
             let program = Program {
                 process,
                 filter: bundle.filter.as_ref(),
-                preserve_fds: options.preserve_fds,
+                preserve_fds: options.preserve_fds.saturating_add(listen_fds),
+                listen_fds,
                 open_files,
                 ignored,
                 keyring: (!options.no_new_keyring).then_some(keyring.as_str()),
                 // After the pivot.
                 at_root: true,
+                same_rights: !between && !namespaces.makes_user(),
             };
             if between {
                 go_between(config, process, &namespaces, &theirs);
@@ -318,7 +315,8 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
                 config,
                 bundle: &bundle.path,
                 prepared,
-                cgroup: &cgroup,
+                cgroup,
+                cgroup_comes,
                 doors,
                 aside,
                 namespaces: &namespaces,
@@ -341,6 +339,12 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
             let pid = match between {
                 false => {
                     undo.pidfd = Some(pidfd);
+                    if cgroup_comes {
+                        let doors = set_up_cgroup(options, config, &mut cgroup, &mut record, &mut undo)?;
+                        // If nobody is there to hear it, there is a message that says why.
+                        let _ = ours.send_doors(&doors, cgroup.is_located());
+                        doors.leave_open();
+                    }
                     pid
                 }
                 true => {
@@ -391,6 +395,41 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     }
 }
 
+/// Whether the cgroup can be made while the container's process makes its mounts, which takes as long. Not when that
+/// process is born in it, shows it to the container as a directory of the host, must not be charged for its start, or is
+/// waiting for something else.
+fn may_come_later(config: &Config, cgroup: &Cgroup, namespaces: &Namespaces) -> bool {
+    cgroup.is_plain_v1(&config.linux.resources)
+        && namespaces.unshare_cgroup
+        && !namespaces.makes_user()
+        && !namespaces.needs_go_between()
+        && !rootless::is_ordinary_user()
+}
+
+/// Make the cgroup with its limits, and record where it is if that is not where it was meant to be. Returns the files to
+/// join it by.
+fn set_up_cgroup(
+    options: &Options,
+    config: &Config,
+    cgroup: &mut Cgroup,
+    record: &mut Record,
+    undo: &mut Undo,
+) -> Outcome<Doors> {
+    let made = make_cgroup(options, config, cgroup).in_step("cgroup")?;
+    if !cgroup.left_out().is_empty() || cgroup.path() != record.cgroup {
+        record.cgroup = cgroup.path().to_owned();
+        record.cgroup_left_out = cgroup.left_out().to_vec();
+        undo.dir.write(record).in_step("record intent")?;
+    }
+    undo.cgroup = Some(cgroup.clone());
+    undo.placeholder = made.placeholder;
+    cgroup.apply(&config.linux.resources).in_step("limits")?;
+    if let Some(user) = owner::of(config) {
+        cgroup.give_to(user).in_step("cgroup")?;
+    }
+    Ok(made.doors)
+}
+
 /// The systemd unit to make, found out before anything is made.
 ///
 /// # Errors
@@ -408,7 +447,7 @@ pub fn unit(options: &Options, config: &Config) -> Outcome<Option<Unit>> {
 /// # Errors
 /// `/proc` is not readable.
 pub fn intent(options: &Options, bundle: &Bundle, manner: &Manner, unit: Option<&Unit>) -> Outcome<Record> {
-    let me = ProcessId::of(std::process::id() as i32)?;
+    let me = ProcessId::own()?;
     let config = &bundle.config;
     Ok(Record {
         id: options.id.clone(),
@@ -449,6 +488,14 @@ fn check_for_ordinary_user(config: &Config) -> Outcome<()> {
         }
     }
     Ok(())
+}
+
+/// How many sockets a service manager opened for the program, as descriptors from 3 on.
+fn listen_fds() -> u32 {
+    /// More than a service manager opens, and few enough to count with.
+    const MAX: u32 = 4096;
+    let given = std::env::var("LISTEN_FDS").ok().and_then(|text| text.parse().ok());
+    given.filter(|count| *count <= MAX).unwrap_or(0)
 }
 
 /// Make the cgroup; a rootless runtime leaves out what it may not make, unless the bundle names a place and gets none.

@@ -172,6 +172,19 @@ impl ProcessId {
         Self::held(pid, pidfd.as_fd())
     }
 
+    /// This process.
+    ///
+    /// # Errors
+    /// As [`ProcessId::held`].
+    pub fn own() -> Outcome<Self> {
+        let pid = std::process::id() as i32;
+        let pidfd = clone::pidfd_open(pid).because(|| format!("there is no process {pid}"))?;
+        let own = Self::held(pid, pidfd.as_fd());
+        // Of itself and to nobody's harm until it ends.
+        std::mem::forget(pidfd);
+        own
+    }
+
     /// A process that is alive, or a child not reaped, from its number and a descriptor.
     ///
     /// # Errors
@@ -506,7 +519,7 @@ impl StateDir {
     pub fn write_first(&self, record: &Record) -> Outcome<()> {
         let bytes = serde_json::to_vec(record).because(|| "cannot encode the state".to_owned())?;
         let path = self.file(STATE);
-        file::create(&path, &bytes).because(|| format!("cannot write `{}`", path.display()))
+        file::create_and_leave(&path, &bytes).because(|| format!("cannot write `{}`", path.display()))
     }
 
     /// Keep the configuration the container was created with.

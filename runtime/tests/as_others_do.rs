@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Bed, Ran, finish, id};
+use common::{Bed, Ran, finish, id, until};
 use serde_json::json;
 use std::fs;
 use std::io::Write;
@@ -158,6 +158,11 @@ fn an_unknown_capability_of_exec_is_left_out() {
 
 #[test]
 fn a_user_namespace_gets_devices_that_the_host_does_not_have() {
+    let version = fs::read_to_string("/proc/sys/kernel/osrelease").expect("a version");
+    let numbers: Vec<u32> = version.split(['.', '-']).map_while(|part| part.parse().ok()).collect();
+    if numbers < vec![6, 15] {
+        return; // the host's or none: `device_files.rs`
+    }
     let mut bed = Bed::new("stat -c '%a %u:%g %t:%T %F' /dev/nothing; head -c 3 /dev/nothing | wc -c");
     let owner = Command::new("chown").args(["-hR", "100000:100000"]).arg(bed.rootfs("")).status();
     assert!(owner.expect("chown").success());
@@ -173,6 +178,44 @@ fn a_user_namespace_gets_devices_that_the_host_does_not_have() {
     assert_eq!(bed.says(), "640 0:7 1:5 character special file\n3\n");
     bed.config["linux"]["devices"][0]["gid"] = json!(1000);
     assert!(bed.refuses().contains("device `/dev/nothing`: group 1000 is not mapped"));
+}
+
+#[test]
+fn an_exec_that_waits_for_a_resume_can_be_interrupted() {
+    let bed = Bed::new("sleep 1000");
+    let name = id("waits");
+    bed.ok(&["run", "-d", &name]);
+    bed.ok(&["pause", &name]);
+    let mut command = bed.command(&["exec", "--ignore-paused", &name, "true"]);
+    let log = bed.path("err");
+    command.stdout(Stdio::null()).stderr(fs::File::create(&log).expect("a file"));
+    let child = command.spawn().expect("the runtime");
+    let pid = child.id() as i32;
+    // Its process is there, and cannot go on.
+    let children = format!("/proc/{pid}/task/{pid}/children");
+    until("it waits", || fs::read_to_string(&children).is_ok_and(|text| !text.trim().is_empty()));
+    common::signal(pid, 15);
+    assert_eq!(common::wait(child), 255, "before the container goes on");
+    assert!(fs::read_to_string(&log).expect("its words").contains("interrupted by signal 15"));
+    bed.ok(&["resume", &name]);
+    bed.ok(&["exec", &name, "true"]);
+}
+
+#[test]
+fn sockets_of_a_service_manager_are_handed_on() {
+    let mut bed = Bed::new("echo $LISTEN_FDS $LISTEN_PID $$; cat <&3; cat <&4; ls /proc/self/fd | tr '\\n' ' '");
+    bed.config["process"]["env"] = json!(["PATH=/bin"]);
+    bed.save();
+    let files = ["a", "b", "c", "d"].map(|name| bed.path(name).display().to_string());
+    files.iter().for_each(|file| fs::write(file, format!("{}\n", &file[file.len() - 1..])).expect("a file"));
+    let [a, b, c, d] = files;
+    let mut shell = Command::new("sh");
+    // Two of the service manager, one more to keep, and one that is nobody's.
+    let script = format!("exec 3<{a} 4<{b} 5<{c} 6<{d}; exec \"$@\"");
+    shell.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_gantry-runtime"), "--root"]).arg(bed.path("state"));
+    shell.args(["run", "--preserve-fds", "1", &id("listen")]).env("LISTEN_FDS", "2").env("LISTEN_PID", "1");
+    let ran = finish(shell.current_dir(bed.bundle()).stdin(Stdio::null()));
+    assert_eq!(ran.out, "2 1 1\na\nb\n0 1 2 3 4 5 6 ", "the last is that of `ls`: {}", ran.err);
 }
 
 #[test]

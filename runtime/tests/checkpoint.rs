@@ -131,7 +131,7 @@ fn it_may_go_on_and_be_saved_in_parts() {
     done(&bed, &["checkpoint", "--pre-dump", "--image-path", &early, &name]);
     counts_on(&bed, count(&bed));
     let wrong = bed.run(&["checkpoint", "--parent-path", "none", "--image-path", &late, &name]);
-    assert!(wrong.code == 1 && wrong.err.contains("parent images `none` are not there"), "{wrong:?}");
+    assert!(wrong.code == 1 && wrong.err.contains("--parent-path: no images in `none`"), "{wrong:?}");
     done(&bed, &["checkpoint", "--leave-running", "--parent-path", "../early", "--image-path", &late, &name]);
     assert_eq!(bed.status(&name), "running");
     counts_on(&bed, count(&bed));

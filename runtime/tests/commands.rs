@@ -46,7 +46,7 @@ fn wrong_lines_are_named() {
         ("exec -p /f nobody true", 1, "`exec` needs either a command or --process"),
         ("exec --user root nobody true", 1, "--user takes UID or UID:GID in numbers, not `root`"),
         ("exec --additional-gids x nobody true", 1, "--additional-gids takes a number, not `x`"),
-        ("exec --cap CAP_FLY nobody true", 1, "--cap takes a capability, not `CAP_FLY`"),
+        ("exec --cap CAP_FLY nobody true", 255, "warning: --cap: `CAP_FLY` is not a capability"),
         ("exec --cgroup ../.. nobody true", 1, "../.. is not a sub cgroup path"),
         ("list --format xml", 1, "--format takes table or json, not `xml`"),
         ("list all", 1, "\"list\" does not take `all`"),

@@ -146,7 +146,9 @@ fn links_of_the_image_lead_nowhere() {
                 let ran = with_leaks(&bed, &["run", &id("link")]);
                 let why = format!("{what} on {place}, which is {why}: {ran:?}");
                 assert!(ran.code == 0 && ran.out == "started\n" || ran.code == 1, "{why}");
-                if target.contains("proc") || target.starts_with("/sys") || target == "/dev" {
+                // From the volume, a relative one leads to a place in the volume.
+                let trusted = target.contains("proc") || target.starts_with("/sys") || target == "/dev";
+                if trusted && !(place.starts_with("/volume") && target.starts_with("proc")) {
                     assert_eq!(ran.code, 1, "{why}");
                 }
                 refused += u32::from(ran.code == 1);

@@ -107,7 +107,7 @@ fn mounts_devices_and_terminal_in_a_user_namespace() {
     assert_eq!(out, want);
     bed.config["linux"]["devices"] = json!([{"type": "c", "path": "/dev/ptmx", "major": 5, "minor": 2}]);
     bed.config["process"]["args"] = json!(["readlink", "/dev/ptmx"]);
-    assert_eq!(bed.says(), "pts/ptmx\r\n", "of the container, not the host's");
+    assert_eq!(bed.says(), "pts/ptmx\n", "of the container, not the host's");
     bed.config["linux"]["devices"] = json!([{"type": "c", "path": "/dev/null", "major": 1, "minor": 5}]);
     assert!(bed.refuses().contains("`/dev/null` of the host is not device c 1:5"));
     bed.config["linux"]["devices"] = json!([{"type": "c", "path": "/dev/kmsg", "major": 1, "minor": 11}]);

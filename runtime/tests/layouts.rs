@@ -102,3 +102,53 @@ fn an_empty_directory_is_no_hierarchy() {
     assert_eq!((ran.code, ran.out.as_str()), (0, "ran\n"), "nothing is left in them: {ran:?}");
     bed.assert_gone(&name);
 }
+
+/// There, with a cgroup namespace, the container's process mounts while its cgroup is made.
+#[test]
+fn with_v1_alone_limits_and_failures_are_as_elsewhere() {
+    if !has_v1() {
+        return;
+    }
+    let limits = "cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/memory/memory.limit_in_bytes";
+    let mut bed = Bed::new(&format!("grep -c ':/$' /proc/self/cgroup; {limits}"));
+    let namespaces = bed.config["linux"]["namespaces"].as_array_mut().expect("a list");
+    if !namespaces.iter().any(|namespace| namespace["type"] == "cgroup") {
+        namespaces.push(json!({"type": "cgroup"}));
+    }
+    bed.config["linux"]["resources"]["memory"] = json!({"limit": 64 << 20});
+    bed.config["linux"]["resources"]["pids"] = json!({"limit": 20});
+    // In their usual places, and elsewhere.
+    for layout in ["umount -l /sys/fs/cgroup/unified 2>/dev/null || true", MOVE] {
+        for command in ["$G run NAME", "$G create NAME; $G start NAME; $G delete --force NAME"] {
+            let name = id("alone");
+            let ran = in_namespace(&bed, &format!("{layout}\n{}", command.replace("NAME", &name)));
+            if command.starts_with("$G run") {
+                assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+                let lines: Vec<&str> = ran.out.lines().collect();
+                assert!(lines[0].parse::<u32>().is_ok_and(|count| count > 2), "{ran:?}");
+                assert_eq!(&lines[1..], ["20", "67108864"], "{ran:?}");
+            } else {
+                assert_eq!(ran.code, 0, "{ran:?}");
+            }
+            bed.assert_gone(&name);
+        }
+        // What fails on either side, while the other is at work, is told and leaves nothing.
+        let good = bed.config.clone();
+        for (why, key, value, code, word) in [
+            ("the cgroup", "/linux/resources/memory/limit", json!(1), 1, "memory"),
+            ("a mount", "/mounts/0/options", json!(["no-such-option"]), 1, "no-such-option"),
+            ("the program", "/process/args", json!(["/none"]), 127, "/none"),
+        ] {
+            match bed.config.pointer_mut(key) {
+                Some(place) => *place = value,
+                None => bed.config["mounts"][0]["options"] = value,
+            }
+            let name = id("alone");
+            let ran = in_namespace(&bed, &format!("{layout}\n$G run {name}"));
+            assert_eq!(ran.code, code, "{why}: {ran:?}");
+            assert!(ran.err.contains(word), "{why}: {ran:?}");
+            bed.assert_gone(&name);
+            bed.config = good.clone();
+        }
+    }
+}

@@ -253,10 +253,10 @@ fn a_terminal() {
     bed.config()["process"]["terminal"] = json!(true);
     bed.config()["process"]["consoleSize"] = json!({"height": 33, "width": 77});
     let out = bed.says();
-    assert!(out.contains("/dev/pts/0\r\n0 620\r\n33 77\r\n"), "{out}");
+    assert!(out.contains("/dev/pts/0\n0 620\n33 77\n"), "{out}");
     bed.config()["process"]["user"] = json!({"uid": 1000, "gid": 1000});
     let out = bed.says();
-    assert!(out.contains("/dev/pts/0\r\n1000 620\r\n33 77\r\n"), "{out}");
+    assert!(out.contains("/dev/pts/0\n1000 620\n33 77\n"), "{out}");
 }
 
 #[test]

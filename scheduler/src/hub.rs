@@ -4,6 +4,7 @@ use crate::ca::PeerNode;
 use crate::refusal::Refused;
 use crate::steward::{Handle, Input, Session};
 use gantry_api::ids::NodeId;
+use gantry_api::images::Sources;
 use gantry_api::wire::{Assignment, LINE_BYTES_MAX, Report, ToAgent, ToScheduler, TunnelRequest};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
@@ -106,12 +107,13 @@ impl Hub {
             return Err(format!("what it says of itself is over {HELLO_BYTES_MAX} bytes"));
         }
         let (newest, assignments) = watch::channel(None);
+        let (sources, advice) = watch::channel(Arc::default());
         let (commands, waiting) = mpsc::channel(COMMANDS_MAX);
-        let input = Input::Hello { hello, session: Session { id: session, newest, commands } };
+        let input = Input::Hello { hello, session: Session { id: session, newest, sources, commands } };
         self.handle.send(input).await.map_err(|refused| refused.error.message)?;
         tokio::select! {
             ended = self.read_reports(&mut read, &peer.node, session) => ended,
-            ended = write_orders(write, assignments, waiting) => ended,
+            ended = write_orders(write, advice, assignments, waiting) => ended,
         }
     }
 
@@ -126,6 +128,10 @@ impl Hub {
                 ToScheduler::Report(mut report) => {
                     cut_words(&mut report);
                     let input = Input::Report { node: node.clone(), session, report };
+                    self.handle.send(input).await.map_err(|refused| refused.error.message)?;
+                }
+                ToScheduler::Images(news) => {
+                    let input = Input::Images { node: node.clone(), session, news };
                     self.handle.send(input).await.map_err(|refused| refused.error.message)?;
                 }
                 ToScheduler::TunnelRefused { tunnel, message } => self.answer(&tunnel, node, Err(message)),
@@ -231,12 +237,18 @@ async fn next_line<R: AsyncRead + Unpin>(read: &mut BufReader<R>) -> Result<Opti
 
 async fn write_orders<W: AsyncWrite + Unpin>(
     mut write: W,
+    mut sources: watch::Receiver<Arc<Sources>>,
     mut assignments: watch::Receiver<Option<Arc<Assignment>>>,
     mut commands: mpsc::Receiver<ToAgent>,
 ) -> Result<(), String> {
     assignments.mark_changed();
     loop {
         let order = tokio::select! {
+            biased; // sources were said before the assignment that needs them
+            changed = sources.changed() => {
+                changed.map_err(|_| "another stream took its place".to_owned())?;
+                ToAgent::Sources(sources.borrow_and_update().as_ref().clone())
+            }
             changed = assignments.changed() => {
                 // The steward has dropped the session: a newer stream took its place, or the node was refused.
                 changed.map_err(|_| "another stream took its place".to_owned())?;
@@ -301,8 +313,9 @@ mod tests {
             kernel: String::new(),
         };
         let (newest, _assignments) = watch::channel(None);
+        let (sources, _advice) = watch::channel(Arc::default());
         let (commands, mut orders) = mpsc::channel(1);
-        handle.send(Input::Hello { hello, session: Session { id: 1, newest, commands } }).await.unwrap();
+        handle.send(Input::Hello { hello, session: Session { id: 1, newest, sources, commands } }).await.unwrap();
         let replica = ReplicaId::new(&name(), 1);
         let request = LogsRequest { replica, name: name(), follow: false, tail: None, since_ms: None };
         let mut opening = Box::pin(hub.open_tunnel(&node, TunnelRequest::Logs(request)));

@@ -270,8 +270,11 @@ fn check_nets(config: &Config) -> Result<(), Error> {
 
 /// The cluster's nets never change under what uses them; the port of the API may.
 fn settings(store: &dyn Store, config: &Config, port: u16) -> Result<Settings, Error> {
-    let wanted =
-        Settings { replica_net: config.replica_net, service_net: config.service_net, reserved_ports: vec![port] };
+    let wanted = Settings {
+        replica_net: config.replica_net,
+        service_net: config.service_net,
+        reserved_ports: vec![port, gantry_api::images::BLOBS_PORT],
+    };
     let made = records::settings(store, &wanted)?;
     if made == wanted {
         return Ok(wanted);

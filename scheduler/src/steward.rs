@@ -16,6 +16,7 @@ use crate::refusal::{Refused, internal};
 use crate::store::{Op, Store, StoreError, Transaction};
 use gantry_api::http::Event;
 use gantry_api::ids::{NodeId, Revision};
+use gantry_api::images::{ImageNews, Sources};
 use gantry_api::wire::{Assignment, Hello, Report, ToAgent};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,6 +40,7 @@ type Job = Box<dyn FnOnce(&mut Steward) + Send>;
 pub(crate) enum Input {
     Hello { hello: Hello, session: Session },
     Report { node: NodeId, session: u64, report: Report },
+    Images { node: NodeId, session: u64, news: ImageNews },
     Gone { node: NodeId, session: u64 },
     Job(Job),
 }
@@ -49,6 +51,8 @@ pub(crate) struct Session {
     pub(crate) id: u64,
     /// The newest assignment; a slow agent skips those in between.
     pub(crate) newest: watch::Sender<Option<Arc<Assignment>>>,
+    /// Where it may fetch images; written before an assignment that came later.
+    pub(crate) sources: watch::Sender<Arc<Sources>>,
     /// Everything else.
     pub(crate) commands: mpsc::Sender<ToAgent>,
 }
@@ -182,6 +186,7 @@ impl Steward {
                 self.record(vec![effects]);
                 changed
             }
+            Input::Images { node, session, news } => self.world.images(&node, session, news),
             Input::Gone { node, session } => {
                 if self.sessions.get(&node).is_some_and(|s| s.id == session) {
                     self.sessions.remove(&node);
@@ -202,6 +207,7 @@ impl Steward {
         let Ok(effects) = self.world.hello(session.id, hello, now) else { return false };
         self.record(vec![effects]);
         if !self.world.holding(now) {
+            session.sources.send_replace(self.world.sources(&node));
             session.newest.send_replace(self.world.assignment(&node));
         }
         self.sessions.insert(node, session);
@@ -226,6 +232,11 @@ impl Steward {
         self.record(step.effects);
         if self.failure.is_some() {
             return;
+        }
+        for (node, sources) in step.sources {
+            if let Some(session) = self.sessions.get(&node) {
+                session.sources.send_replace(sources);
+            }
         }
         for (node, assignment) in step.assignments {
             if let Some(session) = self.sessions.get(&node) {

@@ -18,11 +18,38 @@ const APPLETS: [&str; 22] = [
 /// # Panics
 /// busybox-static is not installed, or the folder cannot be written: the test cannot run.
 pub fn probe_image(folder: &Path) -> PathBuf {
-    let layout = folder.join("probe");
+    image(&folder.join("probe"), &[])
+}
+
+/// As [`probe_image`], with so many more layers of so many bytes of noise each, in the layout `large` below `folder`.
+///
+/// # Panics
+/// As [`probe_image`].
+pub fn large_image(folder: &Path, layers: u64, bytes: usize) -> PathBuf {
+    let noise: Vec<Vec<u8>> = (1..=layers).map(|seed| noise(seed, bytes)).collect();
+    image(&folder.join("large"), &noise)
+}
+
+/// A layer with one file that nothing compresses.
+fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut data = Vec::with_capacity(bytes + 8);
+    while data.len() < bytes {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        data.extend(state.to_le_bytes());
+    }
+    let mut tar = tar::Builder::new(Vec::new());
+    add(&mut tar, &format!("noise-{seed}"), tar::EntryType::Regular, 0o644, &data[..bytes]);
+    tar.into_inner().expect("the layer")
+}
+
+fn image(layout: &Path, more: &[Vec<u8>]) -> PathBuf {
     let blobs = layout.join("blobs/sha256");
     fs::create_dir_all(&blobs).expect("the layout's folder");
-    let layer = layer();
-    let layer_digest = blob(&blobs, &layer);
+    let layers: Vec<Vec<u8>> = std::iter::once(layer()).chain(more.iter().cloned()).collect();
+    let digests: Vec<String> = layers.iter().map(|layer| blob(&blobs, layer)).collect();
     let config = json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
@@ -31,16 +58,17 @@ pub fn probe_image(folder: &Path) -> PathBuf {
             "Env": ["PATH=/bin"],
             "WorkingDir": "/",
         },
-        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{layer_digest}")] },
+        "rootfs": { "type": "layers", "diff_ids": digests.iter().map(|d| format!("sha256:{d}")).collect::<Vec<_>>() },
     });
     let config = config.to_string();
     let config_digest = blob(&blobs, config.as_bytes());
     let descriptor = |kind: &str, digest: &str, size: usize| json!({ "mediaType": format!("application/vnd.oci.image.{kind}"), "digest": format!("sha256:{digest}"), "size": size });
+    let packed: Vec<_> = digests.iter().zip(&layers).map(|(d, l)| descriptor("layer.v1.tar", d, l.len())).collect();
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "config": descriptor("config.v1+json", &config_digest, config.len()),
-        "layers": [descriptor("layer.v1.tar", &layer_digest, layer.len())],
+        "layers": packed,
     })
     .to_string();
     let mut entry = descriptor("manifest.v1+json", &blob(&blobs, manifest.as_bytes()), manifest.len());
@@ -48,7 +76,7 @@ pub fn probe_image(folder: &Path) -> PathBuf {
     let index = json!({ "schemaVersion": 2, "manifests": [entry] });
     fs::write(layout.join("index.json"), index.to_string()).expect("index.json");
     fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).expect("oci-layout");
-    layout
+    layout.to_path_buf()
 }
 
 fn blob(folder: &Path, bytes: &[u8]) -> String {

@@ -6,10 +6,12 @@
 
 mod cluster;
 mod image;
+mod registry;
 mod request;
 
 pub use cluster::{Cluster, Done, daemons, kill};
-pub use image::probe_image;
+pub use image::{large_image, probe_image};
+pub use registry::{Registry, serve_registry};
 pub use request::{Answer, get};
 
 use std::time::{Duration, Instant};

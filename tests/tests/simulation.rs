@@ -227,7 +227,12 @@ impl Agent {
                 }
                 let order = id.as_str().bytes().fold(self.number, |sum, byte| sum.wrapping_mul(31) + u32::from(byte));
                 let address = Ipv4Addr::from(0x0ad2_0000 | (self.number << 8) | (2 + order % 250));
-                Ok(Done::Prepared(Prepared { image: "i".to_owned(), stop_signal: None, address: Some(address) }))
+                Ok(Done::Prepared(Prepared {
+                    image: "i".to_owned(),
+                    stop_signal: None,
+                    address: Some(address),
+                    health_check: None,
+                }))
             }
             Step::Start | Step::Restart => {
                 assert!(self.machine.made.contains(id), "{action}: started without being prepared");

@@ -2,6 +2,7 @@
 
 use crate::act::{files, volumes};
 use crate::fsx;
+use crate::observe::node;
 use crate::paths::{Paths, Replica};
 use gantry_api::network::Attachment;
 use gantry_api::spec::{MountSource, Template};
@@ -132,6 +133,7 @@ fn overrides(parts: &Parts<'_>, hostname: String, mounts: Vec<Mount>) -> Overrid
         files: _,
         resources,
         health: _,
+        health_off: _,
         restart: _,
         stop_signal,
         stop_grace_ms: _,
@@ -182,8 +184,15 @@ fn overrides(parts: &Parts<'_>, hostname: String, mounts: Vec<Mount>) -> Overrid
         security: if *seccomp_unconfined { Seccomp::Unconfined } else { Seccomp::Default },
         no_new_privileges: *no_new_privileges,
         labels: labels.clone(),
+        oom_score_adj: oom_score(node::oom_score_adj()),
         ..Overrides::default()
     }
+}
+
+/// A daemon that the kernel is to spare hands its score down to what it starts; a replica is not to be spared.
+fn oom_score(own: Option<i32>) -> Option<i32> {
+    // Raising it needs no privilege; one that is not lowered is left alone, since lowering it would.
+    own.filter(|score| *score < 0).map(|_| 0)
 }
 
 /// Ours first, so that the manifest may replace them.
@@ -247,6 +256,14 @@ mod tests {
     fn replica(template: Template) -> AssignedReplica {
         let name = ReplicaName { app: "shop".parse().unwrap(), service: "web".parse().unwrap(), number: 2 };
         AssignedReplica { id: ReplicaId::new(&name, 1), name, template }
+    }
+
+    #[test]
+    fn a_replica_is_not_spared_as_the_daemon_is() {
+        for (own, expected) in [(Some(-900), Some(0)), (Some(0), None), (Some(200), None), (None, None)] {
+            assert_eq!(oom_score(own), expected, "{own:?}");
+        }
+        assert!(node::oom_score_adj().is_some(), "the kernel tells ours");
     }
 
     #[test]

@@ -3,11 +3,11 @@
 use crate::error::chain;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
-use gantry_api::spec::PullPolicy;
-use gantry_api::units::Bytes;
+use gantry_api::spec::{HealthCheck, PullPolicy};
+use gantry_api::units::{Bytes, Millis};
 use gantry_images::{
-    Digest, Event, Image, ImageError, Progress, PullOptions, Reference, Registries, Store, Watermarks,
-    default_auth_file,
+    Digest, Event, Healthcheck, Image, ImageError, Peers, Progress, PullOptions, Reference, Registries, Store,
+    Watermarks, default_auth_file,
 };
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -55,14 +55,21 @@ pub(crate) struct Images {
     store: Store,
     insecure_registries: Vec<String>,
     watermarks: Watermarks,
+    /// Other nodes, asked before registries.
+    peers: Option<Arc<dyn Peers>>,
     flights: Mutex<HashMap<String, Flight>>,
     /// Names that were neither here nor could be pulled, as long as replicas wait for them.
     missing: Mutex<HashSet<String>>,
 }
 
 impl Images {
-    pub(crate) fn new(store: Store, insecure_registries: Vec<String>, watermarks: Watermarks) -> Self {
-        Self { store, insecure_registries, watermarks, flights: Mutex::default(), missing: Mutex::default() }
+    pub(crate) fn new(
+        store: Store,
+        insecure_registries: Vec<String>,
+        watermarks: Watermarks,
+        peers: Option<Arc<dyn Peers>>,
+    ) -> Self {
+        Self { store, insecure_registries, watermarks, peers, flights: Mutex::default(), missing: Mutex::default() }
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -162,6 +169,7 @@ impl Images {
             },
             insecure_registries: self.insecure_registries.clone(),
             auth_file: default_auth_file(),
+            peers: self.peers.clone(),
             // Read each time: the operator may have changed them.
             registries: Registries::of_host().map_err(|error| words(&error))?,
             ..PullOptions::default()
@@ -193,6 +201,29 @@ impl Images {
     }
 }
 
+/// The health check that an image brings along, with docker's defaults; `None` if it has none or switches it off.
+pub(crate) fn check(health: &Healthcheck) -> Option<HealthCheck> {
+    let command = match health.test.split_first() {
+        Some((kind, words)) if kind == "CMD" && !words.is_empty() => words.to_vec(),
+        Some((kind, [line])) if kind == "CMD-SHELL" => vec!["/bin/sh".to_owned(), "-c".to_owned(), line.clone()],
+        _ => return None,
+    };
+    let millis = |ns: i64, default: u64| match u64::try_from(ns).unwrap_or(0) / 1_000_000 {
+        0 => Millis(default),
+        ms => Millis(ms),
+    };
+    let interval_ms = millis(health.interval_ns, 30_000);
+    Some(HealthCheck {
+        command,
+        interval_ms,
+        timeout_ms: millis(health.timeout_ns, 30_000),
+        retries: u32::try_from(health.retries).ok().filter(|retries| *retries > 0).unwrap_or(3),
+        start_period_ms: millis(health.start_period_ns, 0),
+        // As for a manifest's: docker's 5 s would hide a service for most of its start.
+        start_interval_ms: millis(health.start_interval_ns, interval_ms.0.min(500)),
+    })
+}
+
 /// An error of the store with its advice, for a replica's status.
 pub(crate) fn words(error: &ImageError) -> String {
     let text = chain(error);
@@ -205,6 +236,26 @@ pub(crate) fn words(error: &ImageError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_images_check_is_dockers() {
+        let check = |test: &[&str], seconds: i64| {
+            let test = test.iter().map(|word| (*word).to_owned()).collect();
+            let health = Healthcheck { test, interval_ns: seconds * 1_000_000_000, ..Healthcheck::default() };
+            check(&health).map_or_else(String::new, |check| {
+                format!("{} {} {}", check.command.join(" "), check.interval_ms.0, check.retries)
+            })
+        };
+        for (test, seconds, expected) in [
+            (&["CMD", "curl", "-f", "http://localhost"][..], 5, "curl -f http://localhost 5000 3"),
+            (&["CMD-SHELL", "test -e /ready"], 0, "/bin/sh -c test -e /ready 30000 3"),
+            (&["NONE"], 5, ""),
+            (&["CMD"], 5, ""),
+            (&[], 5, ""),
+        ] {
+            assert_eq!(check(test, seconds), expected);
+        }
+    }
 
     #[test]
     fn progress_is_told_over_all_layers() {
@@ -220,7 +271,7 @@ mod tests {
     #[tokio::test]
     async fn an_absent_image_is_not_asked_for_where_that_is_forbidden() {
         let dir = tempfile::tempdir().unwrap();
-        let images = Arc::new(Images::new(Store::open(dir.path()).unwrap(), Vec::new(), Watermarks::default()));
+        let images = Arc::new(Images::new(Store::open(dir.path()).unwrap(), Vec::new(), Watermarks::default(), None));
         let error = images.ensure("web:1", PullPolicy::Never, None).await.unwrap_err();
         assert!(error.starts_with("image web:1 is not on this node"), "{error}");
     }
@@ -228,8 +279,12 @@ mod tests {
     #[tokio::test]
     async fn an_image_that_was_missing_arrives_once_it_is_loaded() {
         let dir = tempfile::tempdir().unwrap();
-        let images =
-            Arc::new(Images::new(Store::open(dir.path().join("store")).unwrap(), Vec::new(), Watermarks::default()));
+        let images = Arc::new(Images::new(
+            Store::open(dir.path().join("store")).unwrap(),
+            Vec::new(),
+            Watermarks::default(),
+            None,
+        ));
         let wanted = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<HashSet<_>>();
         assert!(images.ensure("web:1", PullPolicy::Never, None).await.is_err());
         assert!(images.arrived(&wanted(&["web:1"])).await.is_empty());
@@ -276,7 +331,7 @@ mod tests {
             }
         });
         let dir = tempfile::tempdir().unwrap();
-        let images = Arc::new(Images::new(Store::open(dir.path()).unwrap(), Vec::new(), Watermarks::default()));
+        let images = Arc::new(Images::new(Store::open(dir.path()).unwrap(), Vec::new(), Watermarks::default(), None));
         let one = images.ensure(&name, PullPolicy::Missing, None);
         let other = images.ensure(&name, PullPolicy::Missing, None);
         let (one, other) = tokio::join!(one, other);

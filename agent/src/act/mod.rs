@@ -61,6 +61,11 @@ impl Actor {
         }
     }
 
+    /// The images of the node.
+    pub(crate) fn store(&self) -> &gantry_images::Store {
+        self.images.store()
+    }
+
     /// The control group of a replica.
     pub(crate) fn cgroup(&self, replica: &AssignedReplica) -> String {
         format!("{}/{}", self.cgroup_parent.trim_end_matches('/'), replica.id)
@@ -125,6 +130,7 @@ impl Actor {
         let address = Some(network.address);
         let stop_signal = Some(image.config.stop_signal.clone()).filter(|signal| !signal.is_empty());
         let digest = image.digest.to_string();
+        let health_check = image.config.healthcheck.as_ref().and_then(images::check);
         let (paths, cgroup, init) = (self.paths.clone(), self.cgroup(replica), self.init.clone());
         let replica = Arc::clone(replica);
         blocking(move || {
@@ -139,7 +145,7 @@ impl Actor {
             bundle::write(&parts, &paths)
         })
         .await?;
-        Ok(Prepared { image: digest, stop_signal, address })
+        Ok(Prepared { image: digest, stop_signal, address, health_check })
     }
 
     /// From here on the replica is known from its directory, whatever else is lost.
@@ -192,7 +198,7 @@ impl Actor {
     }
 
     async fn check(&self, replica: &AssignedReplica, facts: &Facts) -> Result<Checked, String> {
-        let (Process::Running { started_ms }, Some(check)) = (&facts.process, &replica.template.health) else {
+        let (Process::Running { started_ms }, Some(check)) = (&facts.process, facts.check(replica)) else {
             return Err("there is nothing to check".to_owned());
         };
         let _place = self.checking.acquire().await.map_err(|error| error.to_string())?;

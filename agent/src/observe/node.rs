@@ -69,6 +69,11 @@ pub(crate) fn disk_problem(dir: &Path) -> Option<String> {
     })
 }
 
+/// How much this process is spared when memory runs out: -1000 (never ended) to 1000.
+pub(crate) fn oom_score_adj() -> Option<i32> {
+    std::fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok()
+}
+
 /// Kernel release and architecture as images name it.
 pub(crate) fn platform() -> (String, String) {
     let uname = rustix::system::uname();

@@ -98,7 +98,7 @@ fn wanted(want: &AssignedReplica, facts: &Facts, now_ms: u64) -> Next {
         Process::Absent if !facts.prepared => Next::at(retry_ms(facts), now_ms, Step::Prepare),
         Process::Absent => Next::Act(Step::Start),
         Process::Running { .. } if facts.stop.is_some() => kill(facts, now_ms),
-        Process::Running { started_ms } => match &want.template.health {
+        Process::Running { started_ms } => match facts.check(want) {
             None => Next::Rest,
             Some(_) if facts.health.healthy == Some(false) => {
                 Next::Act(Step::Stop { signal: stop_signal(want, facts), cause: Some(facts.unhealthy_cause()) })
@@ -220,7 +220,7 @@ pub fn status(id: &ReplicaId, want: Option<&AssignedReplica>, seen: Option<&Seen
     let facts = seen.map_or(&default, |seen| &seen.facts);
     let (state, message) = state(want, facts);
     let running = state == ReplicaState::Running;
-    let checked = want.is_some_and(|want| want.template.health.is_some());
+    let checked = want.is_some_and(|want| facts.check(want).is_some());
     ReplicaStatus {
         id: id.clone(),
         state,

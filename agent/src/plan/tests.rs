@@ -427,8 +427,31 @@ fn an_older_assignment_and_a_strangers_are_refused() {
 }
 
 #[test]
+fn an_images_check_counts_where_the_manifest_says_nothing() {
+    let of_image = || Facts { health_check: Some(check(3)), ..running() };
+    let own = |t: &mut Template| t.health = Some(HealthCheck { retries: 7, ..check(7) });
+    for (why, replica, facts, next, retries) in [
+        ("neither", replica(|_| {}), running(), "rest", None),
+        ("the image's", replica(|_| {}), of_image(), "check web", Some(3)),
+        ("the manifest's", replica(own), of_image(), "check web", Some(7)),
+        ("switched off", replica(|t| t.health_off = true), of_image(), "rest", None),
+    ] {
+        assert_eq!(text(Some(&replica), Some((&replica, facts.clone())), T0 + 60_000), next, "{why}");
+        assert_eq!(facts.check(&replica).map(|check| check.retries), retries, "{why}");
+        let seen = Seen { replica: Arc::clone(&replica), facts };
+        let status = status(&replica.id, Some(&replica), Some(&seen));
+        assert_eq!(status.ready, retries.is_none(), "{why}: not before its check has passed");
+    }
+}
+
+#[test]
 fn preparing_again_keeps_what_is_known() {
-    let made = Prepared { image: "sha256:aa".to_owned(), stop_signal: None, address: Some([10, 0, 0, 2].into()) };
+    let made = Prepared {
+        image: "sha256:aa".to_owned(),
+        stop_signal: None,
+        address: Some([10, 0, 0, 2].into()),
+        health_check: None,
+    };
     let mut facts = ended(1, 1);
     facts.prepared = false;
     facts.begin(&Step::Prepare, 0, T0);

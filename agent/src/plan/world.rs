@@ -71,7 +71,12 @@ impl World {
         match &action.step {
             Step::Prepare => {
                 self.truth.made.insert(id.clone());
-                Ok(Done::Prepared(Prepared { image: "i".to_owned(), stop_signal: None, address: None }))
+                Ok(Done::Prepared(Prepared {
+                    image: "i".to_owned(),
+                    stop_signal: None,
+                    address: None,
+                    health_check: None,
+                }))
             }
             Step::Start | Step::Restart => {
                 assert!(self.truth.made.contains(id), "{action}: started without being prepared");

@@ -9,6 +9,8 @@ mod logs;
 use crate::act::runtime::Runtime;
 use crate::dial::{DialError, Dialer, Tunnel, Unacknowledged};
 use crate::paths::Paths;
+use crate::share::inventory::{self, Inventory};
+use gantry_api::images::Sources;
 use gantry_api::wire::{
     Assignment, Hello, LINE_BYTES_MAX, REPORT_INTERVAL_MS, Report, STREAM_PROTOCOL, TUNNEL_PROTOCOL, ToAgent,
     ToScheduler, TunnelRequest,
@@ -40,6 +42,10 @@ pub(crate) struct Stream {
     pub(crate) hello: Hello,
     pub(crate) reports: watch::Receiver<Report>,
     pub(crate) assignments: mpsc::Sender<Box<Assignment>>,
+    /// The images that are here.
+    pub(crate) images: watch::Receiver<Arc<Inventory>>,
+    /// Where those are that are not.
+    pub(crate) sources: watch::Sender<Sources>,
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) paths: Paths,
 }
@@ -106,8 +112,18 @@ async fn converse(
     let mut tick = interval(Duration::from_millis(REPORT_INTERVAL_MS));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut quiet_until = Instant::now();
+    let mut told: Option<Arc<Inventory>> = None;
+    stream.images.mark_changed();
     loop {
         tokio::select! {
+            changed = stream.images.changed() => {
+                changed.map_err(|_| Broken::Over)?;
+                let now = Arc::clone(&stream.images.borrow_and_update());
+                if let Some(news) = inventory::difference(told.as_deref(), &now) {
+                    send(&mut write, &ToScheduler::Images(news)).await?;
+                }
+                told = Some(now);
+            }
             changed = news(&mut stream.reports, quiet_until) => {
                 changed.map_err(|_| Broken::Over)?;
                 send_report(&mut write, stream, sequence).await?;
@@ -120,6 +136,7 @@ async fn converse(
                 ToAgent::Assignment(assignment) => {
                     stream.assignments.send(assignment).await.map_err(|_| Broken::Over)?;
                 }
+                ToAgent::Sources(sources) => drop(stream.sources.send_replace(sources)),
                 ToAgent::OpenTunnel { tunnel, request } => {
                     let open = Opening::new(stream, tunnel, request, refusals.clone());
                     match Arc::clone(places).try_acquire_owned() {

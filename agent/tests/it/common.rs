@@ -236,6 +236,20 @@ impl Scheduler {
         Self { address, token, tls, shared, task }
     }
 
+    /// A certificate of the cluster's CA, with its key.
+    pub fn certificate(
+        &self,
+        name: &str,
+        purpose: ExtendedKeyUsagePurpose,
+    ) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.extended_key_usages = vec![purpose];
+        let certificate = params.signed_by(&key, &self.shared.issuer()).unwrap();
+        (vec![certificate.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+    }
+
     /// Goes away without a word; the port refuses.
     pub fn stop(&self) {
         self.task.abort();
@@ -347,6 +361,7 @@ impl Shared {
         self.joins.lock().unwrap().push(request.node.clone());
         let csr = CertificateSigningRequestParams::from_pem(&request.csr_pem).unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, request.node.as_str());
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let certificate_pem = params.signed_by(&csr.public_key, &self.issuer()).unwrap().pem();
         let joined = JoinResponse { certificate_pem, ca_pem: self.ca_pem.clone() };
@@ -429,6 +444,7 @@ async fn stream(io: TokioIo<Upgraded>, shared: Arc<Shared>) {
                 match serde_json::from_str(&text).unwrap() {
                     ToScheduler::Hello(hello) => shared.hellos.send_modify(|hellos| hellos.push(hello)),
                     ToScheduler::Report(report) => drop(shared.reports.send_replace(Some(report))),
+                    ToScheduler::Images(_) => {}
                     ToScheduler::TunnelRefused { tunnel, message } => {
                         if let Some(to) = shared.tunnels.lock().unwrap().remove(&tunnel) {
                             let _ = to.send(Err(message));

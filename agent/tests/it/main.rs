@@ -8,4 +8,5 @@
 mod common;
 mod join;
 mod replica;
+mod sharing;
 mod tunnels;

@@ -429,8 +429,8 @@ pub(super) fn tmpfs(value: &Cursor<'_>) -> Vec<Mount> {
 
 const INTERVAL: Millis = Millis(30_000);
 
-/// `healthcheck`; `None` when there is none or it is switched off.
-pub(super) fn health(value: &Cursor<'_>) -> Option<HealthCheck> {
+/// `healthcheck`, and whether it is switched off, that of the image too.
+pub(super) fn health(value: &Cursor<'_>) -> (Option<HealthCheck>, bool) {
     let (mut command, mut off, mut retries) = (None, false, 3);
     let (mut interval, mut timeout, mut period, mut start) = (INTERVAL, INTERVAL, Millis(0), None);
     for (key, field) in value.map() {
@@ -448,20 +448,21 @@ pub(super) fn health(value: &Cursor<'_>) -> Option<HealthCheck> {
         }
     }
     if off {
-        return None;
+        return (None, true);
     }
     if command.is_none() && value.node.get("test").is_none() {
         value.problem_hint("no `test`", "give the command that tells whether the replica works");
     }
-    Some(HealthCheck {
-        command: command?,
+    let check = |command| HealthCheck {
+        command,
         interval_ms: interval,
         timeout_ms: timeout,
         retries,
         start_period_ms: period,
         // docker's default of 5 s would hide a service for most of its start
         start_interval_ms: start.unwrap_or(Millis(interval.0.min(500))),
-    })
+    };
+    (command.map(check), false)
 }
 
 fn positive(value: &Cursor<'_>) -> Option<Millis> {

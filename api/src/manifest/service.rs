@@ -194,7 +194,7 @@ impl Reader<'_> {
             "init" => t.init = value.boolean().unwrap_or_default(),
             "tty" => t.tty = value.boolean().unwrap_or_default(),
             "labels" => t.labels = labels(value),
-            "healthcheck" => t.health = parts::health(value),
+            "healthcheck" => (t.health, t.health_off) = parts::health(value),
             _ => return false,
         }
         true

@@ -2,6 +2,7 @@
 //!
 //! The moments are seeded; `GANTRY_CRASHES` says how many there are for each of these, `GANTRY_FUZZ_SEED` which.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -73,7 +74,9 @@ fn assert_sound(dir: &Path, case: &str) -> Store {
         store.remove_snapshot("check").unwrap();
     }
     let index: serde_json::Value = serde_json::from_slice(&fs::read(dir.join("index.json")).unwrap()).unwrap();
-    assert_eq!(index["manifests"].as_array().unwrap().len(), store.images().unwrap().len(), "{case}: one is half");
+    let entries = index["manifests"].as_array().unwrap();
+    let listed: BTreeSet<&str> = entries.iter().map(|entry| entry["digest"].as_str().unwrap()).collect();
+    assert_eq!(listed.len(), store.images().unwrap().len(), "{case}: one is half");
     for blob in fs::read_dir(dir.join("blobs/sha256")).unwrap() {
         let path = blob.unwrap().path();
         assert!(path.ends_with(Digest::of(&fs::read(&path).unwrap()).hex()), "{case}: {} is half", path.display());

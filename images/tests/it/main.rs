@@ -20,6 +20,7 @@ mod real_registry;
 mod registry;
 mod room;
 mod roots;
+mod round_trips;
 mod scrub;
 mod settings;
 mod snapshot;

@@ -1,262 +1,292 @@
-//! Images that go through other tools and come back: digests and files are the same. Peers that are not installed are
-//! left out (Debian: skopeo, umoci, podman, buildah).
+//! Content from other nodes: their stores are the doubles here, what they say is spoilt at will.
 
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
 
-use gantry_images::{Image, LoadSource, NoProgress, SnapshotOptions, Store};
-use nix::mount::{MsFlags, mount};
-use tar::EntryType;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, stream};
+use gantry_images::{
+    Digest, Event, Growth, Image, ImageError, NoProgress, Offer, Peer, Peers, Progress, PullOptions, PullPolicy,
+    Reference, Registries, Result, Signed, Store, Stored,
+};
+use rcgen::KeyPair;
+use serde_json::json;
 
-use crate::common::{Built, Layer, TIME, Tar, tree, workplace};
+use crate::common::{Built, INDEX, architecture, assert_tidy, noise, workplace};
+use crate::registry::{Fault, Registry};
+use crate::settings::sign;
 
-fn installed(program: &str) -> bool {
-    let there = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
-    if !there {
-        println!("skipped: {program} is not installed");
+/// Another node: its store, and how it spoils what it gives.
+#[derive(Debug)]
+struct Neighbour {
+    name: String,
+    store: Store,
+    whole: bool,
+    lies: bool,
+    asked: AtomicUsize,
+    given: Mutex<u64>,
+}
+
+fn read(mut file: fs::File, from: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(from))?;
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+impl Peer for Neighbour {
+    fn name(&self) -> &str {
+        &self.name
     }
-    there
-}
 
-/// All that a layer can hold and other tools keep.
-fn rich() -> Built {
-    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    let long = format!("usr/{}/{}", "long-directory-name".repeat(9), "file".repeat(40));
-    let base = Tar::new()
-        .dir("./", 0o755)
-        .dir("bin", 0o755)
-        .owned(EntryType::Regular, "bin/su", 0o4755, 3, 4)
-        .hardlink("bin/su2", "bin/su")
-        .symlink("bin/sh", "/bin/busybox")
-        .symlink("dangling", "../../nowhere")
-        .owned(EntryType::Directory, "home", 0o2750, 1000, 1001)
-        .owned(EntryType::Regular, "home/mine", 0o600, 1000, 1001)
-        .dir("tmp", 0o1777)
-        .dir("gone", 0o755)
-        .file("gone/a", "1")
-        .dir("opaque", 0o755)
-        .file("opaque/old", "1")
-        .entry(EntryType::Fifo, "pipe", b"", |h| h.set_mode(0o622))
-        .dir("usr", 0o755)
-        .dir(&format!("usr/{}", "long-directory-name".repeat(9)), 0o755)
-        .file(&long, "deep")
-        .file("name with spaces, ä and 日本", "x")
-        .pax("SCHILY.xattr.user.note", b"a\nb")
-        .file("attributes", "x")
-        .pax("SCHILY.xattr.security.capability", &capability)
-        .file("capable", "x");
-    let top = Tar::new()
-        .file(".wh.gone", "")
-        .dir("opaque", 0o755)
-        .file("opaque/.wh..wh..opq", "")
-        .file("opaque/new", "2")
-        .file("big", &"0123456789".repeat(30_000));
-    Built::new(&[Layer::gzip(base), Layer::gzip(top)])
-}
-
-/// `tree` with attributes and names; times of files are compared here, those of directories not every tool keeps.
-fn detailed(root: &Path) -> Vec<String> {
-    let mut lines = tree(root);
-    for path in every(root) {
-        let meta = path.symlink_metadata().unwrap();
-        let shown = path.strip_prefix(root).unwrap().display().to_string();
-        if !meta.is_dir() {
-            assert_eq!(meta.mtime(), TIME as i64, "{shown}");
-        }
-        for name in ["user.note", "security.capability"] {
-            let mut value = [0; 64];
-            if let Ok(length) = rustix::fs::lgetxattr(&path, name, &mut value[..]) {
-                lines.push(format!("{shown} {name} {:?}", &value[..length]));
-            }
-        }
-        if meta.is_file() && meta.nlink() > 1 {
-            lines.push(format!("{shown} has {} names", meta.nlink()));
-        }
+    fn whole(&self) -> bool {
+        self.whole
     }
-    lines.sort();
-    lines
-}
 
-fn every(dir: &Path) -> Vec<std::path::PathBuf> {
-    let mut all = Vec::new();
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.symlink_metadata().unwrap().is_dir() {
-            all.extend(every(&path));
+    fn blob(&self, digest: Digest, offset: u64) -> BoxFuture<'_, io::Result<Offer>> {
+        async move {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            Ok(match self.store.offer(digest).map_err(io::Error::other)? {
+                Stored::Whole { file, .. } => {
+                    let mut bytes = read(file, offset)?;
+                    if let Some(last) = bytes.last_mut().filter(|_| self.lies) {
+                        *last ^= 1;
+                    }
+                    *self.given.lock().unwrap() += bytes.len() as u64;
+                    Offer::Bytes(stream::iter([Ok(bytes.into())]).boxed())
+                }
+                Stored::Growing(growing) => Offer::Bytes(
+                    stream::unfold(Some((growing, offset)), |state| async {
+                        let (growing, mut at) = state?;
+                        loop {
+                            let growth = growing.growth().unwrap();
+                            let bytes = read(growing.file.try_clone().unwrap(), at).unwrap();
+                            at += bytes.len() as u64;
+                            match growth {
+                                _ if !bytes.is_empty() => return Some((Ok(bytes.into()), Some((growing, at)))),
+                                Growth::More(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+                                Growth::Whole(_) => return None,
+                                Growth::Gone => return Some((Err(io::ErrorKind::BrokenPipe.into()), None)),
+                            }
+                        }
+                    })
+                    .boxed(),
+                ),
+                Stored::Coming => Offer::Later,
+                Stored::Absent => Offer::Absent,
+            })
         }
-        all.push(path);
+        .boxed()
     }
-    all.sort_by(|a, b| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
-    all
+
+    fn signatures(&self, digest: Digest) -> BoxFuture<'_, io::Result<Vec<Signed>>> {
+        async move { self.store.signatures(digest).map_err(io::Error::other) }.boxed()
+    }
 }
 
-fn run(command: &mut Command) -> String {
-    let out = command.output().unwrap();
-    assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8_lossy(&out.stdout).trim().to_owned()
+#[derive(Debug, Default)]
+struct Cluster {
+    digest: Option<Digest>,
+    nodes: Vec<Arc<Neighbour>>,
 }
 
-/// A store with the image in it, and its files.
-fn ours(work: &Path, built: &Built) -> (Store, Image, Vec<String>) {
-    built.write_layout(&work.join("layout"), "shop/rich:1");
-    let store = Store::open(work.join("store")).unwrap();
-    let image = store.load(LoadSource::Path(work.join("layout")), &NoProgress).unwrap().remove(0);
-    let rootfs = store.snapshot(&image, "ours", &SnapshotOptions::default()).unwrap().rootfs;
-    let files = detailed(&rootfs);
-    assert!(files.len() > 25, "{files:?}");
-    (store, image, files)
+impl Peers for Cluster {
+    fn digest(&self, _: &Reference) -> Option<Digest> {
+        self.digest
+    }
+
+    fn sources(&self, _: &Reference) -> Vec<Arc<dyn Peer>> {
+        self.nodes.iter().map(|node| Arc::clone(node) as Arc<dyn Peer>).collect()
+    }
 }
 
-/// What another store makes of an archive, and its files.
-fn back(work: &Path, name: &str, archive: &Path) -> (Image, Vec<String>) {
-    let store = Store::open(work.join(name)).unwrap();
-    let image = store.load(LoadSource::Path(archive.to_path_buf()), &NoProgress).unwrap().remove(0);
-    let rootfs = store.snapshot(&image, "back", &SnapshotOptions::default()).unwrap().rootfs;
-    let files = detailed(&rootfs);
-    (image, files)
+fn neighbour(name: &str, store: &Store, whole: bool, lies: bool) -> Arc<Neighbour> {
+    let (name, store) = (name.to_owned(), store.clone());
+    Arc::new(Neighbour { name, store, whole, lies, asked: AtomicUsize::new(0), given: Mutex::new(0) })
+}
+
+fn pull_with(
+    store: &Store,
+    reference: &Reference,
+    registries: &Registries,
+    cluster: Option<Cluster>,
+    progress: &dyn Progress,
+) -> Result<Image> {
+    let peers = cluster.map(|cluster| Arc::new(cluster) as Arc<dyn Peers>);
+    let policy = PullPolicy::Always;
+    let options = PullOptions { registries: registries.clone(), policy, peers, ..PullOptions::default() };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(store.pull(reference, &options, progress))
+}
+
+fn pull(store: &Store, reference: &Reference, cluster: Cluster) -> Result<Image> {
+    pull_with(store, reference, &Registries::default(), Some(cluster), &NoProgress)
+}
+
+fn store(work: &Path, name: &str) -> Store {
+    Store::open(work.join(name)).unwrap()
+}
+
+/// From now on the registry hangs up on everybody.
+fn stop(registry: &Registry) {
+    registry.reset();
+    registry.fault("/", &vec![Fault::HangUp; 1_000]);
 }
 
 #[test]
-fn skopeo_copies_the_store_and_what_it_saves_without_a_change() {
-    if !installed("skopeo") {
-        return;
-    }
-    let (work, built) = (workplace("128m"), rich());
-    let (store, image, files) = ours(&work, &built);
-    let skopeo = |from: &str, to: &str| {
-        run(Command::new("skopeo").args(["copy", "--quiet", "--insecure-policy", from, to]).env("TMPDIR", &work));
-    };
-    store.save(&["shop/rich:1"], &mut fs::File::create(work.join("saved.tar")).unwrap(), "saved.tar").unwrap();
-    skopeo("oci:/mnt/store:docker.io/shop/rich:1", "oci-archive:/mnt/from-store.tar:shop/rich:1");
-    skopeo("oci-archive:/mnt/saved.tar", "oci:/mnt/from-saved:shop/rich:1");
-    skopeo("docker-archive:/mnt/saved.tar", "docker-archive:/mnt/docker.tar:shop/rich:1");
-    for (name, archive) in [("a", "from-store.tar"), ("b", "from-saved")] {
-        let (other, found) = back(&work, name, &work.join(archive));
-        assert_eq!((other.digest, other.id), (image.digest, image.id), "{archive}");
-        assert_eq!(found, files, "{archive}");
-    }
-    // The other form has no manifest of its own, but the same configuration.
-    let (other, found) = back(&work, "c", &work.join("docker.tar"));
-    assert_eq!((other.id, found), (image.id, files));
+fn of_what_a_node_has_the_registry_sends_nothing() {
+    let work = workplace("64m");
+    let (registry, built) = (Registry::start(), Built::new(&[noise(1, 2, 300_000), noise(2, 1, 1_000)]));
+    registry.push("1", &built);
+    let (first, second) = (store(&work, "first"), store(&work, "second"));
+    let reference = registry.reference("x:1");
+    pull(&first, &reference, Cluster::default()).unwrap();
+    registry.reset();
+    let (none, one) = (neighbour("n0", &store(&work, "empty"), true, false), neighbour("n1", &first, true, false));
+    let image = pull(&second, &reference, Cluster { digest: None, nodes: vec![none, one] }).unwrap();
+    assert_eq!(image.digest, built.digest());
+    assert_eq!(registry.log(), ["HEAD /v2/x/manifests/1"], "only whether the tag has moved");
+    assert_tidy(second.root());
 }
 
-#[test]
-fn umoci_unpacks_the_store_to_the_same_files() {
-    if !installed("umoci") {
-        return;
-    }
-    let (work, built) = (workplace("128m"), rich());
-    let (_store, _, files) = ours(&work, &built);
-    run(Command::new("umoci").args(["unpack", "--image", "/mnt/store:docker.io/shop/rich:1", "/mnt/bundle"]));
-    assert_eq!(detailed(&work.join("bundle/rootfs")), files);
-    // And what it makes itself from there is an image for us.
-    fs::write(work.join("bundle/rootfs/new"), "n").unwrap();
-    fs::File::open(work.join("bundle/rootfs/new"))
-        .unwrap()
-        .set_modified(std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(TIME))
-        .unwrap();
-    run(Command::new("umoci").args(["repack", "--image", "/mnt/layout:more", "/mnt/bundle"]));
-    let more = Store::open(work.join("more")).unwrap();
-    let images = more.load(LoadSource::Path(work.join("layout")), &NoProgress).unwrap();
-    let image = images.iter().find(|image| image.layers.len() == 3).expect("its image");
-    let rootfs = more.snapshot(image, "c", &SnapshotOptions::default()).unwrap().rootfs;
-    assert_eq!(fs::read_to_string(rootfs.join("new")).unwrap(), "n");
-    let mut with_new = files;
-    with_new.push("new 644 0:0 file \"n\"".to_owned());
-    with_new.sort();
-    assert_eq!(detailed(&rootfs), with_new);
-}
+/// Holds up what it is told of: a slow link.
+struct Slow;
 
-/// podman and buildah keep their things in one place.
-fn containers(program: &str) -> Command {
-    let mut command = Command::new(program);
-    command.args(["--root", "/mnt/podman", "--runroot", "/mnt/podman-run", "--storage-driver", "vfs"]);
-    command.env("TMPDIR", "/mnt").env("HOME", "/mnt").env("XDG_RUNTIME_DIR", "/mnt/xdg");
-    command
-}
-
-#[test]
-fn podman_and_buildah_take_and_give_the_same_files() {
-    if !installed("podman") || !installed("buildah") {
-        return;
-    }
-    let (work, built) = (workplace("256m"), rich());
-    let (store, image, files) = ours(&work, &built);
-    store.save(&["shop/rich:1"], &mut fs::File::create(work.join("saved.tar")).unwrap(), "saved.tar").unwrap();
-    run(containers("podman").args(["load", "--quiet", "-i", "/mnt/saved.tar"]));
-    let id = run(containers("podman").args(["image", "inspect", "--format", "{{.Id}}", "shop/rich:1"]));
-    assert_eq!(id, image.id.hex());
-    let mounted = run(containers("podman").args(["image", "mount", "shop/rich:1"]));
-    assert_eq!(detailed(Path::new(&mounted)), files, "as podman unpacks it");
-    run(containers("podman").args(["image", "umount", "shop/rich:1"]));
-    for format in ["oci-archive", "docker-archive"] {
-        let archive = format!("/mnt/{format}.tar");
-        run(containers("podman").args(["save", "--quiet", "--format", format, "-o", &archive, "shop/rich:1"]));
-        let (other, found) = back(&work, format, Path::new(&archive));
-        let diffs = |image: &Image| image.layers.iter().map(|layer| layer.diff_id).collect::<Vec<_>>();
-        assert_eq!((other.id, diffs(&other), found), (image.id, diffs(&image), files.clone()), "{format}");
-    }
-    // buildah makes a layer on top.
-    let from = run(containers("buildah").args(["from", "--pull-never", "shop/rich:1"]));
-    fs::write(work.join("added"), "by buildah").unwrap();
-    run(containers("buildah").args(["copy", "--quiet", &from, "/mnt/added", "/added"]));
-    run(containers("buildah").args([
-        "commit",
-        "--quiet",
-        "--timestamp",
-        &TIME.to_string(),
-        &from,
-        "oci-archive:/mnt/built.tar:built:1",
-    ]));
-    let (built, found) = back(&work, "built", Path::new("/mnt/built.tar"));
-    assert_eq!(built.layers.len(), 3);
-    let mut with_added = files;
-    with_added.push("added 644 0:0 file \"by buildah\"".to_owned());
-    with_added.sort();
-    assert_eq!(found, with_added);
-}
-
-/// The same image on the file systems that hosts have.
-#[test]
-fn every_file_system_holds_the_same_files() {
-    let work = workplace("1g");
-    let built = rich();
-    let mut seen: Vec<(String, Vec<String>)> = Vec::new();
-    for (name, make) in [
-        ("ext4", &["mkfs.ext4", "-q", "-F"][..]),
-        ("xfs", &["mkfs.xfs", "-q", "-f"]),
-        ("btrfs", &["mkfs.btrfs", "-q", "-f"]),
-        ("tmpfs", &[]),
-    ] {
-        let at = work.join(name);
-        fs::create_dir(&at).unwrap();
-        if let Some((program, options)) = make.split_first() {
-            let image = work.join(format!("{name}.img"));
-            fs::File::create(&image).unwrap().set_len(320 << 20).unwrap();
-            let mut made = Command::new(program);
-            made.args(options).arg(&image).stdout(Stdio::null()).stderr(Stdio::null());
-            if !made.status().is_ok_and(|status| status.success()) {
-                println!("skipped: {program} is not there");
-                continue;
-            }
-            // The loop device goes with the mount, and that with this thread.
-            let mounted = Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at).status().unwrap();
-            if !mounted.success() {
-                println!("skipped: {name} cannot be mounted");
-                continue;
-            }
-        } else {
-            mount(Some("tmpfs"), &at, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+impl Progress for Slow {
+    fn event(&self, event: Event) {
+        if matches!(event, Event::LayerProgress { .. }) {
+            thread::sleep(Duration::from_millis(4));
         }
-        let (_, _, files) = ours(&at, &built);
-        seen.push((name.to_owned(), files));
     }
-    let (first, files) = &seen[0];
-    for (name, others) in &seen[1..] {
-        assert_eq!(others, files, "{name} beside {first}");
+}
+
+#[test]
+fn nodes_that_begin_together_fetch_a_new_image_once() {
+    let work = workplace("128m");
+    let layers: Vec<_> = (1..=6).map(|seed| noise(seed, 1, 700_000)).collect();
+    let (registry, built) = (Registry::start(), Built::new(&layers));
+    registry.push("1", &built);
+    let stores: Vec<Store> = (0..3).map(|at| store(&work, &format!("s{at}"))).collect();
+    let reference = registry.reference("x:1");
+    thread::scope(|scope| {
+        let leader = neighbour("n0", &stores[0], false, false);
+        for (at, store) in stores.iter().enumerate() {
+            let nodes = if at == 0 { Vec::new() } else { vec![Arc::clone(&leader)] };
+            let (reference, cluster) = (&reference, Cluster { digest: None, nodes });
+            scope.spawn(move || {
+                pull_with(store, reference, &Registries::default(), Some(cluster), &Slow).unwrap();
+            });
+        }
+    });
+    let state = registry.state.lock().unwrap();
+    let size: u64 = built.layers.iter().map(|layer| layer.size).sum();
+    assert_eq!(state.layer_bytes(&built), size, "{:#?}", state.log);
+    drop(state);
+    for store in &stores {
+        assert_tidy(store.root());
     }
-    assert!(seen.len() > 1, "{seen:?}");
+}
+
+#[test]
+fn a_node_that_gives_wrong_bytes_is_asked_for_nothing_more() {
+    let work = workplace("64m");
+    let built = Built::new(&[noise(1, 1, 400_000), noise(2, 1, 300_000), noise(3, 1, 200_000)]);
+    let registry = Registry::start();
+    registry.push("1", &built);
+    let (first, second, third) = (store(&work, "first"), store(&work, "second"), store(&work, "third"));
+    let reference = registry.reference("x:1");
+    pull(&first, &reference, Cluster::default()).unwrap();
+    registry.reset();
+    let liar = neighbour("n1", &first, true, true);
+    let image = pull(&second, &reference, Cluster { digest: None, nodes: vec![Arc::clone(&liar)] }).unwrap();
+    assert_eq!(image.digest, built.digest());
+    assert_eq!(liar.asked.load(Ordering::SeqCst), 1, "its manifest was wrong, that was enough");
+    registry.reset();
+    // One that lies about layers only: told from the honest one by trying.
+    let (liar, honest) = (neighbour("n1", &first, false, true), neighbour("n2", &first, true, false));
+    let nodes = vec![Arc::clone(&liar), Arc::clone(&honest)];
+    pull(&third, &reference, Cluster { digest: None, nodes }).unwrap();
+    assert_eq!(registry.log(), ["HEAD /v2/x/manifests/1"], "the honest node has all of it");
+    for store in [&second, &third] {
+        assert_tidy(store.root());
+    }
+}
+
+#[test]
+fn without_the_registry_a_name_means_what_a_node_knows() {
+    let work = workplace("64m");
+    let (registry, built) = (Registry::start(), Built::new(&[noise(1, 1, 300_000)]));
+    registry.push("only-here", &built);
+    let mut entry = built.descriptor();
+    entry["platform"] = json!({ "os": "linux", "architecture": architecture() });
+    let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [entry] }).to_string().into_bytes();
+    registry.push_index("1", &index);
+    let (first, second, third) = (store(&work, "first"), store(&work, "second"), store(&work, "third"));
+    let (reference, top) = (registry.reference("x:1"), Digest::of(&index));
+    let image = pull(&first, &reference, Cluster::default()).unwrap();
+    let held = first.held().unwrap();
+    assert_eq!((held[0].digest, held[0].manifest), (top, built.digest()), "the index is kept");
+    first.collect().unwrap();
+    assert_eq!(first.held().unwrap(), held, "also when content is collected");
+    stop(&registry);
+    let cluster = |digest| Cluster { digest, nodes: vec![neighbour("n1", &first, true, false)] };
+    let error = pull(&second, &reference, cluster(None)).unwrap_err();
+    assert!(matches!(error, ImageError::Network { .. }), "no node knows the name: {error}");
+    let again = pull(&second, &reference, cluster(Some(top))).unwrap();
+    assert_eq!((again.digest, again.source_digests), (image.digest, vec![top]));
+    // And from that one to the next, by its digest.
+    let pinned: Reference = format!("{}/x@{top}", registry.address).parse().unwrap();
+    let from_second = Cluster { digest: None, nodes: vec![neighbour("n2", &second, true, false)] };
+    assert_eq!(pull(&third, &pinned, from_second).unwrap().digest, built.digest());
+    // A registry that answers is believed, whatever nodes know.
+    registry.reset();
+    let error = pull(&third, &registry.reference("x:2"), cluster(Some(top))).unwrap_err();
+    assert!(matches!(error, ImageError::NotInRegistry { .. }), "{error}");
+}
+
+#[test]
+fn trust_holds_without_the_registry() {
+    let work = workplace("64m");
+    let (registry, built) = (Registry::start(), Built::new(&[noise(1, 1, 1_000)]));
+    registry.push("1", &built);
+    let keys = [(); 2].map(|()| KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap());
+    let rules: Vec<Registries> = ["one", "two"]
+        .iter()
+        .zip(&keys)
+        .map(|(name, key)| {
+            let (key_file, file) = (work.join(format!("{name}.pub")), work.join(format!("{name}.toml")));
+            fs::write(&key_file, key.public_key_pem()).unwrap();
+            let text = format!("[[trust]]\nscope = \"*\"\nrequire = \"signature\"\nkeys = [{key_file:?}]");
+            fs::write(&file, text).unwrap();
+            Registries::read(&file).unwrap()
+        })
+        .collect();
+    sign(&registry, &keys[0], built.digest(), built.digest());
+    let reference = registry.reference("x:1");
+    let (signed, unsigned) = (store(&work, "signed"), store(&work, "unsigned"));
+    pull_with(&signed, &reference, &rules[0], None, &NoProgress).unwrap();
+    pull_with(&unsigned, &reference, &Registries::default(), None, &NoProgress).unwrap();
+    stop(&registry);
+    for (at, (why, from, rule, good)) in [
+        ("signed by a key that is trusted here", &signed, &rules[0], true),
+        ("signed by another", &signed, &rules[1], false),
+        ("the node never saw a signature", &unsigned, &rules[0], false),
+        ("nothing is required here", &unsigned, &Registries::default(), true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let to = store(&work, &format!("to{at}"));
+        let cluster = Cluster { digest: Some(built.digest()), nodes: vec![neighbour("n1", from, true, false)] };
+        let pulled = pull_with(&to, &reference, rule, Some(cluster), &NoProgress);
+        assert_eq!(pulled.is_ok(), good, "{why}: {pulled:?}");
+        assert_eq!(to.images().unwrap().len(), usize::from(good), "{why}");
+        // What was verified stays so, and is there for the next node.
+        assert_eq!(to.signatures(built.digest()).unwrap().len(), usize::from(at == 0), "{why}");
+    }
 }

@@ -75,7 +75,7 @@ fn base64(bytes: &[u8]) -> String {
 }
 
 /// What `cosign sign --key` leaves in a repository.
-fn sign(registry: &Registry, key: &KeyPair, image: Digest, says: Digest) {
+pub(crate) fn sign(registry: &Registry, key: &KeyPair, image: Digest, says: Digest) {
     let payload = json!({
         "critical": { "identity": { "docker-reference": "" }, "image": { "docker-manifest-digest": says },
                       "type": "cosign container image signature" },

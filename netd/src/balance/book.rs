@@ -5,7 +5,7 @@
 //! names it before it cannot be used. A number is given to another replica only when no socket counts on it any more.
 
 use super::policy::CHOICES_MAX;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 
 /// Numbers there are; 0 means "none".
@@ -122,6 +122,8 @@ struct Entry {
 #[derive(Debug, Default)]
 pub(crate) struct Book {
     services: BTreeMap<Ipv4Addr, Entry>,
+    /// Replicas that are gone and have still their numbers.
+    gone: BTreeSet<Key>,
     free: VecDeque<u32>,
     /// The first number never used.
     next: u32,
@@ -144,6 +146,9 @@ impl Book {
                 book.free.push_back(id);
             } else {
                 entry.ids.insert(key.address, (id, state));
+                if state == State::Gone {
+                    book.gone.insert(key);
+                }
             }
         }
         for (service, list) in lists {
@@ -162,6 +167,11 @@ impl Book {
         self.services.iter().flat_map(|(service, entry)| {
             entry.ids.iter().map(|(address, (id, state))| (Key { service: *service, address: *address }, *id, *state))
         })
+    }
+
+    /// Those that are gone.
+    pub(crate) fn gone(&self) -> impl Iterator<Item = Key> {
+        self.gone.iter().copied()
     }
 
     /// A replica's number.
@@ -237,6 +247,12 @@ impl Book {
                 Some(false) => State::Draining,
                 None => State::Gone,
             };
+            let key = Key { service, address: *address };
+            if now == State::Gone {
+                self.gone.insert(key);
+            } else {
+                self.gone.remove(&key);
+            }
             if *state != now {
                 *state = now;
                 writes.push(Write::Mark(*id, now));
@@ -251,17 +267,21 @@ impl Book {
     /// Numbers of replicas that are gone and on which no socket counts any more become free.
     pub(crate) fn collect(&mut self, live: impl Fn(u32) -> u32) -> Vec<Write> {
         let mut writes = Vec::new();
-        for entry in self.services.values_mut() {
-            entry.ids.retain(|_, (id, state)| {
-                let done = *state == State::Gone && live(*id) == 0;
-                if done {
-                    self.free.push_back(*id);
-                    writes.push(Write::Mark(*id, State::Free));
-                }
-                !done
-            });
-        }
-        self.services.retain(|_, entry| entry.list.is_some() || !entry.ids.is_empty());
+        let (services, free) = (&mut self.services, &mut self.free);
+        self.gone.retain(|key| {
+            let Some(entry) = services.get_mut(&key.service) else { return false };
+            let Some((id, _)) = entry.ids.get(&key.address).copied() else { return false };
+            if live(id) > 0 {
+                return true;
+            }
+            entry.ids.remove(&key.address);
+            if entry.list.is_none() && entry.ids.is_empty() {
+                services.remove(&key.service);
+            }
+            free.push_back(id);
+            writes.push(Write::Mark(id, State::Free));
+            false
+        });
         writes
     }
 }

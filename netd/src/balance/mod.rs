@@ -100,7 +100,8 @@ impl Balancer {
 
     /// Make maps and programs what the table says. Answers how much was written, and what there was no room for.
     pub(crate) fn ensure(&mut self, table: &Arc<Table>, offset: u32) -> (usize, Option<String>) {
-        let mut written = self.switch_on();
+        let applied = self.on.as_ref().and_then(|on| on.applied.as_ref());
+        let mut written = self.switch_on(applied.is_some_and(|applied| Arc::ptr_eq(applied, table)));
         let Some(on) = &mut self.on else { return (written, None) };
         match on.ensure(table, offset) {
             Ok(count) => {
@@ -117,9 +118,10 @@ impl Balancer {
         }
     }
 
-    fn switch_on(&mut self) -> usize {
+    /// - `look`: whether what is on may have been damaged.
+    fn switch_on(&mut self, look: bool) -> usize {
         const TRY_EVERY: Duration = Duration::from_secs(60);
-        if self.on.as_ref().is_some_and(|on| !on.kernel.is_there()) {
+        if look && self.on.as_ref().is_some_and(|on| !on.kernel.is_there()) {
             tracing::warn!("the balancing programs' directory is gone; making it anew");
             self.on = None;
             self.tried = None;
@@ -180,6 +182,9 @@ impl Balancer {
 
     /// Those of `replicas` that sockets of this node are open to.
     pub(crate) fn open_to(&self, replicas: &BTreeSet<Ipv4Addr>) -> Vec<Ipv4Addr> {
+        if replicas.is_empty() {
+            return Vec::new();
+        }
         let mut open: Vec<_> = self.live().into_iter().filter(|l| l.connections > 0).map(|l| l.address).collect();
         open.retain(|address| replicas.contains(address));
         open.sort_unstable();
@@ -219,7 +224,7 @@ impl On {
     }
 
     fn ensure(&mut self, table: &Arc<Table>, offset: u32) -> Result<usize, NetError> {
-        let mut written = self.kernel.attach()?;
+        let mut written = 0;
         for key in self.reports.expire(Instant::now()) {
             self.tell(key, 0);
         }
@@ -227,6 +232,9 @@ impl On {
         if !same || self.full {
             written += self.apply(table, offset)?;
             self.applied = Some(Arc::clone(table));
+        } else {
+            // Damage is looked for when nothing else is to do: at every check.
+            written += self.kernel.attach()?;
         }
         let kernel = &self.kernel;
         let live = |id| kernel.endpoint(id).map_or(0, |endpoint| endpoint.live.load(Ordering::Relaxed));
@@ -234,8 +242,7 @@ impl On {
             self.write(&write)?;
         }
         let now = Instant::now();
-        let gone = self.book.endpoints().filter(|(_, _, state)| *state == State::Gone).map(|(key, ..)| key);
-        self.gone = gone.map(|key| (key, self.gone.get(&key).copied().unwrap_or(now))).collect();
+        self.gone = self.book.gone().map(|key| (key, self.gone.get(&key).copied().unwrap_or(now))).collect();
         Ok(written)
     }
 

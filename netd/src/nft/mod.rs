@@ -94,25 +94,42 @@ pub(crate) type Value = [u8; 8];
 /// Elements, in the order of their keys.
 pub(crate) type Elements = BTreeMap<Key, Value>;
 
-/// What a set holds, in pages of those whose keys begin with the same 32 bits (one service, say). A page that was not
-/// made anew is shared, and then nobody looks inside: a change of one service costs the same whatever their number.
+/// Elements whose keys begin with the same 32 bits: one service, say.
+type Page = Arc<Elements>;
+/// Pages whose keys begin with the same 24 bits.
+type Volume = Arc<BTreeMap<[u8; 4], Page>>;
+
+/// What a set holds, in pages and volumes. One that was not made anew is shared, and then nobody looks inside: a change of
+/// one service costs nearly the same whatever their number.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Pages(BTreeMap<[u8; 4], Arc<Elements>>);
+pub(crate) struct Pages(BTreeMap<[u8; 3], Volume>);
+
+const fn volume_of(head: [u8; 4]) -> [u8; 3] {
+    [head[0], head[1], head[2]]
+}
 
 impl Pages {
     /// Make `elements`, whose keys all begin with `head`, the page of that head.
     pub(crate) fn set(&mut self, head: [u8; 4], elements: Elements) {
+        let page = self.0.get(&volume_of(head)).and_then(|volume| volume.get(&head));
+        if page.map_or(elements.is_empty(), |page| **page == elements) {
+            return;
+        }
+        let volume = Arc::make_mut(self.0.entry(volume_of(head)).or_default());
         if elements.is_empty() {
-            self.0.remove(&head);
-        } else if self.0.get(&head).is_none_or(|page| **page != elements) {
-            self.0.insert(head, Arc::new(elements));
+            volume.remove(&head);
+        } else {
+            volume.insert(head, Arc::new(elements));
+        }
+        if volume.is_empty() {
+            self.0.remove(&volume_of(head));
         }
     }
 
     /// All elements.
     #[cfg(test)]
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&Key, &Value)> {
-        self.0.values().flat_map(|page| page.iter())
+        self.0.values().flat_map(|volume| volume.values()).flat_map(|page| page.iter())
     }
 }
 
@@ -122,7 +139,11 @@ impl FromIterator<(Key, Value)> for Pages {
         for (key, value) in elements {
             pages.entry([key[0], key[1], key[2], key[3]]).or_default().insert(key, value);
         }
-        Self(pages.into_iter().map(|(head, page)| (head, Arc::new(page))).collect())
+        let mut volumes: BTreeMap<[u8; 3], BTreeMap<[u8; 4], Page>> = BTreeMap::new();
+        for (head, page) in pages {
+            volumes.entry(volume_of(head)).or_default().insert(head, Arc::new(page));
+        }
+        Self(volumes.into_iter().map(|(head, volume)| (head, Arc::new(volume))).collect())
     }
 }
 
@@ -273,18 +294,24 @@ pub(crate) struct Diff {
 /// A changed value is a deletion and an addition: nf_tables does not overwrite.
 pub(crate) fn diff(have: &Pages, want: &Pages) -> Diff {
     let mut diff = Diff::default();
-    let none = Elements::new();
+    let (no_volume, no_page) = (Volume::default(), Page::default());
     side_by_side(&have.0, &want.0, |old, new| {
-        let same = matches!((old, new), (Some((_, old)), Some((_, new))) if Arc::ptr_eq(old, new));
-        if !same {
-            let (old, new) = (old.map_or(&none, |(_, page)| page), new.map_or(&none, |(_, page)| page));
+        let (old, new) = (old.map_or(&no_volume, |(_, v)| v), new.map_or(&no_volume, |(_, v)| v));
+        if Arc::ptr_eq(old, new) {
+            return;
+        }
+        side_by_side(old, new, |old, new| {
+            let (old, new) = (old.map_or(&no_page, |(_, page)| page), new.map_or(&no_page, |(_, page)| page));
+            if Arc::ptr_eq(old, new) {
+                return;
+            }
             side_by_side(old, new, |old, new| {
                 if old != new {
                     diff.delete.extend(old.map(|(key, value)| (*key, *value)));
                     diff.add.extend(new.map(|(key, value)| (*key, *value)));
                 }
             });
-        }
+        });
     });
     diff
 }

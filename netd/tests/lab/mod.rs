@@ -438,7 +438,7 @@ fn obey(order: &str, streams: &mut Vec<TcpStream>, datagrams: &mut Option<UdpSoc
         }
         ["udp"] | ["udp", _] => {
             let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
-            socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+            socket.set_read_timeout(Some(DEADLINE)).unwrap();
             if let Some(to) = words.get(1) {
                 socket.connect(to).unwrap();
             }

@@ -23,7 +23,7 @@ fn lines() {
         ("run -d web --keep", vec!["detach: true, keep: true"]),
         ("run --detach=false web --keep=true", vec!["detach: false, keep: true"]),
         ("delete -f=false web", vec!["force: false"]),
-        ("exec -e=A=B web env", vec!["env: [\"A=B\"]"]),
+        ("exec -e=A=B web env", vec!["env: [\"A\"]"]),
         ("run -detach web", vec!["detach: true"]),
         ("run -b/b web", vec!["bundle: \"/b\""]),
         ("run -db /b web", vec!["bundle: \"/b\"", "detach: true"]),

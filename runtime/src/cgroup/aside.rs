@@ -21,11 +21,16 @@ pub struct Aside {
     container: OwnedFd,
 }
 
+/// Whether the limit is too small for what making a container takes.
+pub fn is_wanted(resources: &Resources) -> bool {
+    let limit = resources.memory.as_ref().and_then(|memory| memory.limit);
+    limit.is_some_and(|limit| (1..SMALL).contains(&limit))
+}
+
 impl Cgroup {
     /// The two places, if the limit is small, in a v1 hierarchy, and that of the runtime is seen here.
     pub fn aside(&self, resources: &Resources) -> Option<Aside> {
-        let limit = resources.memory.as_ref()?.limit?;
-        if !(1..SMALL).contains(&limit) {
+        if !is_wanted(resources) {
             return None;
         }
         let v1 = self.hierarchies.v1_of("memory").filter(|v1| !self.is_left_out(&v1.mount))?;

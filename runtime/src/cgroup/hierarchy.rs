@@ -6,6 +6,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::cell::OnceCell;
 use std::ffi::OsStr;
+use std::mem::ManuallyDrop;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -59,7 +61,7 @@ impl Hierarchies {
         if magic(Path::new(USUAL)) == Some(V2_MAGIC) {
             return Ok(Self { v2: Some(PathBuf::from(USUAL)), ..Self::default() });
         }
-        let membership = read("/proc/self/cgroup").because(|| "cannot read `/proc/self/cgroup`".to_owned())?;
+        let membership = read_once("/proc/self/cgroup").because(|| "cannot read `/proc/self/cgroup`".to_owned())?;
         let mut found = Self::default();
         for controllers in controller_sets(&membership) {
             if controllers.is_empty() {
@@ -121,11 +123,20 @@ pub fn words(file: &Path) -> Vec<String> {
 /// # Errors
 /// It is not there or cannot be read.
 pub fn read(file: impl AsRef<Path>) -> io::Result<String> {
+    read_open(&rustix::fs::open(file.as_ref(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// The same for a file that a process reads once: left to its end to close it.
+fn read_once(file: impl AsRef<Path>) -> io::Result<String> {
     let fd = rustix::fs::open(file.as_ref(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    read_open(&ManuallyDrop::new(fd))
+}
+
+fn read_open(fd: &OwnedFd) -> io::Result<String> {
     let mut buffer = [0; 4096];
     let mut text = Vec::new();
     loop {
-        match rustix::io::read(&fd, &mut buffer) {
+        match rustix::io::read(fd, &mut buffer) {
             Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
             Ok(count) => {

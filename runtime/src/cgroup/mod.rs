@@ -26,6 +26,7 @@ pub mod update;
 use crate::config::Resources;
 use crate::error::{Because, Failure, InStep, Outcome, is_absent};
 use crate::rootless;
+use crate::sys::socket::DESCRIPTORS_MAX;
 use crate::sys::{bpf, clone};
 use hierarchy::{Hierarchies, V1, read};
 use make::{Removed, processes_below};
@@ -33,7 +34,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -70,11 +71,19 @@ pub struct Cgroup {
     left_out: Vec<PathBuf>,
     /// The systemd unit it belongs to.
     unit: Option<systemd::Unit>,
+    /// Every mount point was checked.
+    is_located: bool,
 }
 
 /// Files into which a single-threaded process writes `0` to move itself.
 #[derive(Debug, Default)]
 pub struct Doors(Vec<OwnedFd>);
+
+impl From<Vec<OwnedFd>> for Doors {
+    fn from(files: Vec<OwnedFd>) -> Self {
+        Self(files)
+    }
+}
 
 impl Doors {
     /// Move the calling process, which must have one thread. Nothing is allocated unless it fails.
@@ -85,9 +94,14 @@ impl Doors {
         self.0.iter().try_for_each(|door| rustix::io::write(door, b"0").map(drop)).map_err(refused)
     }
 
-    /// Files of something else that is joined the same way.
-    pub fn add(&mut self, more: Vec<OwnedFd>) {
-        self.0.extend(more);
+    /// The files.
+    pub fn files(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.0.iter().map(AsFd::as_fd)
+    }
+
+    /// More of them, or files of something else that is joined the same way.
+    pub fn add(&mut self, more: Doors) {
+        self.0.extend(more.0);
     }
 
     /// Leave the files open, for a process that will execute another program or end: both close them for nothing.
@@ -134,7 +148,7 @@ impl Cgroup {
     /// # Errors
     /// The host's hierarchies cannot be found out.
     pub fn at(path: String) -> Outcome<Self> {
-        Ok(Self { hierarchies: Hierarchies::observe()?, path, left_out: Vec::new(), unit: None })
+        Ok(Self { hierarchies: Hierarchies::observe()?, path, left_out: Vec::new(), unit: None, is_located: false })
     }
 
     /// The cgroup at `path` of a container that is there, with every mount point checked.
@@ -189,8 +203,13 @@ impl Cgroup {
     }
 
     /// The same with every mount point checked.
-    fn located(&self) -> Self {
-        Self { hierarchies: self.hierarchies.located(), ..self.clone() }
+    pub fn located(&self) -> Self {
+        Self { hierarchies: self.hierarchies.located(), is_located: true, ..self.clone() }
+    }
+
+    /// Whether it took a look at every mount point to find where it is.
+    pub fn is_located(&self) -> bool {
+        self.is_located
     }
 
     /// The host's hierarchies.
@@ -528,6 +547,15 @@ impl Cgroup {
     pub fn place_of(&self, pid: i32) -> Option<OwnedFd> {
         let membership = read(format!("/proc/{pid}/cgroup")).ok()?;
         open_directory(&self.v2_directory()?.join(below(&membership, &self.path)?)).ok()
+    }
+
+    /// Whether it is in v1 hierarchies only, is made without systemd, and has no limit for which [`Cgroup::aside`] is
+    /// needed.
+    pub fn is_plain_v1(&self, resources: &Resources) -> bool {
+        self.hierarchies.v2.is_none()
+            && self.hierarchies.v1.len() <= DESCRIPTORS_MAX
+            && self.unit.is_none()
+            && !aside::is_wanted(resources)
     }
 
     /// The files to join an existing cgroup by: `tasks` of every v1 hierarchy.

@@ -223,7 +223,7 @@ impl Command for Checkpoint {
         if let Some(parent) = &self.parent {
             if parent.starts_with('/') || !images.join(parent).is_dir() {
                 return Err(Failure::new(format!(
-                    "parent images `{parent}` are not there, relative to `{}`",
+                    "--parent-path: no images in `{parent}`, relative to `{}`",
                     images.display()
                 )));
             }

@@ -6,6 +6,7 @@
 //!                  ◄────────── Go
 //!   NeedMaps       ──────────►          writes uid_map and gid_map
 //!                  ◄────────── Go
+//!                  ◄────────── Doors    only when the cgroup was not made before the child
 //!   NeedHooks      ──────────►          runs prestart and createRuntime hooks
 //!                  ◄────────── Go
 //!   Terminal + fd  ──────────►          only when the parent keeps the terminal
@@ -18,6 +19,7 @@
 //!   Failed(..)     ──────────►          at any point
 //! ```
 
+use crate::cgroup::Doors;
 use crate::error::{Because, Failure, Outcome};
 use crate::sys::socket;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -109,7 +111,7 @@ impl Channel {
         }
         let fd = match result {
             Err(error) if lost(&error) => None,
-            result => result.because(|| "cannot read from the container's process".to_owned())?,
+            result => result.because(|| "cannot read from the container's process".to_owned())?.into_iter().next(),
         };
         Ok(match (bytes.first(), fd) {
             (None, _) => Message::End,
@@ -126,6 +128,33 @@ impl Channel {
             (Some(b'E'), _) => Message::Failed(Failure::decode(&bytes[1..])),
             _ => Message::Failed(Failure::new("the container's process sent a message nobody knows")),
         })
+    }
+
+    /// Let the child into its cgroup.
+    ///
+    /// - `located`: the hierarchies were not where the child takes them to be.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn send_doors(&self, doors: &Doors, located: bool) -> Outcome<()> {
+        let files: Vec<BorrowedFd<'_>> = doors.files().collect();
+        let word = if located { b"L" } else { b"D" };
+        socket::send_many(self.fd(), word, &files).because(|| "the container's process has gone".to_owned())
+    }
+
+    /// Wait until the cgroup is made; also answers whether the hierarchies have to be located.
+    ///
+    /// # Errors
+    /// The parent is gone.
+    pub fn receive_doors(&self) -> Outcome<(Doors, bool)> {
+        let mut bytes = Vec::with_capacity(1);
+        let files =
+            socket::receive_vec(self.fd(), &mut bytes).because(|| "cannot read from the runtime process".to_owned())?;
+        match bytes.as_slice() {
+            b"D" => Ok((Doors::from(files), false)),
+            b"L" => Ok((Doors::from(files), true)),
+            _ => Err(Failure::new("the runtime process has gone")),
+        }
     }
 
     /// Let the child go on.
@@ -147,5 +176,37 @@ impl Channel {
             Ok(_) => Err(Failure::new("the runtime process has gone")),
             Err(error) => Err(error).because(|| "cannot read from the runtime process".to_owned()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    #[test]
+    fn a_failure_is_heard_although_something_was_left_unread() {
+        let (ours, theirs) = Channel::pair().expect("a pair");
+        ours.go().expect("there is room");
+        theirs.send(&Message::Failed(Failure::new("no such file"))).expect("there is room");
+        drop(theirs);
+        assert!(matches!(ours.receive(), Ok(Message::Failed(failure)) if failure.what == "no such file"));
+        assert!(matches!(ours.receive(), Ok(Message::End)));
+        assert!(ours.go().is_err(), "nobody is there");
+    }
+
+    #[test]
+    fn doors_are_the_files_they_were() {
+        let (ours, theirs) = Channel::pair().expect("a pair");
+        for (count, located) in [(0, false), (9, true), (socket::DESCRIPTORS_MAX, false)] {
+            let file = || OwnedFd::from(File::options().write(true).open("/dev/null").expect("a file"));
+            let doors = Doors::from((0..count).map(|_| file()).collect::<Vec<_>>());
+            ours.send_doors(&doors, located).expect("there is room");
+            let (received, asked) = theirs.receive_doors().expect("a message");
+            assert_eq!((received.files().count(), asked), (count, located));
+            received.enter().expect("each can be written");
+        }
+        drop(ours);
+        assert!(theirs.receive_doors().is_err(), "nobody is there");
     }
 }

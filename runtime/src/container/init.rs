@@ -52,7 +52,9 @@ pub struct Init<'a> {
     /// Trees opened on the host; if not by the runtime process, then here.
     pub prepared: Option<Prepared>,
     /// The container's cgroup.
-    pub cgroup: &'a Cgroup,
+    pub cgroup: Cgroup,
+    /// It is being made, and a message says when that is done.
+    pub cgroup_comes: bool,
     /// The ways into it.
     pub doors: Doors,
     /// For a memory limit too small for what is made here.
@@ -96,6 +98,9 @@ const STEPS: &[Step] = &[
     Step { name: "session", run: |init| init.new_session() },
     Step { name: "root filesystem", run: |init| mounts::attach_root(init.prepared(), init.place_for_hooks()) },
     Step { name: "mounts", run: |init| init.context().mount_some(0..init.cgroup_mount()) },
+    Step { name: "kernel parameters", run: |init| sysctl::apply(init.config) },
+    Step { name: "names", run: |init| init.set_names() },
+    Step { name: "loopback", run: |init| init.loopback_up() },
     Step { name: "join cgroup", run: |init| init.join_cgroup() },
     Step { name: "late namespaces", run: |init| init.unshare_late() },
     Step { name: "mounts", run: |init| init.context().mount_some(init.cgroup_mount()..init.config.mounts.len()) },
@@ -103,9 +108,6 @@ const STEPS: &[Step] = &[
     Step { name: "terminal", run: |init| init.open_terminal() },
     Step { name: "masked paths", run: |init| init.context().mask() },
     Step { name: "read-only paths", run: |init| init.context().make_readonly() },
-    Step { name: "kernel parameters", run: |init| sysctl::apply(init.config) },
-    Step { name: "names", run: |init| init.set_names() },
-    Step { name: "loopback", run: |init| init.loopback_up() },
     Step { name: "runtime hooks", run: |init| init.runtime_hooks() },
     Step { name: "container hooks", run: |init| init.container_hooks() },
     Step { name: "working directory", run: |init| init.make_working_directory() },
@@ -120,7 +122,6 @@ const STEPS: &[Step] = &[
     Step { name: "find program", run: |init| init.find_program() },
     Step { name: "wait for start", run: |init| init.wait_for_start() },
     Step { name: "start hooks", run: |init| init.start_hooks() },
-    Step { name: "join cgroup", run: |init| init.aside.take().map_or(Ok(()), |aside| aside.step_in()) },
 ];
 
 /// Run the steps and become the program; report a failure and end otherwise.
@@ -140,14 +141,11 @@ impl Init<'_> {
             (step.run)(self).map_err(|failure| failure.in_step(step.name))?;
         }
         let ready = self.ready.take().ok_or_else(|| Failure::new("no program was found").in_step("exec"))?;
-        self.program.become_it(&ready, &self.channel, || match self.goes_on() {
-            true => self.wait_for_go().map_err(|failure| failure.in_step("wait for start")),
-            false => Ok(()),
-        })
+        self.program.become_it(&ready, &self.channel, || self.wait_last())
     }
 
     fn context(&self) -> Context<'_> {
-        Context { config: self.config, prepared: self.prepared(), cgroup: self.cgroup }
+        Context { config: self.config, prepared: self.prepared(), cgroup: &self.cgroup }
     }
 
     fn prepared(&self) -> &Prepared {
@@ -157,7 +155,7 @@ impl Init<'_> {
     /// Late, in the mount namespace this is for, and while we still are the user who may reach the bundle.
     fn open_mounts(&mut self) -> Outcome<()> {
         if self.prepared.is_none() {
-            self.prepared = Some(Prepared::open(self.config, self.bundle, self.cgroup)?);
+            self.prepared = Some(Prepared::open(self.config, self.bundle, &self.cgroup)?);
         }
         Ok(())
     }
@@ -197,6 +195,13 @@ impl Init<'_> {
     }
 
     fn join_cgroup(&mut self) -> Outcome<()> {
+        if self.cgroup_comes {
+            let (doors, located) = self.channel.receive_doors()?;
+            self.doors.add(doors);
+            if located {
+                self.cgroup = self.cgroup.located();
+            }
+        }
         // They are closed by the exec.
         self.doors.enter()?;
         Ok(())
@@ -340,6 +345,14 @@ impl Init<'_> {
 
     fn announce(&mut self) -> Outcome<()> {
         if self.goes_on() { self.channel.send(&Message::Created) } else { Ok(()) }
+    }
+
+    /// What is done as late as it can be: each change of our credentials before it is memory that is charged to somebody.
+    fn wait_last(&self) -> Outcome<()> {
+        if self.goes_on() {
+            self.wait_for_go().map_err(|failure| failure.in_step("wait for start"))?;
+        }
+        self.aside.as_ref().map_or(Ok(()), |aside| aside.step_in())
     }
 
     fn wait_for_go(&self) -> Outcome<()> {

@@ -190,7 +190,8 @@ fn open_root(config: &Config, bundle: &Path) -> Result<OwnedFd, Errno> {
 /// may not make one either can only borrow the host's.
 fn device_for_users(config: &Config, device: &Device) -> Outcome<OwnedFd> {
     let (major, minor) = (device.major.unwrap_or(0), device.minor.unwrap_or(0));
-    if rootless::is_ordinary_user() || rootless::in_user_namespace() {
+    let is_default = DEFAULT_DEVICES.iter().any(|(name, ..)| device.path.strip_prefix("/dev/") == Some(name));
+    if is_default || rootless::is_ordinary_user() || rootless::in_user_namespace() {
         return host_device(&device.path, &device.kind, major, minor);
     }
     let what = || format!("cannot make device `{}`", device.path);
@@ -214,7 +215,11 @@ fn device_for_users(config: &Config, device: &Device) -> Outcome<OwnedFd> {
     rustix::fs::chmodat(&place, DEVICE, mode, AtFlags::empty()).because(what)?;
     let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
     rustix::fs::chownat(&place, DEVICE, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).because(what)?;
-    open_tree(place.as_fd(), Path::new(DEVICE), false).because(what)
+    match open_tree(place.as_fd(), Path::new(DEVICE), false) {
+        // Before Linux 6.15 only what is attached somewhere can be bound.
+        Err(Errno::INVAL) => host_device(&device.path, &device.kind, major, minor),
+        tree => tree.because(what),
+    }
 }
 
 /// The name of a device in a filesystem of its own.

@@ -278,13 +278,15 @@ mod tests {
         fs::create_dir(inside.path().join("real")).expect("a directory");
         let fd = fs::File::open(inside.path()).expect("the root");
         let root = RootDir(fd.as_fd());
-        // An absolute link is resolved from the container's root, where its target does not exist: the dangling last
-        // part is refused rather than created through.
-        assert!(root.make_dir("/etc", Links::Follow).is_err());
-        assert!(root.make_dir("/etc/x", Links::Follow).is_err());
-        assert!(root.make_file("/etc", Links::Follow).is_ok_and(|fd| {
-            rustix::fs::fstat(fd).is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_symlink())
-        }));
+        // An absolute link is resolved from the container's root, where its target does not exist: it is made there.
+        root.make_dir("/etc/x", Links::Follow).expect("made inside");
+        let made = inside.path().join(outside.path().strip_prefix("/").expect("an absolute path"));
+        assert!(made.join("x").is_dir());
+        symlink("../etc/../new/file", inside.path().join("real/up")).expect("a link");
+        root.make_file("/alias/up", Links::Follow).expect("made where the links lead");
+        assert!(made.parent().expect("a parent").join("new/file").is_file(), "by links, not by words");
+        symlink("loop", inside.path().join("loop")).expect("a link");
+        assert!(root.make_dir("/loop", Links::Follow).is_err());
         assert!(root.make_dir("/proc", Links::for_path("/proc")).is_err());
         assert!(root.make_dir("/alias/deep/er", Links::Follow).is_ok());
         assert!(inside.path().join("real/deep/er").is_dir());

@@ -38,6 +38,8 @@ pub struct Program<'a> {
     pub filter: Option<&'a Filter>,
     /// Descriptors 3 to 3 + this many stay open.
     pub preserve_fds: u32,
+    /// How many of these, the first ones, are sockets that a service manager opened; the program is told.
+    pub listen_fds: u32,
     /// Limit of open files to restore.
     pub open_files: Option<(u64, u64)>,
     /// Signals that the caller had us ignore, as [`signal::ignored`] gives them.
@@ -46,6 +48,8 @@ pub struct Program<'a> {
     pub keyring: Option<&'a str>,
     /// The current directory is the container's root already.
     pub at_root: bool,
+    /// This process has the capabilities that the runtime was started with: it has entered no user namespace.
+    pub same_rights: bool,
 }
 
 /// When a resource limit is set.
@@ -108,8 +112,13 @@ impl Program<'_> {
         })
     }
 
+    /// Whether there is no path to follow: where the pivot has left us is where the program starts.
+    fn stays_at_root(&self) -> bool {
+        self.at_root && self.process.cwd == "/"
+    }
+
     fn enter_directory(&self) -> Result<(), rustix::io::Errno> {
-        if self.at_root && self.process.cwd == "/" { Ok(()) } else { rustix::process::chdir(self.process.cwd.as_str()) }
+        if self.stays_at_root() { Ok(()) } else { rustix::process::chdir(self.process.cwd.as_str()) }
     }
 
     /// The resource limits that are set at a point. Most are set before the start, so that `create` tells which cannot
@@ -126,6 +135,11 @@ impl Program<'_> {
     /// The environment, with `HOME` from the container's `/etc/passwd` when the bundle gives none.
     fn environment(&self) -> Vec<String> {
         let mut list = self.process.env.clone();
+        if self.listen_fds > 0 {
+            // The protocol of systemd, sd_listen_fds(3).
+            let process = std::process::id();
+            list.extend([format!("LISTEN_FDS={}", self.listen_fds), format!("LISTEN_PID={process}")]);
+        }
         if !list.iter().any(|entry| entry.starts_with("HOME=")) {
             // The image's file: it may be anything.
             let passwd = files::read_of_image("/etc/passwd", PASSWD_BYTES_MAX).unwrap_or_default();
@@ -166,7 +180,7 @@ impl Program<'_> {
         signal::set_mask(&signal::SignalSet::empty())
             .because(|| "cannot reset the signal mask".to_owned())
             .in_step("signals")?;
-        if ready.in_cwd {
+        if ready.in_cwd && !self.stays_at_root() {
             check_working_directory()?;
         }
         // Without no_new_privs, loading a filter takes CAP_SYS_ADMIN, which is about to go.
@@ -283,7 +297,11 @@ impl Program<'_> {
     /// Become the user, keeping the capabilities for what is left to do.
     fn change_user(&self) -> Outcome<Capable> {
         let user = &self.process.user;
-        let [_, ours, _] = process::capget().because(|| "cannot read the capabilities".to_owned())?;
+        let ours = match self.same_rights {
+            true => process::permitted_at_start(),
+            false => process::capget().map(|[_, ours, _]| ours),
+        };
+        let ours = ours.because(|| "cannot read the capabilities".to_owned())?;
         let wanted = match &self.process.capabilities {
             Some(config) => capabilities::grant(config, ours).sets,
             None => Sets::default(),
@@ -338,8 +356,8 @@ fn check_working_directory() -> Outcome<()> {
 ///
 /// - `in_user_namespace`: it is root there, whatever the runtime lacks.
 pub fn capability_warnings(wanted: &Process, in_user_namespace: bool) -> Vec<String> {
-    let ours = match process::capget() {
-        Ok([_, ours, _]) if !in_user_namespace => ours,
+    let ours = match process::permitted_at_start() {
+        Ok(ours) if !in_user_namespace => ours,
         _ => u64::MAX,
     };
     let granted = wanted.capabilities.as_ref().map(|config| capabilities::grant(config, ours));

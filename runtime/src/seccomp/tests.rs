@@ -442,26 +442,6 @@ fn a_call_denied_in_vain_is_told() {
     assert!(warnings.len() == 1 && warnings[0].contains("$.linux.seccomp.syscalls[0].names[1]: `no_such_call`"));
 }
 
-/// Not a test of correctness: how long it takes, and how much the kernel has to load.
-/// `cargo test --release -p gantry-runtime seccomp::tests::speed -- --ignored --nocapture`
-#[test]
-#[ignore = "measures"]
-fn speed() {
-    for (name, profile) in [("docker", Some(docker())), ("podman", podman())] {
-        let Some(profile) = profile else { continue };
-        let mut times: Vec<_> = (0..2000)
-            .map(|_| {
-                let begun = std::time::Instant::now();
-                std::hint::black_box(compile(&profile).expect("a good profile"));
-                begun.elapsed()
-            })
-            .collect();
-        times.sort_unstable();
-        let length = compile(&profile).expect("a good profile").program.len();
-        println!("{name}: {length} instructions in {:?}, first {:?}", times[1000], times[1999]);
-    }
-}
-
 #[test]
 fn what_cannot_be_carried_out_is_named() {
     let rule = |rule: Value| json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]});

@@ -6,6 +6,7 @@ use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::OnceLock;
 
 /// The arguments that C's `main` is given. Not every C library lets the standard library find them by itself.
 ///
@@ -128,6 +129,18 @@ pub fn capget() -> io::Result<[u64; 3]> {
         join(data[0].permitted, data[1].permitted),
         join(data[0].inheritable, data[1].inheritable),
     ])
+}
+
+/// The permitted set this program was started with, asked for once.
+///
+/// # Errors
+/// As [`capget`].
+pub fn permitted_at_start() -> io::Result<u64> {
+    static FOUND: OnceLock<u64> = OnceLock::new();
+    match FOUND.get() {
+        Some(found) => Ok(*found),
+        None => capget().map(|[_, permitted, _]| *FOUND.get_or_init(|| permitted)),
+    }
 }
 
 /// Set the calling thread's effective, permitted and inheritable sets.

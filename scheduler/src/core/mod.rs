@@ -16,6 +16,7 @@ mod place;
 mod plan;
 mod rollout;
 mod services;
+mod sources;
 mod view;
 mod world;
 
@@ -23,6 +24,7 @@ pub use deploy::{DeployError, Deployment};
 pub use nodes::{GRACE_MS, JoinError, LOST_MS, SUSPECT_MS};
 pub use place::{Candidate, Need, Reason, Refusal, place};
 pub use plan::{Action, Note, plan};
+pub use sources::{Held, choose as choose_sources};
 pub use world::{
     AppRecord, Counters, Effects, Key, Node, NodeRecord, Now, Phase, Removal, Replica, ReplicaRecord, Rollout,
     ServiceRecord, Settings, Step, TemplateKey, World,

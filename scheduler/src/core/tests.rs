@@ -4,9 +4,10 @@
 use super::*;
 use gantry_api::http::{ChangeAction, NodeState};
 use gantry_api::ids::{NodeId, ReplicaId, Revision};
+use gantry_api::images::{HeldImage, ImageNews, Sources, canonical};
 use gantry_api::spec::{
     App, Condition, Constraint, ConstraintKey, Mount, MountSource, OnFailure, Placement, Protocol, PublishedPort,
-    Service, Template, UpdateOrder,
+    PullPolicy, Service, Template, UpdateOrder,
 };
 use gantry_api::units::{Bytes, MilliCpu, Millis};
 use gantry_api::wire::{Assignment, Capacity, Hello, ReplicaState, ReplicaStatus, Report};
@@ -30,6 +31,8 @@ struct Lab {
     volumes: BTreeMap<NodeId, BTreeSet<String>>,
     notes: Vec<String>,
     placed: BTreeSet<ReplicaId>,
+    /// Where each node was told to fetch images, one line each time.
+    advice: Vec<String>,
 }
 
 fn id(index: u8) -> NodeId {
@@ -55,6 +58,7 @@ impl Lab {
             volumes: BTreeMap::new(),
             notes: Vec::new(),
             placed: BTreeSet::new(),
+            advice: Vec::new(),
         };
         for index in 1..=nodes {
             lab.join(index);
@@ -98,6 +102,9 @@ impl Lab {
         let step = self.world.step(Now(self.now));
         for effects in &step.effects {
             self.notes.extend(effects.notes.iter().map(|n| format!("{} {}: {}", n.kind, n.subject, n.message)));
+        }
+        for (node, sources) in &step.sources {
+            self.advice.push(advice(&self.world, node, sources));
         }
         let told = !step.assignments.is_empty();
         for (node, assignment) in step.assignments {
@@ -193,6 +200,75 @@ impl Lab {
     fn ready_in(&self, node: u8) -> usize {
         let services = &self.assignments[&id(node)].network.services;
         services.iter().flat_map(|s| &s.endpoints).filter(|e| e.ready).count()
+    }
+}
+
+/// `n2: web:1 from n1 ~n3`, `~` for one that fetches it too.
+fn advice(world: &World, node: &NodeId, sources: &Sources) -> String {
+    let name = |id: &NodeId| world.nodes[id].record.name.to_string();
+    let mut text = format!("{}:", name(node));
+    for image in &sources.images {
+        let digest = image.digest.as_ref().map(|digest| format!("={digest}")).unwrap_or_default();
+        text += &format!(" {}{digest}", image.name.trim_start_matches("docker.io/library/"));
+        for source in &image.nodes {
+            text += &format!(" {}{}", if source.whole { "" } else { "~" }, name(&source.node));
+        }
+    }
+    text
+}
+
+/// Tells that a node holds an image under a digest.
+fn holds(lab: &mut Lab, node: u8, name: &str, digest: &str, since_ms: u64) {
+    let image = HeldImage { name: canonical(name), digest: digest.to_owned(), manifest: digest.to_owned(), since_ms };
+    lab.world.images(&id(node), 1, ImageNews { whole: false, held: vec![image], gone: Vec::new() });
+}
+
+#[test]
+fn nodes_are_told_where_the_images_are_that_they_lack() {
+    let web = |replicas, pull| {
+        let mut made = service("web:1", replicas);
+        made.template.pull = pull;
+        shop(&[("web", &made)])
+    };
+    let (missing, always, never) = (PullPolicy::Missing, PullPolicy::Always, PullPolicy::Never);
+    type Held<'a> = &'a [(u8, &'a str, u64)];
+    for (why, pull, held, silent, expected) in [
+        ("nobody has it", missing, &[] as Held<'_>, None, vec!["n1: web:1", "n2: web:1 ~n1", "n3: web:1 ~n1"]),
+        ("one has it", missing, &[(2, "a", 1)], None, vec!["n1: web:1=a n2", "n3: web:1=a n2 ~n1"]),
+        ("all have it", missing, &[(1, "a", 1), (2, "a", 1), (3, "a", 1)], None, vec![]),
+        ("the last that came counts", missing, &[(1, "a", 1), (2, "b", 2)], None, vec!["n3: web:1=b n2"]),
+        (
+            "asked for again",
+            always,
+            &[(1, "a", 1), (2, "b", 2)],
+            None,
+            vec!["n1: web:1=b", "n2: web:1=b ~n1", "n3: web:1=b ~n1"],
+        ),
+        ("never fetched", never, &[(1, "a", 1)], None, vec![]),
+        ("one that has it is silent", missing, &[(2, "a", 1)], Some(2), vec!["n1: web:1", "n3: web:1 ~n1"]),
+    ] {
+        let mut lab = Lab::new(3);
+        lab.run(200);
+        for (node, digest, since_ms) in held {
+            holds(&mut lab, *node, "web:1", digest, *since_ms);
+        }
+        lab.odd.insert("web:1".to_owned(), ReplicaState::Preparing);
+        lab.silent.extend(silent.map(id));
+        lab.run(if silent.is_some() { 1_500 } else { 100 });
+        lab.advice.clear();
+        let copies = if silent.is_some() { 2 } else { 3 };
+        lab.deploy(web(copies, pull));
+        lab.step();
+        assert_eq!(lab.advice, expected, "{why}");
+        lab.advice.clear();
+        lab.run(300);
+        assert_eq!(lab.advice, [""; 0], "{why}: said once");
+        // Whoever holds it needs no more advice, and is a source for the others.
+        if held.is_empty() {
+            holds(&mut lab, 1, "web:1", "a", 1);
+            lab.step();
+            assert_eq!(lab.advice, ["n1:", "n2: web:1=a n1", "n3: web:1=a n1 ~n2"], "{why}");
+        }
     }
 }
 

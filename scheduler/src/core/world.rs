@@ -11,8 +11,10 @@
 use super::drain;
 use super::network::Published;
 use super::plan::{Action, Note, plan};
+use super::sources::Held;
 use gantry_api::http::NodeState;
 use gantry_api::ids::{AppName, NodeId, NodeName, ReplicaId, ReplicaName, Revision, ServiceName};
+use gantry_api::images::Sources;
 use gantry_api::network::Ipv4Net;
 use gantry_api::spec::{App, Constraint, ConstraintKey, MountSource, Template};
 use gantry_api::units::{Bytes, MilliCpu};
@@ -157,6 +159,8 @@ pub struct Node {
     pub ready_since: Now,
     /// Its last report.
     pub report: Option<Report>,
+    /// Images that it said it holds.
+    pub held: Held,
     /// Names its present stream; messages of an earlier one are dropped.
     pub session: u64,
     /// Revision of the assignment it should have in force.
@@ -175,6 +179,7 @@ impl Node {
             since: now,
             ready_since: now,
             report: None,
+            held: Held::default(),
             session: 0,
             assigned: Revision(0),
             sent: now,
@@ -315,6 +320,8 @@ pub struct Step {
     pub effects: Vec<Effects>,
     /// New assignments.
     pub assignments: Vec<(NodeId, Arc<Assignment>)>,
+    /// Where nodes may fetch images, to be told before the assignments.
+    pub sources: Vec<(NodeId, Arc<Sources>)>,
 }
 
 /// Everything the scheduler knows.
@@ -343,6 +350,10 @@ pub struct World {
     /// Rises with every change that someone outside could see.
     pub revision: Revision,
     pub(super) published: Published,
+    /// Where each node was last told to fetch images.
+    pub(super) told: BTreeMap<NodeId, Arc<Sources>>,
+    /// Something changed since that was worked out.
+    pub(super) sources_due: bool,
     awaited: BTreeSet<NodeId>,
     hold_until: Now,
     ticked: Now,
@@ -367,6 +378,8 @@ impl World {
             moved: BTreeMap::new(),
             revision,
             published: Published::default(),
+            told: BTreeMap::new(),
+            sources_due: false,
             awaited: BTreeSet::new(),
             hold_until: now,
             ticked: now,
@@ -438,6 +451,7 @@ impl World {
         if session < node.session {
             return Err(UnknownNode);
         }
+        self.sources_due = true;
         node.session = session;
         node.seen = Some(now);
         if let Some(report) = &mut node.report {
@@ -477,6 +491,7 @@ impl World {
             let status = listed.remove(&replica.record.id);
             changed |= observe(replica, status, now, &mut effects);
         }
+        self.sources_due |= changed;
         (effects, changed)
     }
 
@@ -505,6 +520,7 @@ impl World {
             step.effects.extend(actions.into_iter().map(|action| self.apply(action, now)));
         }
         if !self.holding(now) {
+            step.sources = self.advise();
             step.assignments = self.publish(now);
         }
         step
@@ -513,6 +529,7 @@ impl World {
     /// Applies one decision.
     pub fn apply(&mut self, action: Action, now: Now) -> Effects {
         let mut effects = Effects::default();
+        self.sources_due = true;
         self.apply_to(action, now, &mut effects);
         effects
     }

@@ -375,6 +375,7 @@ impl Worker {
                             self.carry_out(&assignment, status);
                             self.script.lock().unwrap().assignments.push(*assignment);
                         }
+                        ToAgent::Sources(_) => continue,
                         ToAgent::OpenTunnel { tunnel, request } => {
                             let (address, ca, identity) = (self.address, self.ca_pem.clone(), self.identity.clone());
                             tokio::spawn(async move { serve_tunnel(address, ca, identity, tunnel, request).await.unwrap() });

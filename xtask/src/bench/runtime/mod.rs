@@ -168,6 +168,9 @@ pub(super) fn run(options: &Options) -> Result<Report> {
     report.figures.push(plain("lowest memory limit that starts", lowest, "KiB", Aim::Most(128.0)));
     let calls = system_calls(&stage, &list, &mut report)?;
     report.figures.push(plain("system calls of run", calls, "calls", Aim::Most(300.0)));
+    let compile = process::text(stage.seccomp_filter().arg("time"))?;
+    let compile: f64 = compile.trim().parse().map_err(|error| Error::input("the time of a profile", error))?;
+    report.figures.push(plain("seccomp profile compiled", compile, "µs", Aim::Most(100.0)));
     let size = std::fs::metadata(&stage.ours).map_err(Error::file("read", &stage.ours))?.len() as f64 / MIB;
     report.figures.push(plain("size of the program", size, "MiB", Aim::Most(2.0)));
 
@@ -279,9 +282,15 @@ fn full_host(stage: &Stage, rounds: usize, report: &mut Report) -> Result<()> {
         }
     }
     // Half of the samples from before and half from after, so that a drift of the machine does not count.
-    let without = [&find(&before, "gantry").wall[..], &find(&after, "gantry").wall].concat();
+    let without = |runtime| [&find(&before, runtime).wall[..], &find(&after, runtime).wall].concat();
     let name = format!("run beside {LIVE} live containers");
-    report.figures.push(beside(name, &find(&during, "gantry").wall, "without", &without, 1.05));
+    report.figures.push(beside(name, &find(&during, "gantry").wall, "without", &without("gantry"), 1.05));
+    // What the kernel's own lists cost whoever starts a container.
+    let slowdown = |runtime| median(&find(&during, runtime).wall) / median(&without(runtime));
+    let floor = Some(("floor".to_owned(), slowdown("floor")));
+    let name = format!("slowdown beside {LIVE} live containers");
+    let aim = Aim::Times(1.05);
+    report.figures.push(Figure { name, value: slowdown("gantry"), unit: "times", peer: floor, aim });
     Ok(())
 }
 

@@ -58,22 +58,18 @@ impl Stage {
         sys::own_mount_namespace("/sys/fs/cgroup/unified").map_err(Error::file("hide", Path::new("/sys/fs/cgroup")))?;
         stage.bundle("true", &["/program"], 256 << 20)?;
         stage.compile("program.c", include_str!("program.c"), &stage.folder.join("true/rootfs/program"))?;
-        let mut example = binaries::cargo();
-        example.args([
-            "run",
-            "--quiet",
-            "--locked",
-            "--release",
-            "-p",
-            "gantry-runtime",
-            "--example",
-            "seccomp_filter",
-            "--",
-        ]);
-        let filter = process::text(example.arg(stage.folder.join("true/config.json")))?;
+        let filter = process::text(&mut stage.seccomp_filter())?;
         stage.write("filter.h", &format!("static const struct sock_filter filter[] = {{\n{filter}}};\n"))?;
         stage.compile("floor.c", include_str!("floor.c"), &stage.floor)?;
         Ok(stage)
+    }
+
+    /// The command that shows the filter of the bundle's profile.
+    pub(super) fn seccomp_filter(&self) -> Command {
+        let mut example = binaries::cargo();
+        example.args(["run", "--quiet", "--locked", "--release", "-p", "gantry-runtime"]);
+        example.args(["--example", "seccomp_filter", "--"]).arg(self.folder.join("true/config.json"));
+        example
     }
 
     fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
