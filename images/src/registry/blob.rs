@@ -18,8 +18,8 @@ use crate::manifest::LayerSpec;
 /// From this size on a layer comes in ranges: below, the requests would cost more than they bring.
 const RANGED_MIN: u64 = 16 << 20;
 
-/// Asked for at once. With the number of them, 4 MiB are in memory at most.
-const RANGE: u64 = 1 << 20;
+/// Asked for at once. With the number of them, 3 MiB are in memory at most.
+const RANGE: u64 = 768 << 10;
 const RANGES_AT_ONCE: usize = 4;
 
 /// Fewer bytes than this are no progress.
