@@ -304,7 +304,7 @@ pub fn exec(options: &Options) -> Outcome<i32> {
             if options.detach {
                 return Ok(0);
             }
-            foreground::attend(pidfd.as_fd(), &signals, terminal).map(clone::Exit::shell_code)
+            foreground::attend(pidfd.as_fd(), &signals, terminal, None).map(clone::Exit::shell_code)
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::container::channel::{Channel, Message};
 use crate::error::{Because, Failure, Outcome};
+use crate::readiness::Listener;
 use crate::sys::clone::{self, Exit};
 use crate::sys::signal::{self, SignalSet};
 use crate::sys::{process, tty};
@@ -302,11 +303,41 @@ fn write_all(number: i32, mut bytes: &[u8]) {
     }
 }
 
-/// Stay until the process has ended; it is reaped.
+/// Wait until a container says that it is ready, or has ended, and let the service manager know.
 ///
 /// # Errors
 /// Waiting fails.
-pub fn attend(pidfd: BorrowedFd<'_>, signals: &Signals, terminal: Option<OwnedFd>) -> Outcome<Exit> {
+pub fn await_ready(listener: &Listener, pid: i32, pidfd: BorrowedFd<'_>, signals: &Signals) -> Outcome<()> {
+    let mut interrupts = 0;
+    loop {
+        let mut fds = [listener.fd(), pidfd, signals.fd()].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        poll(&mut fds)?;
+        let ended = !fds[1].revents().is_empty();
+        if listener.hear() {
+            listener.hand_over(pid, signals);
+            return Ok(());
+        }
+        if ended {
+            return Ok(());
+        }
+        while let Some(signal) = signals.next()? {
+            pass_on(signal, pidfd, None, &mut interrupts);
+        }
+    }
+}
+
+/// Stay until the process has ended; it is reaped.
+///
+/// - `listener`: where the process may say that it is ready.
+///
+/// # Errors
+/// Waiting fails.
+pub fn attend(
+    pidfd: BorrowedFd<'_>,
+    signals: &Signals,
+    terminal: Option<OwnedFd>,
+    listener: Option<&Listener>,
+) -> Outcome<Exit> {
     let raw = terminal.as_ref().map(|_| RawMode::enter());
     let mut relay = terminal.map(Relay::new);
     let mut interrupts = 0;
@@ -329,10 +360,14 @@ pub fn attend(pidfd: BorrowedFd<'_>, signals: &Signals, terminal: Option<OwnedFd
                 fds.push(PollFd::from_borrowed_fd(input, PollFlags::IN));
             }
         }
+        fds.extend(listener.map(|listener| PollFd::from_borrowed_fd(listener.fd(), PollFlags::IN)));
         poll(&mut fds)?;
         let ready = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
         let (ended, signalled, input_ready) = (ready(0), ready(1), input_at.is_some_and(ready));
         drop(fds);
+        if let Some(listener) = listener {
+            listener.pass_on();
+        }
         if let Some(relay) = &mut relay {
             if input_ready {
                 relay.read_input();

@@ -22,6 +22,7 @@ use crate::container::{net_devices, resctrl, rlimits};
 use crate::error::{Because, Failure, InStep, Outcome, is_absent};
 use crate::foreground::{OomGuard, Signals};
 use crate::pidfd::Receiver;
+use crate::readiness::Manager;
 use crate::rootless::{self, Rootless};
 use crate::seccomp::{self, Filter};
 use crate::state::{self, Held, Lock, ProcessId, Record, StateDir, Status};
@@ -60,6 +61,8 @@ pub struct Options {
     pub no_new_keyring: bool,
     /// `--rootless`.
     pub rootless: Rootless,
+    /// Who wants to hear that the program is ready.
+    pub manager: Option<Manager>,
 }
 
 /// When the program runs, and who has its standard streams.
@@ -250,6 +253,11 @@ pub fn launch(options: &Options, bundle: &Bundle, manner: Manner, signals: &Sign
     };
     let mut record = intent(options, bundle, &manner, unit.as_ref())?;
     dir.write_first(&record).in_step("record intent")?;
+    let with_socket = match &options.manager {
+        Some(manager) => manager.add_to(config, &dir).in_step("notify socket")?,
+        None => None,
+    };
+    let config = with_socket.as_ref().unwrap_or(config);
 
     let mut cgroup = Cgroup::at(record.cgroup.clone()).in_step("cgroup")?.with_unit(unit);
     let namespaces = Namespaces::plan(config).in_step("namespaces")?;

@@ -20,6 +20,7 @@ pub mod files;
 pub mod foreground;
 pub mod launch;
 pub mod pidfd;
+pub mod readiness;
 pub mod remove;
 pub mod report;
 pub mod rootless;

@@ -9,6 +9,7 @@ use crate::container::process::capability_warnings;
 use crate::error::{Failure, InStep, Outcome};
 use crate::foreground::{OomGuard, Signals};
 use crate::launch::{self, Bundle};
+use crate::readiness::Manager;
 use crate::remove::remove_ended;
 use crate::report;
 use crate::rootless::Rootless;
@@ -131,6 +132,8 @@ impl Common {
             root: global.root.clone(),
             systemd_cgroup: global.systemd_cgroup,
             rootless: Rootless::from(global.rootless),
+            // Whoever wants a supervisor hears of the container from that.
+            manager: if self.settings.is_some() { None } else { Manager::from_environment() },
             ..self.launch.clone()
         }
     }

@@ -126,7 +126,7 @@ impl Command for Restore {
         if self.detach {
             return Ok(0);
         }
-        let exit = foreground::attend(pidfd.as_fd(), &signals, master)?;
+        let exit = foreground::attend(pidfd.as_fd(), &signals, master, None)?;
         if !self.keep {
             clean_up(global, &dir, held, &record, &cgroup);
         }

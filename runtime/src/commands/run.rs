@@ -3,9 +3,10 @@
 use super::launching::{Common, CommonOptions, HasCommon, clean_up, let_go, load, poststart};
 use super::supervised::supervised;
 use crate::args::{Command, Global, Operands, Opt, UsageError};
-use crate::error::Outcome;
+use crate::error::{InStep, Outcome};
 use crate::foreground::{self, Signals};
 use crate::launch::{self, Launched, Manner};
+use crate::readiness::Listener;
 use crate::report;
 use crate::sealed;
 use crate::sys::clone;
@@ -73,18 +74,27 @@ fn run_here(global: &Global, options: &launch::Options, detach: bool, keep: bool
     if let Some(master) = &terminal {
         foreground::suit_output(master.as_fd());
     }
-    let started = let_go(&channel, &signals, &dir, &record, &cgroup, || Ok(bundle.config.linux.seccomp.clone()))
-        .and_then(|()| poststart(&dir, &record, &bundle.config.hooks.poststart));
-    if let Err(failure) = started {
-        let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
-        let _ = clone::wait(pidfd.as_fd());
-        clean_up(global, &dir, held, &record, &cgroup);
-        return Err(failure);
-    }
+    let started = Listener::open(&dir, options.manager.clone()).in_step("notify socket").and_then(|listener| {
+        let_go(&channel, &signals, &dir, &record, &cgroup, || Ok(bundle.config.linux.seccomp.clone()))?;
+        poststart(&dir, &record, &bundle.config.hooks.poststart)?;
+        Ok(listener)
+    });
+    let listener = match started {
+        Ok(listener) => listener,
+        Err(failure) => {
+            let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
+            let _ = clone::wait(pidfd.as_fd());
+            clean_up(global, &dir, held, &record, &cgroup);
+            return Err(failure);
+        }
+    };
     if detach {
+        if let (Some(listener), Some(init)) = (&listener, &record.init) {
+            foreground::await_ready(listener, init.pid, pidfd.as_fd(), &signals)?;
+        }
         return Ok(0);
     }
-    let exit = foreground::attend(pidfd.as_fd(), &signals, terminal)?;
+    let exit = foreground::attend(pidfd.as_fd(), &signals, terminal, listener.as_ref())?;
     // Not when a child alone was killed and the program dealt with it.
     if exit == clone::Exit::Signal(libc::SIGKILL) && cgroup.account().oom_killed {
         report::ended(global, "the container was killed because it used more memory than its limit");

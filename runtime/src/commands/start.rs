@@ -4,9 +4,10 @@ use super::launching::{attend_start, poststart};
 use super::one::OnOne;
 use super::open;
 use crate::args::Global;
-use crate::error::{Because, Failure, Outcome, is_absent};
-use crate::foreground::Signals;
+use crate::error::{Because, Failure, InStep, Outcome, is_absent};
+use crate::foreground::{self, Signals};
 use crate::launch;
+use crate::readiness::{Listener, Manager};
 use crate::remove::saved_config;
 use crate::state::Status;
 use crate::sys::clone;
@@ -49,6 +50,7 @@ fn start(global: &Global, id: &str) -> Outcome<i32> {
         remove_socket()?;
         return Err(Failure::new(format!("cannot start an already running container: `{id}`")));
     };
+    let listener = Listener::open(&dir, Manager::from_environment()).in_step("notify socket")?;
     let profile = || Ok(saved_config(&dir)?.1.linux.seccomp);
     let is_hopeless = || record.own_cgroup().is_ok_and(|cgroup| cgroup.waits_for_memory());
     let result = match channel.go() {
@@ -70,6 +72,11 @@ fn start(global: &Global, id: &str) -> Outcome<i32> {
             let _ = clone::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
         }
         return Err(failure);
+    }
+    if let (Some(listener), Some(init)) = (&listener, &record.init)
+        && let Some(pidfd) = init.open()
+    {
+        foreground::await_ready(listener, init.pid, pidfd.as_fd(), &signals)?;
     }
     Ok(0)
 }

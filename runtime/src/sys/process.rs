@@ -188,8 +188,13 @@ pub fn set_uid(uid: u32) -> io::Result<()> {
 
 /// `umask(2)`.
 pub fn set_umask(mask: u32) {
+    exchange_umask(mask);
+}
+
+/// `umask(2)`: the mask before.
+pub fn exchange_umask(mask: u32) -> u32 {
     // SAFETY: an integer by value; umask cannot fail.
-    unsafe { libc::umask(mask as libc::mode_t) };
+    unsafe { libc::umask(mask as libc::mode_t) }
 }
 
 /// `personality(2)`.
