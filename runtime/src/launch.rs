@@ -96,7 +96,8 @@ pub struct Bundle {
 /// # Errors
 /// It is not JSON of the right shape, or asks for what cannot be done.
 pub fn parse_config(text: &[u8], name: &str) -> Outcome<Config> {
-    let config: Config = config::read::read(text, name)?;
+    let mut config: Config = config::read::read(text, name)?;
+    idmap::fill_in(&mut config)?;
     config::check::check(&config).map_err(|error| {
         let failure = Failure::new(error.to_string());
         match error.hint() {

@@ -467,3 +467,48 @@ fn the_map_of_a_joined_user_namespace() {
     assert_eq!(owner(&files.join("made")), (3, 4));
     first.ok(&["delete", "--force", &name]);
 }
+
+#[test]
+fn without_a_map_every_id_is_itself() {
+    let mut bed = Bed::new("cat /proc/self/uid_map /proc/self/gid_map; stat -c %u:%g /data/hosts; id -u; id -g");
+    bed.config["linux"]["namespaces"].as_array_mut().expect("namespaces").push(json!({"type": "user"}));
+    bed.config["process"]["user"] = json!({"uid": 1234, "gid": 4321});
+    data(&bed, 5000);
+    mount(&mut bed, json!({"destination": "/data", "type": "bind", "source": "data", "options": ["bind"]}));
+    let ours = |file: &str| -> Vec<(String, String)> {
+        let text = fs::read_to_string(file).expect("a map of ours");
+        let line = |line: &str| -> (String, String) {
+            let mut words = line.split_whitespace().map(str::to_owned);
+            (words.next().expect("an ID"), words.nth(1).expect("a size"))
+        };
+        text.lines().map(line).collect()
+    };
+    let mut want = String::new();
+    for (inside, size) in ours("/proc/self/uid_map").into_iter().chain(ours("/proc/self/gid_map")) {
+        want += &format!("{inside} {inside} {size} ");
+    }
+    let said = bed.says();
+    assert_eq!(said.split_whitespace().collect::<Vec<_>>().join(" "), format!("{want}5000:5000 1234 4321"));
+    // Other commands read the same configuration.
+    let name = id("same");
+    bed.config["process"]["args"] = json!(["sleep", "1000"]);
+    bed.ok(&["run", "-d", &name]);
+    assert_eq!(bed.ok(&["exec", "-u", "77:78", &name, "sh", "-c", "id -u; id -g"]), "77\n78\n");
+    bed.ok(&["delete", "--force", &name]);
+    bed.assert_gone(&name);
+    // A mount with the map of the container, and one with a map of its own.
+    bed.config["process"]["args"] = json!(["stat", "-c", "%u:%g", "/data/hosts", "/mapped/hosts"]);
+    let last = bed.config["mounts"].as_array().expect("mounts").len() - 1;
+    bed.config["mounts"][last]["options"] = json!(["bind", "idmap"]);
+    let map = json!([line(5000, 7000, 1)]);
+    mount(
+        &mut bed,
+        json!({
+            "destination": "/mapped", "type": "bind", "source": "data", "options": ["bind"], "uidMappings": map, "gidMappings": map,
+        }),
+    );
+    assert_eq!(bed.says(), "5000:5000\n7000:7000\n");
+    // Half a map is a mistake.
+    bed.config["linux"]["uidMappings"] = json!([line(0, 0, 1)]);
+    assert!(bed.refuses().contains("$.linux.gidMappings: is empty, but a new user namespace needs a map"));
+}

@@ -386,6 +386,22 @@ fn on_v2_a_place_beside_the_callers_cgroup_is_found() {
 }
 
 #[test]
+fn without_a_map_the_user_is_root_of_the_container() {
+    let mut bed = Theirs::new("id -u; cat /proc/self/uid_map /proc/self/gid_map");
+    bed.config()["linux"]["uidMappings"] = json!([]);
+    bed.config()["linux"]["gidMappings"] = json!([]);
+    let user = USER.to_string();
+    assert_eq!(bed.says().split_whitespace().collect::<Vec<_>>(), ["0", "0", &user, "1", "0", &user, "1"]);
+    bed.config()["process"]["user"] = json!({"uid": 1, "gid": 0});
+    assert!(bed.refuses().contains("$.process.user.uid: 1 is not in `linux.uidMappings`"));
+    // Root of a user namespace has what that has.
+    bed.config()["process"]["user"] = json!({"uid": 0, "gid": 0});
+    let ran = nested(&bed, "-Ur", &format!("run {}", id("nested")));
+    assert_eq!(ran.code, 0, "{} {}", ran.out, ran.err);
+    assert_eq!(ran.out.split_whitespace().collect::<Vec<_>>(), ["0", "0", "0", "1", "0", "0", "1"]);
+}
+
+#[test]
 fn what_a_user_cannot_have_is_told() {
     let mut bed = Theirs::new("true");
     let namespaces = bed.config()["linux"]["namespaces"].clone();

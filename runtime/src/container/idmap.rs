@@ -7,7 +7,7 @@
 //! ```
 
 use super::channel::Channel;
-use crate::config::IdMapping;
+use crate::config::{Config, IdMapping};
 use crate::error::{Because, Failure, Outcome};
 use crate::rootless;
 use crate::sys::clone::{self, Side};
@@ -59,6 +59,42 @@ pub fn check(map: &[IdMapping]) -> Result<(), (usize, String)> {
         return Err((map.len() - 1, format!("the map is longer than the {BYTES_MAX} bytes that the kernel takes")));
     }
     Ok(())
+}
+
+/// Give a new user namespace for which the bundle has no map at all every ID that we have, as itself; an ordinary user
+/// gets root for its own, all that it may map without help.
+///
+/// # Errors
+/// `/proc` is not readable.
+///
+/// # Source
+/// crun; the specification says nothing, and runc refuses.
+pub fn fill_in(config: &mut Config) -> Outcome<()> {
+    if !config.makes("user") || !config.linux.uid_mappings.is_empty() || !config.linux.gid_mappings.is_empty() {
+        return Ok(());
+    }
+    let (uid, gid) = rootless::ids();
+    if uid != 0 {
+        let own = |host_id| vec![IdMapping { container_id: 0, host_id, size: 1 }];
+        (config.linux.uid_mappings, config.linux.gid_mappings) = (own(uid), own(gid));
+        return Ok(());
+    }
+    let same = |file: &str| {
+        let path = format!("/proc/self/{file}");
+        fs::read_to_string(&path).because(|| format!("cannot read `{path}`")).map(|text| to_itself(&text))
+    };
+    (config.linux.uid_mappings, config.linux.gid_mappings) = (same("uid_map")?, same("gid_map")?);
+    Ok(())
+}
+
+/// The IDs that a map of ours has on the inside, each as itself.
+fn to_itself(ours: &str) -> Vec<IdMapping> {
+    let line = |line: &str| {
+        let mut numbers = line.split_whitespace().map(|word| word.parse().ok());
+        let (inside, size) = (numbers.next()??, numbers.nth(1)??);
+        Some(IdMapping { container_id: inside, host_id: inside, size })
+    };
+    ours.lines().filter_map(line).collect()
 }
 
 /// The ID on the host's side.
@@ -249,6 +285,17 @@ mod tests {
             .collect();
         assert_eq!(check(&neighbours), Ok(()));
         assert_eq!(text(&neighbours), "1000000 2000000 340\n");
+    }
+
+    #[test]
+    fn every_id_as_itself() {
+        for (ours, want) in [
+            ("         0          0 4294967295\n", "0 0 4294967295"),
+            ("         0       1000          1\n         1     100000      65536\n", "0 0 1,1 1 65536"),
+            ("", ""),
+        ] {
+            assert_eq!(to_itself(ours), map(want), "{ours:?}");
+        }
     }
 
     #[test]
