@@ -120,7 +120,7 @@ mod tests {
         let manual = include_str!("../../docs/cli.md");
         let elsewhere = [
             "run", "start", "stop", "kill", "rm", "pull", "images", "rmi", "load", "save", "tag", "push", "image",
-            "system", "commit", "diff", "lab",
+            "system", "commit", "diff", "cp", "lab",
         ];
         for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
             let name = command.get_name();

@@ -1,12 +1,10 @@
 //! What a change costs in the kernel. Run by `cargo xtask bench net`, which knows the aims.
-#![allow(unsafe_code)] // unshare only
 
 use crate::balance::Balancer;
 use crate::nft::{Nft, Sets, ruleset};
 use crate::plan;
 use gantry_api::network::{Balancing, Table};
 use rustix::mount::{MountFlags, MountPropagationFlags};
-use rustix::thread::UnshareFlags;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
@@ -104,9 +102,7 @@ fn measure(count: u32, run_dir: &Path, cgroup: &str) {
 #[ignore = "a measurement"]
 fn kernel_writes() {
     let done = std::thread::spawn(|| {
-        // SAFETY: only namespaces and working directory of this thread change; no descriptor table is unshared.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::FS) }
-            .expect("root");
+        crate::sys::unshare_network_and_mounts().expect("root");
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         rustix::mount::mount_change("/", private).expect("private mounts");
         rustix::mount::mount("tmpfs", "/mnt", "tmpfs", MountFlags::empty(), None).expect("a scratch directory");

@@ -14,3 +14,14 @@ pub(crate) fn unshare_network() -> io::Result<()> {
     // SAFETY: only the network namespace of this thread changes; no descriptor table is unshared.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.map_err(Into::into)
 }
+
+/// The same of the mount namespace, too.
+///
+/// # Errors
+/// As there.
+#[cfg(test)]
+pub(crate) fn unshare_network_and_mounts() -> io::Result<()> {
+    // SAFETY: only namespaces and working directory of this thread change; no descriptor table is unshared.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::FS) }
+        .map_err(Into::into)
+}
